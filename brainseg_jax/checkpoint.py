@@ -1,0 +1,147 @@
+"""Checkpoints with Orbax v1: the only file that knows it. Saved while training goes on, sealed with checksums, verified before use.
+
+Orbax commits a checkpoint wholly or not at all, but does not notice damage to it later; so each one is sealed with the SHA-256 of its
+files. What a killed run left half-written is cleared away, since it would otherwise fill the disk.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from brainseg_jax.errors import InputError
+
+SEAL = "checksums.json"
+STATE = "state"
+
+
+class Checkpoints:
+    """The checkpoints of one run, `folder`/STEP: the latest and the one with the smallest `best` metric are kept.
+
+    Use as a context manager: leaving it waits for the save that is under way.
+    """
+
+    def __init__(self, folder: Path, best: str):
+        policies = ocp.training.preservation_policies
+        context = ocp.Context()
+        # Weights do not compress (by a tenth), and compressing them takes the cores that train.
+        context.array.saving.use_compression = False
+        self.folder = folder.absolute()
+        self._orbax = ocp.training.Checkpointer(
+            self.folder,
+            context=context,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(1),
+                    policies.BestN(get_metric_fn=lambda m: m[best], reverse=True, n=1, keep_checkpoints_without_metrics=False),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.wait()
+        self._pool.shutdown()
+        self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, in order."""
+        return [found.step for found in self._orbax.checkpoints]
+
+    def save(self, step: int, state: Any, card: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Starts a save; returns once the state has been copied and training may go on. `card` is what prediction needs to know."""
+        self.wait()
+        if step in self.steps():
+            return
+        response = self._orbax.save_async(step, state, checkpointable_name=STATE, metrics=metrics, custom_metadata=card)
+        self._pending = self._pool.submit(_seal_after, response, self.folder / str(step))
+
+    def wait(self) -> None:
+        """Until the save under way is on disk and sealed; its error, if it had one, is raised here."""
+        pending, self._pending = self._pending, None
+        if pending:
+            try:
+                pending.result()
+            except OSError as error:
+                raise InputError(f"{self.folder}: the checkpoint could not be written ({error}); free space, then run the same command") from error
+
+    def restore_latest(self, like: Any, say: Callable[[str], None]) -> Any | None:
+        """The newest state that is whole, placed as the abstract state `like` says; None where there is no checkpoint.
+
+        A damaged checkpoint is passed over, said, and removed. Raises InputError if every checkpoint is damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            if fault := verify(self.folder / str(step)):
+                say(f"checkpoint {step} is passed over: {fault}")
+                continue
+            for newer in [s for s in steps if s > step]:
+                self._orbax.delete(newer)
+            return self._orbax.load(step, like, checkpointable_name=STATE)
+        if steps:
+            raise InputError(f"{self.folder}: no checkpoint is whole; restore one from a backup, or give another --workdir to start over")
+        return None
+
+
+def verify(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint's files, in a few words, or "" if all is as it was sealed."""
+    seal = checkpoint / SEAL
+    if not seal.exists():
+        return f"{checkpoint} was never sealed (the run was killed while saving)"
+    expected = json.loads(seal.read_text())
+    for name, digest in expected.items():
+        if not (checkpoint / name).is_file():
+            return f"{checkpoint / name} is missing"
+        if _digest(checkpoint / name) != digest:
+            return f"{checkpoint / name} is damaged"
+    return ""
+
+
+def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]]:
+    """A part of a checkpoint's state, e.g. "params/encoder", as NumPy arrays, and the checkpoint's card.
+
+    Only that part is read. Raises InputError if it is no checkpoint, is damaged, or has no such part.
+    """
+    if not (checkpoint / STATE).is_dir():
+        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, e.g. runs/pretrain_vit/checkpoints/240")
+    if fault := verify(checkpoint):
+        raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
+    metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
+    wanted = subtree.split("/")
+
+    def choose(keys: Any, leaf: Any) -> Any:
+        names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if names[: len(wanted)] == wanted else ocp.PLACEHOLDER
+
+    abstract = jax.tree_util.tree_map_with_path(choose, metadata.metadata)
+    tree = ocp.load(checkpoint.absolute(), abstract, checkpointable_name=STATE)
+    for name in wanted:
+        if name not in tree:
+            raise InputError(f"{checkpoint}: has no {subtree}; it has {', '.join(tree)}")
+        tree = tree[name]
+    return jax.tree.map(jax.device_get, tree), dict(metadata.custom_metadata or {})
+
+
+def _seal_after(response: Any, checkpoint: Path) -> None:
+    response.result()
+    if jax.process_index() == 0:
+        names = sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file())
+        part = checkpoint / f".{SEAL}.part"
+        part.write_text(json.dumps({name: _digest(checkpoint / name) for name in names}, indent=1))
+        part.replace(checkpoint / SEAL)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

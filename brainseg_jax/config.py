@@ -1,0 +1,187 @@
+"""Every key an experiment has, each with its meaning and default; files in configs/ change some of them, the command line any of them."""
+
+import difflib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from brainseg_jax.errors import InputError
+
+
+def base() -> ConfigDict:
+    """The default experiment: MAE of a 3-D ViT-B on the embedded sample cohort."""
+    c = ConfigDict()
+    c.seed = 0  # of everything random: initial weights, masks, crops, augmentation
+    c.objective = "mae"  # what is learned: a name in objectives/
+    c.encoder = "vit"  # what learns it: a name in models/
+    c.dtype = "auto"  # compute in float32 or bfloat16; auto: bfloat16 on an accelerator, float32 on a CPU. Parameters are float32
+    c.remat = False  # recompute blocks in the backward pass: less memory, about a third more computing
+
+    # How long. One of the two is 0.
+    c.steps = 0
+    c.epochs = 0.0  # passes over the training volumes, each giving data.crops_per_volume crops
+
+    c.data = ConfigDict()
+    c.data.manifest = ""  # a CSV or TSV of scans (scripts/prepare_data.py makes one); empty: the embedded sample cohort
+    c.data.subjects = 12  # of the sample cohort
+    c.data.splits = ""  # a split file to reuse; empty: the manifest's own split, or one is made and written into the run folder
+    c.data.split_rule = "subject"  # how one is made: by subject, or by image as the paper did ("paper")
+    c.data.fractions = (0.7, 0.1, 0.2)  # train, val, test
+    c.data.split_seed = 0  # of the split and of the sample cohort; apart from `seed`, so that another seed meets the same people
+    c.data.spec = "default"  # standardisation: "default", or "paper" for the published one
+    c.data.spacing = 1.0  # mm, of the standardised volume
+    c.data.size = (192, 192, 192)  # its voxels
+    c.data.dtype = "uint8"  # of the cached volume: uint8 or float16
+    c.data.cache = ""  # folder for standardised volumes; empty: $XDG_CACHE_HOME/brainseg_jax or ~/.cache/brainseg_jax
+    c.data.max_failures = 0.1  # share of scans that may be unusable before the run stops
+    c.data.crop = (160, 160, 160)  # voxels the model sees
+    c.data.crops_per_volume = 1  # crops taken from a volume each time it is read
+    c.data.batch = 1  # crops in a step, over all devices
+    c.data.threads = 4  # that read ahead, in each process
+    c.data.workers = 0  # processes that read ahead; 0: threads only
+
+    # Intensity augmentation, on the device: chance, and largest relative scale and absolute shift.
+    c.augment = ConfigDict()
+    c.augment.scale = 0.1
+    c.augment.shift = 0.1
+    c.augment.chance = 0.2
+
+    c.vit = ConfigDict()
+    c.vit.patch = 16
+    c.vit.width = 768
+    c.vit.depth = 12
+    c.vit.heads = 12
+    c.vit.hidden = 3072  # of the MLP
+    c.vit.positions = "sincos"  # fixed; "separable": learned, per slice and per place in it (the paper); "table": learned, one per token (MONAI)
+    c.vit.class_token = True
+    c.vit.qkv_bias = True
+    c.vit.eps = 1e-6  # of layer norm
+
+    c.mae = ConfigDict()
+    c.mae.mask_ratio = 0.85  # share of patches hidden from the encoder
+    c.mae.width = 512  # of the decoder
+    c.mae.depth = 4
+    c.mae.heads = 16
+    c.mae.normalize_targets = False  # predict each patch standardised by its own mean and variance
+
+    c.optim = ConfigDict()
+    c.optim.peak = 4e-4  # learning rate after warm-up
+    c.optim.warmup = 0.05  # share of the run in which it rises from 0, linearly; then it falls to 0 along half a cosine
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.weight_decay = 0.05
+    c.optim.decay = (r".*kernel",)  # which parameters decay, as regular expressions of their paths
+    c.optim.clip = 1.0  # largest global norm of the gradient; 0: no clipping
+    c.optim.rates = ()  # (pattern, factor) pairs: parameters that learn slower or, with factor 0, not at all
+    c.optim.accumulate = 1  # parts a batch is cut into, one after the other, to save memory
+
+    # Devices: mesh.data copies of the state, each cut into mesh.fsdp parts. -1: all that are left.
+    c.mesh = ConfigDict()
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+
+    c.log_every = 10  # steps between lines
+    c.eval_every = 0.25  # share of the run between evaluations (with checkpoint and picture); at its end there is always one
+    c.eval_volumes = 64  # held-out volumes used at most; each gives its central crop
+    c.save_every = 0  # steps between further checkpoints; 0: only at evaluations
+    c.best = "loss"  # the evaluation metric, smallest is best, whose best checkpoint is kept beside the latest
+    return c
+
+
+# Keys that may differ when a run is resumed: they change what is printed and where things lie, not what is computed.
+FREE = ("log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
+
+CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "data.spec": ("default", "paper"),
+    "data.split_rule": ("subject", "paper"),
+    "data.dtype": ("uint8", "float16"),
+    "vit.positions": ("sincos", "separable", "table"),
+}
+POSITIVE = ["data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads", "vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads", "optim.peak", "optim.accumulate", "log_every", "eval_volumes"]
+NOT_NEGATIVE = ["steps", "epochs", "data.workers", "augment.scale", "augment.shift", "optim.weight_decay", "optim.clip", "save_every"]
+SHARES = ["data.max_failures", "augment.chance", "mae.mask_ratio", "optim.warmup", "eval_every"]
+
+
+def check(c: ConfigDict) -> None:
+    """Raises InputError, naming the key and what it may be, for a value that cannot work."""
+    for key, choices in CHOICES.items():
+        if c_get(c, key) not in choices:
+            close = difflib.get_close_matches(str(c_get(c, key)), choices, n=1)
+            raise InputError(f"{key} is {c_get(c, key)!r}{f' (did you mean {close[0]!r}?)' if close else ''}; use one of {', '.join(choices)}")
+    for keys, good, rule in (
+        (POSITIVE, lambda v: v > 0, "must be greater than 0"),
+        (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
+        (SHARES, lambda v: 0 <= v <= 1, "is a share: from 0 to 1"),
+    ):
+        for key in keys:
+            value = c_get(c, key)
+            if not all(good(v) for v in (value if isinstance(value, tuple) else (value,))):
+                raise InputError(f"{key} is {value}; it {rule}")
+    for key in ("data.size", "data.crop"):
+        if len(c_get(c, key)) != 3:
+            raise InputError(f"{key} is {c_get(c, key)}; give three numbers, e.g. (160, 160, 160)")
+    if (c.steps > 0) == (c.epochs > 0):
+        raise InputError(f"steps is {c.steps} and epochs is {c.epochs}; set one of them, and the other to 0")
+    if any(n > size for n, size in zip(c.data.crop, c.data.size, strict=True)):
+        raise InputError(f"data.crop {c.data.crop} is larger than data.size {c.data.size}; make the crop smaller or the size larger")
+    if any(n % c.vit.patch for n in c.data.crop) and c.encoder == "vit":
+        raise InputError(f"data.crop {c.data.crop} is no multiple of vit.patch {c.vit.patch}; e.g. {tuple(n // c.vit.patch * c.vit.patch for n in c.data.crop)}")
+    for width, heads in (("vit.width", "vit.heads"), ("mae.width", "mae.heads")):
+        if c_get(c, width) % c_get(c, heads):
+            raise InputError(f"{width} {c_get(c, width)} does not divide by {heads} {c_get(c, heads)}; choose another number of heads")
+    for parts in ("data.crops_per_volume", "optim.accumulate"):
+        if c.data.batch % c_get(c, parts):
+            raise InputError(f"data.batch {c.data.batch} does not divide by {parts} {c_get(c, parts)}; change one of the two")
+    tokens = 1
+    for n in c.data.crop:
+        tokens *= n // c.vit.patch
+    if c.objective == "mae" and not 1 <= int(tokens * (1 - c.mae.mask_ratio) + 1e-6) < tokens:
+        raise InputError(f"mae.mask_ratio {c.mae.mask_ratio} of {tokens} patches leaves none visible or none hidden; use e.g. 0.75")
+
+
+def c_get(c: ConfigDict, key: str) -> Any:
+    """The value under a dotted key."""
+    for part in key.split("."):
+        c = c[part]
+    return c
+
+
+def flat(c: ConfigDict) -> dict[str, Any]:
+    """Every value under its dotted key."""
+    out = {}
+    for key, value in c.items():
+        out |= {f"{key}.{k}": v for k, v in flat(value).items()} if isinstance(value, ConfigDict) else {key: value}
+    return out
+
+
+def with_sources(c: ConfigDict, overridden: set[str], file: str) -> dict[str, dict[str, Any]]:
+    """Every value with where it came from: the command line, the config file, or the default. Ready for JSON."""
+    defaults = flat(base())
+    resolved = {}
+    for key, value in flat(c).items():
+        source = "command line" if key in overridden else "default" if value == defaults[key] else file
+        resolved[key] = {"value": value, "from": source}
+    return json.loads(json.dumps(resolved))
+
+
+def from_resolved(resolved: dict[str, dict[str, Any]]) -> ConfigDict:
+    """The config that `with_sources` wrote down."""
+    c = base()
+    for key, entry in resolved.items():
+        value = entry["value"]
+        c.update_from_flattened_dict({key: as_tuple(value)})
+    return c
+
+
+def as_tuple(value: Any) -> Any:
+    """JSON knows no tuples: its lists become tuples again."""
+    return tuple(as_tuple(v) for v in value) if isinstance(value, list) else value
+
+
+def differing(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
+    """Keys whose difference makes another experiment, as "key: old → new"."""
+    keys = sorted(old.keys() | new.keys())
+    value = lambda resolved, key: resolved.get(key, {}).get("value")  # noqa: E731
+    return [f"{key}: {value(old, key)} → {value(new, key)}" for key in keys if key not in FREE and value(old, key) != value(new, key)]

@@ -1,0 +1,184 @@
+"""Manifest rows from the folder layouts that data sets come in (OASIS-1, ADNI, CC359, BIDS, or any folder): names are read, files are not
+opened, and a label that could belong to two scans is refused rather than guessed.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from brainseg_jax.data.manifest import Row
+from brainseg_jax.errors import InputError
+
+VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
+NEURITE = ("seg35", "seg4")
+# BIDS entities that say how labels were made, not of which scan; a space other than the scan's own is another grid.
+ABOUT_LABELS = ("desc", "seg", "atlas", "space", "res", "label")
+OWN_SPACE = (None, "T1w", "orig", "native")
+
+
+def oasis1(root: str | Path, dataset: str = "OASIS") -> tuple[Row, ...]:
+    """OASIS-1 as neurite-OASIS (OASIS_OAS1_0001_MR1/orig, norm, seg35, seg4) or from FreeSurfer (OAS1_0001_MR1/mri/orig.mgz, aseg.mgz).
+
+    neurite-OASIS gives two rows a session, with the skull and without. Raises InputError for the raw discs, whose Analyze files do not
+    say where left and right are, and where nothing is found.
+    """
+    rows = []
+    for folder in sorted(p for p in _folder(root).rglob("*OAS1_*_MR*") if p.is_dir()):
+        if not (match := re.fullmatch(r"(?:OASIS_)?(OAS1_\d{4})_(MR\d+)", folder.name)):
+            continue
+        images = [image for name in ("orig.nii.gz", "norm.nii.gz") if (image := folder / name).exists()]
+        pairs = [(label, name) for name in NEURITE if (label := folder / f"{name}.nii.gz").exists()]
+        if (image := folder / "mri" / "orig.mgz").exists():
+            images = [image]
+            pairs = [(label, "freesurfer")] if (label := folder / "mri" / "aseg.mgz").exists() else []
+        if not images and any((folder / "RAW").glob("*.img")):
+            raise InputError(
+                f"{folder}: Analyze images (.img, .hdr) do not say where left and right are; use neurite-OASIS or FreeSurfer's output"
+            )
+        labels, scheme = tuple(label for label, _ in pairs), tuple(name for _, name in pairs)
+        rows += [Row(match[1], match[2], image, labels, scheme, dataset, "") for image in images]
+    return _found(rows, root, "OASIS_OAS1_0001_MR1/orig.nii.gz or OAS1_0001_MR1/mri/orig.mgz")
+
+
+def adni(root: str | Path, labels: str | Path | None = None, dataset: str = "ADNI") -> tuple[Row, ...]:
+    """ADNI: each NIfTI with a subject code (002_S_0295) in its name; the session is the day its folder is named for, else its I-number.
+
+    Labels are MALP-EM's, named MALPEM-IMAGE, anywhere below `labels` (by default below `root`). Raises InputError where nothing is found,
+    `labels` holds none of them, or a scan has several.
+    """
+    malpem = _by_stem(p for p in _volumes(labels or root) if p.name.startswith("MALPEM-"))
+    rows = []
+    for image in _volumes(root, apart=labels):
+        code = re.search(r"\d{3}_S_\d{4}", image.name)
+        if not code or image.name.startswith("MALPEM-"):
+            continue
+        days = re.findall(r"(?:^|/)(\d{4}-\d{2}-\d{2})(?=[_/])", image.relative_to(_folder(root)).as_posix())
+        session = (days or re.findall(r"_(I\d+)$", _stem(image)) or [""])[-1]
+        rows.append(_row(code[0], session, image, malpem[f"MALPEM-{_stem(image)}"], "malpem", dataset))
+    return _found(rows, root, "NIfTI files with a subject code such as 002_S_0295 in their name", labels, "MALPEM-IMAGE.nii.gz")
+
+
+def cc359(root: str | Path, labels: str | Path | None = None, dataset: str = "CC359") -> tuple[Row, ...]:
+    """CC359: images such as CC0001_philips_15_55_M.nii.gz; brain masks IMAGE_ss or IMAGE_staple, anywhere below `labels` (default `root`).
+
+    Raises InputError where nothing is found, or a scan has both masks: they are two opinions, so `labels` has to name the folder of one.
+    """
+    masks = _by_stem(_volumes(labels or root))
+    rows = []
+    for image in _volumes(root):
+        if match := re.fullmatch(r"(CC\d{4})_[a-z]+_\d+_\d+_[MF]", _stem(image)):
+            found = masks[f"{_stem(image)}_ss"] + masks[f"{_stem(image)}_staple"]
+            rows.append(_row(match[1], "", image, found, "mask", dataset))
+    return _found(rows, root, "CC0001_philips_15_55_M.nii.gz", labels, "IMAGE_ss.nii.gz or IMAGE_staple.nii.gz")
+
+
+def bids(root: str | Path, labels: str | Path | None = None, scheme: str = "", dataset: str | None = None) -> tuple[Row, ...]:
+    """A BIDS folder's T1w images; labels are the *_dseg files of the same entities and space below `labels`, a derivatives folder.
+
+    The dataset is the folder's name if None. Raises InputError where nothing is found, or a scan has several label files.
+    """
+    dseg = defaultdict(list)
+    for label in _volumes(labels) if labels else ():
+        entities = _entities(label)
+        if _stem(label).endswith("_dseg") and entities.get("space") in OWN_SPACE:
+            dseg[frozenset((k, v) for k, v in entities.items() if k not in ABOUT_LABELS)].append(label)
+    rows = []
+    for image in sorted(
+        p for ses in ("", "ses-*/") for p in _folder(root).glob(f"sub-*/{ses}anat/sub-*_T1w.nii*") if p.name.endswith(VOLUMES)
+    ):
+        entities = _entities(image)
+        session = f"ses-{entities['ses']}" if "ses" in entities else ""
+        rows.append(_row(f"sub-{entities['sub']}", session, image, dseg[frozenset(entities.items())], scheme, dataset or _name(root)))
+    return _found(rows, root, "sub-*/[ses-*/]anat/*_T1w.nii.gz", labels, "*_dseg.nii.gz with the entities of the T1w image")
+
+
+def folder(
+    root: str | Path,
+    labels: str | Path | None = None,
+    subject_regex: str | None = None,
+    scheme: str = "",
+    dataset: str | None = None,
+) -> tuple[Row, ...]:
+    """Any folder: each volume below it is a scan; its label is the file below `labels` whose name is the scan's stem, or goes on from it.
+
+    The subject is the first group that `subject_regex` finds in the path below `root` (the whole match if it has no group), by default
+    the stem; the dataset is the folder's name if None. A label belongs to the longest stem that fits. Raises InputError where nothing is
+    found, the expression fits a path nowhere, or a scan has several labels or shares its name with another.
+    """
+    try:
+        pattern = re.compile(subject_regex or "")
+    except re.error as error:
+        raise InputError(f"subject regex {subject_regex!r}: {error}; correct the expression") from None
+    images = _volumes(root, apart=labels)
+    stems = _by_stem(images)
+    owned = defaultdict(list)
+    for label in _volumes(labels) if labels else ():
+        name = _stem(label)
+        # Not in the middle of a word: sub1 is not the start of sub10_seg.
+        starts = (name[:end] for end in range(len(name), 0, -1) if not name[end : end + 1].isalnum())
+        if stem := next((start for start in starts if start in stems), None):
+            owned[stem].append(label)
+    rows = []
+    for image in images:
+        stem, subject = _stem(image), _stem(image)
+        if owned[stem] and len(stems[stem]) > 1:
+            raise InputError(f"{image}: another scan is called {stem} too, so its label cannot be told by name; give each its own name")
+        if subject_regex:
+            place = image.relative_to(_folder(root)).as_posix()
+            if not (match := pattern.search(place)):
+                raise InputError(f"{image}: subject regex {subject_regex!r} fits nowhere in {place}; correct it or move the file away")
+            subject = match[1] if pattern.groups else match[0]
+        rows.append(_row(subject, "", image, owned[stem], scheme, dataset or _name(root)))
+    return _found(rows, root, f"files ending in {', '.join(VOLUMES)}", labels, "files named as the scans, or starting with their names")
+
+
+MAKERS: dict[str, Callable[..., tuple[Row, ...]]] = {"oasis1": oasis1, "adni": adni, "cc359": cc359, "bids": bids, "folder": folder}
+
+
+def _row(subject: str, session: str, image: Path, labels: list[Path], scheme: str, dataset: str) -> Row:
+    if len(labels) > 1:
+        raise InputError(
+            f"{image}: {len(labels)} label files fit ({', '.join(p.name for p in labels)}); give a label folder with one kind only"
+        )
+    return Row(subject, session, image, tuple(labels), (scheme,) if labels and scheme else (), dataset, "")
+
+
+def _found(rows: list[Row], root: str | Path, what: str, labels: str | Path | None = None, label: str = "") -> tuple[Row, ...]:
+    if not rows:
+        raise InputError(f"{root}: no scans found; looked for {what}, so check the folder and its layout")
+    if labels and not any(row.labels for row in rows):
+        raise InputError(f"{labels}: no labels found for the scans in {root}; looked for {label}")
+    return tuple(rows)
+
+
+def _folder(root: str | Path) -> Path:
+    root = Path(root).absolute()
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; check the path")
+    return root
+
+
+def _name(root: str | Path) -> str:
+    return _folder(root).resolve().name
+
+
+def _volumes(root: str | Path, apart: str | Path | None = None) -> list[Path]:
+    """The volumes below a folder, sorted, without hidden files and without those below the folder `apart`."""
+    found = (p for p in _folder(root).rglob("*") if p.name.endswith(VOLUMES) and not p.name.startswith(".") and p.is_file())
+    return sorted(p for p in found if apart is None or not p.is_relative_to(_folder(apart)))
+
+
+def _by_stem(paths: Iterable[Path]) -> defaultdict[str, list[Path]]:
+    stems = defaultdict(list)
+    for path in paths:
+        stems[_stem(path)].append(path)
+    return stems
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0]
+
+
+def _entities(path: Path) -> dict[str, str]:
+    return dict(part.split("-", 1) for part in _stem(path).split("_") if "-" in part)

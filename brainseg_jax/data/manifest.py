@@ -1,0 +1,258 @@
+"""The manifest: one line per scan (who, which file, which labels, which split), and splits that never put one person on both sides; rule
+"paper" samples images as the paper does (section IV-A), and unlike it hashes names, so a split depends on no row order and no library.
+"""
+
+import csv
+import difflib
+import hashlib
+import io
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from brainseg_jax.errors import InputError
+
+COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split")
+SPLIT_COLUMNS = ("dataset", "subject", "session", "image", "split")
+SPLITS = ("train", "val", "test", "excluded", "")
+# The paper holds 30 % out and divides it 858 to 1717.
+FRACTIONS = {"subject": (0.7, 0.1, 0.2), "paper": (0.7, 0.3 * 858 / 2575, 0.3 * 1717 / 2575)}
+
+
+class Row(NamedTuple):
+    """One scan. Paths are absolute; `scheme` names the label table of each of `labels`, or is empty; a person is (dataset, subject)."""
+
+    subject: str
+    session: str
+    image: Path
+    labels: tuple[Path, ...]
+    scheme: tuple[str, ...]
+    dataset: str
+    split: str
+
+    @property
+    def person(self) -> tuple[str, str]:
+        return self.dataset, self.subject
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What the scan is called wherever its files lie: dataset, subject, session, file name."""
+        return self.dataset, self.subject, self.session, self.image.name
+
+
+def read_manifest(path: str | Path) -> tuple[Row, ...]:
+    """The rows of a CSV or TSV file in UTF-8, in its order; paths in it are taken from its own folder. Files need not exist yet.
+
+    Raises InputError, naming line or column and the remedy, for unknown or missing columns, missing values, unknown splits, labels and
+    schemes that do not pair up, a scan listed twice, and a person in two splits.
+    """
+    path = Path(path)
+    folder = path.parent.absolute()
+    rows = []
+    for line, cells in _table(path, COLUMNS, required=("subject", "image")):
+        labels, scheme = (tuple(part.strip() for part in cells[name].split(";")) if cells[name] else () for name in ("labels", "scheme"))
+        for name, value in (("subject", cells["subject"]), ("image", cells["image"]), *(("labels", label) for label in labels)):
+            if not value:
+                raise InputError(f"{path}: line {line}: {name} is empty; fill it in or remove the line")
+        image, *labels = (Path(os.path.normpath(folder / name)) for name in (cells["image"], *labels))
+        # A scheme for a scan that has no labels says nothing: people fill the column from top to bottom.
+        scheme = scheme if labels else ()
+        if scheme and len(scheme) != len(labels):
+            raise InputError(f"{path}: line {line}: {len(labels)} labels but {len(scheme)} schemes; give each label file its scheme")
+        rows.append(Row(cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"]))
+    check_rows(rows, path)
+    return tuple(rows)
+
+
+def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
+    """Writes rows as TSV, all or nothing; paths below the manifest's folder or the folder above it become relative, so both can move.
+
+    Raises InputError for rows that `read_manifest` would refuse.
+    """
+    path, rows = Path(path), tuple(rows)
+    check_rows(rows, path)
+    folder = path.parent.absolute()
+    near = folder.parent if folder.parent != Path(folder.anchor) else folder
+
+    def spell(file: Path) -> str:
+        file = file.absolute()
+        text = Path(os.path.relpath(file, folder)).as_posix() if file.is_relative_to(near) else str(file)
+        if ";" in text:
+            raise InputError(f"{file}: ';' separates label files in a manifest; rename the file or folder")
+        return text
+
+    lines = [(r.subject, r.session, spell(r.image), ";".join(map(spell, r.labels)), ";".join(r.scheme), r.dataset, r.split) for r in rows]
+    _write(path, COLUMNS, lines)
+
+
+def check_rows(rows: Sequence[Row], source: str | Path) -> None:
+    """Raises InputError, naming `source` and the row, for an unknown split, a scan listed twice, or a person in two of train, val, test."""
+    if not rows:
+        raise InputError(f"{source}: no scans; add at least one line below the header")
+    images, keys, sides = set(), set(), {}
+    for row in rows:
+        if row.split not in SPLITS:
+            meant = _meant(row.split, SPLITS)
+            raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{meant}; use one of {_list(SPLITS)}")
+        if row.image in images:
+            raise InputError(f"{source}: image {row.image} is listed twice; remove one of the two")
+        if row.key in keys:
+            raise InputError(
+                f"{source}: subject {row.subject!r} has two scans called {row.image.name} in session {row.session!r}; give each its session"
+            )
+        if row.split in ("train", "val", "test") and sides.setdefault(row.person, row.split) != row.split:
+            raise InputError(
+                f"{source}: subject {row.subject!r} of dataset {row.dataset!r} is in both {sides[row.person]} and {row.split}; choose one"
+            )
+        images.add(row.image)
+        keys.add(row.key)
+
+
+def assign_splits(
+    rows: Iterable[Row],
+    *,
+    seed: int,
+    fractions: Sequence[float | int] | None = None,
+    rule: Literal["subject", "paper"] = "subject",
+) -> tuple[Row, ...]:
+    """The rows, in their order, with train, val or test by `fractions` (FRACTIONS[rule] if None) within each dataset.
+
+    "subject" divides people; each non-zero fraction gets one if there are enough. "paper" divides images; then the held-out scans of a
+    person who is in train, and the val scans of one who is in test, become "excluded". Order and files' places do not matter. Rows that
+    all carry a split keep it. Raises InputError where only some do, and for fractions that are not three parts of 1.
+    """
+    rows = tuple(rows)
+    if all(row.split for row in rows):
+        return rows
+    if given := [row for row in rows if row.split]:
+        raise InputError(f"{len(given)} of {len(rows)} rows have a split, e.g. {given[0].image}; fill in all of them or none")
+    if rule not in FRACTIONS:
+        raise InputError(f"split rule {rule!r} is unknown; use one of {_list(tuple(FRACTIONS))}")
+    fractions = tuple(map(float, FRACTIONS[rule] if fractions is None else fractions))
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"fractions {fractions}: give three parts, train val test, that sum to 1")
+    units = defaultdict(set)
+    for row in rows:
+        units[row.dataset].add(row.person if rule == "subject" else row.key)
+    split = {}
+    for members in units.values():
+        order = sorted(members, key=lambda unit: hashlib.sha256("\t".join((str(seed), *unit)).encode()).digest())
+        names = (name for name, n in zip(SPLITS, _counts(len(order), fractions), strict=False) for _ in range(n))
+        split.update(zip(order, names, strict=True))
+    if rule == "subject":
+        return tuple(row._replace(split=split[row.person]) for row in rows)
+    seen = defaultdict(set)
+    for row in rows:
+        seen[row.person].add(split[row.key])
+    side = {person: next(name for name in ("train", "test", "val") if name in names) for person, names in seen.items()}
+    return tuple(row._replace(split=split[row.key] if split[row.key] == side[row.person] else "excluded") for row in rows)
+
+
+def write_splits(path: str | Path, rows: Iterable[Row]) -> str:
+    """Writes who is on which side, by name and not by place, and returns the file's SHA-256 (64 hex digits): equal splits, equal bytes.
+
+    Raises InputError if a row has no split.
+    """
+    rows = tuple(rows)
+    if without := [row for row in rows if not row.split]:
+        raise InputError(f"{path}: {len(without)} rows have no split, e.g. {without[0].image}; assign splits first")
+    check_rows(rows, path)
+    return _write(Path(path), SPLIT_COLUMNS, sorted((*row.key, row.split) for row in rows))
+
+
+def apply_splits(rows: Iterable[Row], path: str | Path) -> tuple[Row, ...]:
+    """The rows with the splits of a file that `write_splits` wrote, whatever they carried before; it may name more scans than these.
+
+    Raises InputError if a scan is not in the file, or the file is not such a file.
+    """
+    split = {}
+    for line, cells in _table(Path(path), SPLIT_COLUMNS, required=SPLIT_COLUMNS):
+        key = tuple(cells[name] for name in SPLIT_COLUMNS[:-1])
+        if key in split:
+            raise InputError(f"{path}: line {line}: {cells['image']} is listed twice; remove one of the two")
+        split[key] = cells["split"]
+    rows = tuple(rows)
+    if missing := [row for row in rows if row.key not in split]:
+        raise InputError(f"{path}: {len(missing)} of {len(rows)} scans are not in it, e.g. {missing[0].image}; make the split again")
+    rows = tuple(row._replace(split=split[row.key]) for row in rows)
+    check_rows(rows, path)
+    return rows
+
+
+def _counts(n: int, fractions: Sequence[float]) -> list[int]:
+    """n in three whole parts: the largest remainders round up, and no wanted part stays empty while n reaches."""
+    ideal = [n * fraction / sum(fractions) for fraction in fractions]
+    counts = [math.floor(x) for x in ideal]
+    for i in sorted(range(3), key=lambda i: counts[i] - ideal[i])[: n - sum(counts)]:
+        counts[i] += 1
+    wanted = [i for i in range(3) if fractions[i] > 0]
+    for i in wanted if n >= len(wanted) else ():
+        if counts[i] == 0:
+            counts[counts.index(max(counts))] -= 1
+            counts[i] = 1
+    return counts
+
+
+def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells of each line that is not blank, every one of `columns` present, as stripped text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path, or make a manifest with scripts/prepare_data.py") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    # Strict, or a quote that is never closed swallows the rest of the file without a word.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        table = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
+    header = [name.strip() for name in table[0][1]] if table else []
+    if not any(header):
+        raise InputError(f"{path}: the first line is empty; it names the columns, of {_list(columns)}")
+    for name in header:
+        if name not in columns:
+            raise InputError(f"{path}: column {name!r} is unknown{_meant(name, columns)}; known are {_list(columns)}")
+        if header.count(name) > 1:
+            raise InputError(f"{path}: column {name!r} stands twice; remove one of the two")
+    if missing := [name for name in required if name not in header]:
+        raise InputError(f"{path}: column {missing[0]!r} is missing; the first line names the columns, of {_list(columns)}")
+    lines = []
+    for line, cells in table[1:]:
+        if len(cells) > len(header):
+            raise InputError(f"{path}: line {line}: {len(cells)} cells for {len(header)} columns; quote cells that hold commas")
+        if any(cell.strip() for cell in cells):
+            lines.append((line, dict.fromkeys(columns, "") | dict(zip(header, map(str.strip, cells), strict=False))))
+    if not lines:
+        raise InputError(f"{path}: no scans; add at least one line below the header")
+    return lines
+
+
+def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Writes a TSV file, all or nothing, and returns the SHA-256 of its bytes."""
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows([columns, *lines])
+    content = text.getvalue().encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(name or "empty" for name in names)

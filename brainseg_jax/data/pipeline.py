@@ -1,0 +1,102 @@
+"""Batches of crops from cached volumes, with Grain: shuffle, repeat, share, read and crop, batch, read ahead.
+
+The stream is a pure function of (seed, step): which volume and which place stand where in step s depends on nothing else, not on the
+number of processes, threads or workers, and not on where a run was interrupted. So there is no iterator state to save.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from brainseg_jax.data.cache import load
+
+Arrays = dict[str, np.ndarray]
+
+
+class Share(NamedTuple):
+    """Which part of every global batch is read here: process `index` of `count`."""
+
+    index: int = 0
+    count: int = 1
+
+
+def train_batches(
+    files: Sequence[Path],
+    *,
+    crop: tuple[int, int, int],
+    crops_per_volume: int,
+    batch: int,
+    seed: int,
+    start: int,
+    share: Share = Share(),
+    threads: int = 4,
+    workers: int = 0,
+) -> Iterator[Arrays]:
+    """Endless batches from step `start` on: {"image": [b x y z 1] as stored}, b = batch / share.count.
+
+    Each volume that is read gives `crops_per_volume` crops, which stand together in a batch.
+    """
+    volumes = batch // crops_per_volume // share.count
+    order = grain.MapDataset.range(len(files)).seed(seed).shuffle().repeat()
+    data = grain.MapDataset.source(_Order(order, share, volumes))[start * volumes :]
+    data = data.map(_Crops(tuple(files), crop, crops_per_volume, seed))
+    stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    # Batched after the processes: a batch put together before them would be another one for another number of workers.
+    stream = stream.batch(volumes, drop_remainder=True)
+    return ({name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()} for step in stream)
+
+
+def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = Share()) -> Iterator[Arrays]:
+    """Every volume once, its central crop: {"image": [b x y z 1], "weight": [b]}; the last batch is filled up with weight 0."""
+    local = batch // share.count
+    for first in range(0, len(files), batch):
+        mine = range(first + share.index * local, first + (share.index + 1) * local)
+        crops = [central_crop(load(files[min(i, len(files) - 1)])["image"], crop) for i in mine]
+        weight = np.array([float(i < len(files)) for i in mine], np.float32)
+        yield {"image": np.stack(crops)[..., None], "weight": weight}
+
+
+def central_crop(volume: np.ndarray, crop: tuple[int, int, int]) -> np.ndarray:
+    """The middle of a volume; of two middles the lower."""
+    return cut(volume, [(n - c) // 2 for n, c in zip(volume.shape, crop, strict=True)], crop)
+
+
+def cut(volume: np.ndarray, start: Sequence[int], crop: Sequence[int]) -> np.ndarray:
+    """A copy of the box of size `crop` that begins at `start`."""
+    return np.ascontiguousarray(volume[tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))])
+
+
+class _Order:
+    """The endless order of reading, as a source for Grain: element j of this process → (its number in the global stream, volume)."""
+
+    def __init__(self, order: grain.MapDataset, share: Share, local: int):
+        self.order, self.share, self.local = order, share, local
+
+    def __len__(self) -> int:
+        # Grain counts an endless data set as the largest integer; a share of it has to stay below.
+        return len(self.order) // self.share.count // 2
+
+    def __getitem__(self, j: int) -> tuple[int, int]:
+        step, i = divmod(int(j), self.local)
+        number = (step * self.share.count + self.share.index) * self.local + i
+        return number, int(self.order[number])
+
+
+class _Crops(grain.transforms.Map):
+    """Reads a volume and cuts crops from it, at places drawn from the element's own generator."""
+
+    def __init__(self, files: tuple[Path, ...], crop: tuple[int, int, int], crops: int, seed: int):
+        self.files, self.crop, self.crops, self.seed = files, crop, crops, seed
+
+    def map(self, element: tuple[int, int]) -> Any:
+        number, volume = element
+        image = load(self.files[volume])["image"]
+        rng = np.random.default_rng([self.seed, number])
+        room = np.array(image.shape) - self.crop
+        starts = rng.integers(0, room + 1, size=(self.crops, 3))
+        return {"image": np.stack([cut(image, start, self.crop) for start in starts])[..., None]}

@@ -1,0 +1,60 @@
+"""`python -m brainseg_jax.main --config=configs/pretrain_vit.py`: flags, process start-up, then `train`.
+
+`--config=FILE.py:VARIANT` picks a variant, `--config.KEY=VALUE` changes a value, `--workdir` names the run folder. The same command
+again goes on where it stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from brainseg_jax import runtime
+from brainseg_jax.errors import InputError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/ and the config's name.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is no flag; values are given as --config.KEY=VALUE")
+    if CONFIG.value is None:
+        raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
+    # Imported here, so that a mistyped flag is answered at once.
+    import jax
+
+    from brainseg_jax import config as keys
+    from brainseg_jax.data.cache import default_folder
+    from brainseg_jax.train import train
+
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default_folder() / "compiled")))
+    logging.set_verbosity(logging.WARNING)
+    config = CONFIG.value
+    if config.dtype == "auto":
+        config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    overridden = set(config_flags.get_override_values(flags.FLAGS["config"]))
+    name = Path(path).stem + (f"_{variant}" if variant else "")
+    train(config, keys.with_sources(config, overridden, path), Path(WORKDIR.value or f"runs/{name}"))
+
+
+def run() -> None:
+    """The command: what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
+if __name__ == "__main__":
+    run()

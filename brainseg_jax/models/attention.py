@@ -1,0 +1,74 @@
+"""Scaled dot-product attention in the form that is fast where it runs.
+
+XLA's batched form on a CPU writes every head's n × n weights to memory and reads them back in the gradient. Here a CPU takes one head at a
+time, which stays in its cache, and recomputes the weights in the backward pass from the log of their sum (as Dao et al. 2022 do on a
+GPU). `scripts/benchmark.py --parts attention` measures the two side by side. Which form is compiled is decided by the platform that the
+program is lowered for, not by the machine it is lowered on.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+Heads = Float[jax.Array, "b n h e"]
+
+
+@jax.custom_vjp
+def attend(q: Heads, k: Float[jax.Array, "b m h e"], v: Float[jax.Array, "b m h e"]) -> Heads:
+    """softmax(q kᵀ / √e) v per head; the softmax in float32 whatever the inputs are."""
+    return _forward(q, k, v)[0]
+
+
+def _forward(q, k, v):
+    out, log_sum = jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_fused)
+    return out, (q, k, v, out, log_sum)
+
+
+def _backward(saved, gradient):
+    return jax.lax.platform_dependent(*saved, gradient, cpu=_head_by_head_gradient, default=_fused_gradient)
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _fused(q, k, v):
+    # The log-sum is the other branch's; this one's gradient does without, and the compiler drops it.
+    return jax.nn.dot_product_attention(q, k, v), jnp.zeros((*q.shape[:-1], 1), jnp.float32)
+
+
+def _fused_gradient(q, k, v, out, log_sum, gradient):
+    return jax.vjp(jax.nn.dot_product_attention, q, k, v)[1](gradient)
+
+
+def _head_by_head(q, k, v):
+    def one(q, k, v):
+        scores = ((q * q.shape[-1] ** -0.5) @ k.T).astype(jnp.float32)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype), largest + jnp.log(total)
+
+    return _over_heads(one, q, k, v)
+
+
+def _head_by_head_gradient(q, k, v, out, log_sum, gradient):
+    scale = q.shape[-1] ** -0.5
+    inner = jnp.sum((gradient * out).astype(jnp.float32), axis=-1, keepdims=True)
+
+    def one(q, k, v, log_sum, inner, g):
+        # Weights with the keys in rows: then only one of the five products has to be transposed.
+        weights = jnp.exp((k @ (q * scale).T).astype(jnp.float32) - log_sum.T)
+        d_scores = (weights * ((v @ g.T) - inner.T)).astype(q.dtype)
+        return (d_scores.T @ k) * scale, (d_scores @ q) * scale, weights.astype(v.dtype) @ g
+
+    return _over_heads(one, q, k, v, log_sum, inner, gradient)
+
+
+def _over_heads(f: Callable, *arrays: Heads):
+    """Maps f over samples and heads, one after the other: each call sees [n e] matrices."""
+    b, _, h, _ = arrays[0].shape
+    rows = tuple(a.transpose(0, 2, 1, 3).reshape(b * h, a.shape[1], a.shape[3]) for a in arrays)
+    mapped = jax.lax.map(lambda row: f(*row), rows)
+    return jax.tree.map(lambda a: a.reshape(b, h, *a.shape[1:]).transpose(0, 2, 1, 3), mapped)

@@ -1,0 +1,16 @@
+"""What is learned: Flax modules from a batch to (loss, metrics), each with its encoder in the field `encoder`. A file and a line each."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from brainseg_jax.models import ENCODERS
+from brainseg_jax.objectives.mae import MAE
+
+
+def mae(config: ConfigDict) -> MAE:
+    return MAE(ENCODERS[config.encoder](config), **config.mae)
+
+
+OBJECTIVES: dict[str, Callable[[ConfigDict], nn.Module]] = {"mae": mae}

@@ -1,0 +1,100 @@
+"""What a run writes down about itself: config.json (every value and where it came from) and run.json (software, hardware, data)."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import brainseg_jax
+from brainseg_jax.trees import count
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
+
+
+def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any, mesh: Any, params: Any, start: int) -> None:
+    """Writes config.json and run.json; run.json keeps a line for every time the run was started or resumed. Process 0 only."""
+    if jax.process_index() != 0:
+        return
+    (folder / "config.json").write_text(json.dumps(resolved, indent=1) + "\n")
+    file = folder / "run.json"
+    earlier = json.loads(file.read_text())["starts"] if file.exists() else []
+    facts = {
+        "starts": [*earlier, {"step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": " ".join(sys.argv)}],
+        "seed": config.seed,
+        "parameters": {"all": count(params), "encoder": count(params["encoder"])},
+        "data": {
+            "manifest": data.manifest,
+            "manifest_sha256": data.manifest_sha256,
+            "split_sha256": data.split_sha256,
+            "train": len(data.train),
+            "val": len(data.val),
+            "set_aside": len(data.failures),
+            "spec": as_json(data.spec),
+        },
+        "environment": environment() | {"mesh": dict(mesh.shape)},
+    }
+    file.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware, for JSON."""
+    devices = jax.devices()
+    return {
+        "brainseg_jax": brainseg_jax.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "processor": _processor()},
+        "devices": {"count": len(devices), "kind": devices[0].device_kind, "processes": jax.process_count()},
+    }
+
+
+def as_json(spec: Any) -> dict[str, Any]:
+    """A dataclass as JSON gives it back: with lists for tuples."""
+    return json.loads(json.dumps(asdict(spec)))
+
+
+def progress(what: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that says how a preparation stands, with the time left: in place on a terminal, every tenth elsewhere."""
+    began, already, told = time.perf_counter(), None, -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal already, told
+        already = done if already is None else already
+        tenth = 10 * done // max(total, 1)
+        if jax.process_index() != 0 or already == total or (tenth == told and not sys.stdout.isatty()):
+            return
+        told = tenth
+        left = (time.perf_counter() - began) / (done - already) * (total - done) if done > already else None
+        end = "\n" if not sys.stdout.isatty() or done == total else "\r"
+        print(f"{what}: {done}/{total}" + (f", {left:.0f} s left   " if left is not None else ""), end=end, flush=True)
+
+    return show
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + (" with changes" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

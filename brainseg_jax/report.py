@@ -1,0 +1,50 @@
+"""Pictures for people who look at what a network does: slices in three planes, as PNG. Needs matplotlib (extra `view`)."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+PLANES = ((0, "sagittal"), (1, "coronal"), (2, "axial"))
+
+
+def available() -> bool:
+    """Whether pictures can be made here."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def to_ras(volume: Float[np.ndarray, "x y z"], codes: str) -> Float[np.ndarray, "x2 y2 z2"]:
+    """A volume whose axes point to `codes` (e.g. "RSP"), turned so that they point right, anterior, superior."""
+    axes = [next(i for i, code in enumerate(codes) if code in pair) for pair in ("RL", "AP", "SI")]
+    return np.flip(volume.transpose(axes), [i for i, axis in enumerate(axes) if codes[axis] in "LPI"])
+
+
+def slices(
+    file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: str, planes: Sequence[tuple[int, str]] = PLANES
+) -> None:
+    """Writes a PNG: a row per plane, a column per named volume [x y z] in RAS and [0, 1], the middle slice of each; NaN is drawn blue."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    colours = matplotlib.colormaps["gray"].with_extremes(bad="#22405f")
+    figure, axes = pyplot.subplots(
+        len(planes), len(columns), figsize=(2.6 * len(columns), 2.6 * len(planes) + 0.5), squeeze=False, layout="constrained"
+    )
+    for row, (axis, plane) in enumerate(planes):
+        for column, (name, volume) in enumerate(columns.items()):
+            panel = axes[row, column]
+            panel.imshow(np.take(volume, volume.shape[axis] // 2, axis).T, origin="lower", cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if row == 0:
+                panel.set_title(name, fontsize=9)
+            if column == 0:
+                panel.set_ylabel(plane, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)

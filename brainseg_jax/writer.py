@@ -1,0 +1,99 @@
+"""What a run says: metrics.jsonl and TensorBoard files, a live line on a terminal, plain lines elsewhere; from process 0 only."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:  # the extra "view" is not installed
+    SummaryWriter = None
+
+
+class Writer:
+    """Numbers to files and words to people. Other processes than the first get one that does nothing."""
+
+    def __init__(self, folder: Path, steps: int, start: int, out: TextIO = sys.stdout):
+        self.active = jax.process_index() == 0
+        self.console = Console(file=out, highlight=False, soft_wrap=True, quiet=not self.active)
+        if not self.active:
+            return
+        self.file = folder / "metrics.jsonl"
+        _forget_after(self.file, start)
+        self.stream = self.file.open("a")
+        self.board = SummaryWriter(str(folder / "tb"), purge_step=start) if SummaryWriter else None
+        self.bar = None
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[line]}"),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task("", total=steps, completed=start, line="")
+            self.bar.start()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text, markup=False)
+
+    def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, {"step", "kind", "time", name: value}, and the same to TensorBoard as kind/name."""
+        if not self.active:
+            return
+        self.stream.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3)} | values) + "\n")
+        self.stream.flush()
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, step: int, line: str, eta: float) -> None:
+        """How the run stands: on a terminal in place, elsewhere as a line with the time left, in seconds."""
+        if not self.active:
+            return
+        if self.bar:
+            self.bar.update(self.task, completed=step, line=line)
+        else:
+            self.say(f"step {step}  {line}  {_duration(eta)} left")
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        if self.bar:
+            self.bar.stop()
+        self.stream.close()
+        if self.board:
+            self.board.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is left out."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _forget_after(file: Path, start: int) -> None:
+    """Drops what an interrupted run wrote after the checkpoint it now goes on from: it will be written again."""
+    rows = [row for row in read_metrics(file) if row["step"] <= start]
+    part = file.with_name(f".{file.name}.part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(file)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"

@@ -1,0 +1,226 @@
+"""Folder layouts become rows, and scripts/prepare_data.py a manifest: on little trees of empty files with the real names."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from brainseg_jax.data import makers
+from brainseg_jax.data.manifest import Row, read_manifest
+from brainseg_jax.errors import InputError
+
+
+def tree(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def short(rows, root):
+    """Rows without what is the same in all of them: subject, session, image and labels below the root."""
+    return [(row.subject, row.session, *(p.relative_to(root).as_posix() for p in (row.image, *row.labels))) for row in rows]
+
+
+def test_neurite_oasis_gives_two_rows_a_session(tmp_path):
+    files = ("orig.nii.gz", "norm.nii.gz", "seg35.nii.gz", "seg4.nii.gz", "aligned_orig.nii.gz", "aligned_seg35.nii.gz")
+    tree(tmp_path, *(f"OASIS_OAS1_0001_MR1/{name}" for name in files), "OASIS_OAS1_0061_MR2/orig.nii.gz", "seg35_labels.txt")
+    rows = makers.oasis1(tmp_path)
+    home = tmp_path / "OASIS_OAS1_0001_MR1"
+    labels = (home / "seg35.nii.gz", home / "seg4.nii.gz")
+    assert rows == (
+        Row("OAS1_0001", "MR1", home / "orig.nii.gz", labels, ("seg35", "seg4"), "OASIS", ""),
+        Row("OAS1_0001", "MR1", home / "norm.nii.gz", labels, ("seg35", "seg4"), "OASIS", ""),
+        Row("OAS1_0061", "MR2", tmp_path / "OASIS_OAS1_0061_MR2" / "orig.nii.gz", (), (), "OASIS", ""),
+    )
+
+
+def test_oasis_from_freesurfer(tmp_path):
+    tree(tmp_path, "disc1/OAS1_0002_MR1/mri/orig.mgz", "disc1/OAS1_0002_MR1/mri/aseg.mgz", "disc1/OAS1_0002_MR1/RAW/x_anon.img")
+    (row,) = makers.oasis1(tmp_path, dataset="O")
+    assert short([row], tmp_path / "disc1/OAS1_0002_MR1/mri") == [("OAS1_0002", "MR1", "orig.mgz", "aseg.mgz")]
+    assert (row.scheme, row.dataset) == (("freesurfer",), "O")
+
+
+def test_the_raw_oasis_discs_are_refused(tmp_path):
+    tree(tmp_path, "disc1/OAS1_0001_MR1/RAW/OAS1_0001_MR1_mpr-1_anon.img", "disc1/OAS1_0001_MR1/RAW/OAS1_0001_MR1_mpr-1_anon.hdr")
+    with pytest.raises(InputError, match=r"OAS1_0001_MR1: Analyze .* left and right .* use neurite-OASIS"):
+        makers.oasis1(tmp_path)
+
+
+def test_adni(tmp_path):
+    scans = tmp_path / "2020-01-01" / "ADNI"
+    name = "ADNI_002_S_0295_MR_MT1__GradWarp__N3m_Br_20081001114556321_S13408_I118671"
+    tree(
+        scans,
+        f"002_S_0295/MT1__N3m/2006-04-18_08_20_30.0/S13408/{name}.nii",
+        "003_S_0907/ADNI_003_S_0907_MR_MPR_I45108.nii.gz",
+        "004_S_0001/ADNI_004_S_0001.nii.gz",
+        "004_S_0001/._ADNI_004_S_0001.nii.gz",
+        "template.nii.gz",
+    )
+    labels = tree(tmp_path / "labels", f"MALPEM-{name}.nii.gz", "MALPEM-ADNI_009_S_0009_MR.nii.gz")
+    rows = makers.adni(scans, labels)
+    assert [(row.subject, row.session) for row in rows] == [("002_S_0295", "2006-04-18"), ("003_S_0907", "I45108"), ("004_S_0001", "")]
+    assert [row.labels for row in rows] == [(labels / f"MALPEM-{name}.nii.gz",), (), ()]
+    assert [row.scheme for row in rows] == [("malpem",), (), ()]
+    assert {row.dataset for row in rows} == {"ADNI"}
+
+
+def test_adni_labels_among_the_scans(tmp_path):
+    tree(tmp_path, "ADNI_002_S_0295_MR.nii.gz", "seg/MALPEM-ADNI_002_S_0295_MR.nii.gz")
+    expected = [("002_S_0295", "", "ADNI_002_S_0295_MR.nii.gz", "seg/MALPEM-ADNI_002_S_0295_MR.nii.gz")]
+    assert short(makers.adni(tmp_path), tmp_path) == short(makers.adni(tmp_path, tmp_path / "seg"), tmp_path) == expected
+
+
+def test_cc359(tmp_path):
+    tree(
+        tmp_path,
+        "Original/CC0001_philips_15_55_M.nii.gz",
+        "Original/CC0002_ge_3_61_F.nii.gz",
+        "masks/CC0001_philips_15_55_M_staple.nii.gz",
+        "masks/CC0002_ge_3_61_F_ss.nii.gz",
+    )
+    rows = makers.cc359(tmp_path)
+    assert short(rows, tmp_path) == [
+        ("CC0001", "", "Original/CC0001_philips_15_55_M.nii.gz", "masks/CC0001_philips_15_55_M_staple.nii.gz"),
+        ("CC0002", "", "Original/CC0002_ge_3_61_F.nii.gz", "masks/CC0002_ge_3_61_F_ss.nii.gz"),
+    ]
+    assert {(row.scheme, row.dataset) for row in rows} == {(("mask",), "CC359")}
+    tree(tmp_path, "other/CC0001_philips_15_55_M_ss.nii.gz")
+    with pytest.raises(InputError, match=r"CC0001\S+: 2 label files fit"):
+        makers.cc359(tmp_path)
+    assert [len(row.labels) for row in makers.cc359(tmp_path, tmp_path / "other")] == [1, 0]
+
+
+def test_bids(tmp_path):
+    root = tree(
+        tmp_path / "study",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_T1w.json",
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii",
+        "derivatives/x/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
+        "derivatives/x/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz",
+        "derivatives/x/sub-01/anat/sub-01_space-MNI152_dseg.nii.gz",
+        "derivatives/x/sub-02/ses-a/anat/sub-02_ses-a_run-2_dseg.nii.gz",
+    )
+    rows = makers.bids(root, root / "derivatives", scheme="freesurfer")
+    assert short(rows, root) == [
+        ("sub-01", "", "sub-01/anat/sub-01_T1w.nii.gz", "derivatives/x/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz"),
+        ("sub-02", "ses-a", "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w.nii"),
+        (
+            "sub-02",
+            "ses-a",
+            "sub-02/ses-a/anat/sub-02_ses-a_run-2_T1w.nii",
+            "derivatives/x/sub-02/ses-a/anat/sub-02_ses-a_run-2_dseg.nii.gz",
+        ),
+    ]
+    assert [row.scheme for row in rows] == [("freesurfer",), (), ("freesurfer",)]
+    assert {row.dataset for row in rows} == {"study"}
+    assert not any(row.labels for row in makers.bids(root))
+    tree(root, "derivatives/x/sub-01/anat/sub-01_dseg.nii.gz")
+    with pytest.raises(InputError, match=r"sub-01_T1w\.nii\.gz: 2 label files fit \(sub-01_desc-aseg_dseg"):
+        makers.bids(root, root / "derivatives")
+
+
+def test_folder(tmp_path):
+    root = tree(tmp_path / "scans", "a1.nii.gz", "a10.nii", "site/a1_T1.mgz", "notes.txt", ".a2.nii.gz")
+    labels = tree(tmp_path / "scans/seg", "a1_seg.nii.gz", "a10-seg.nii.gz", "a1_T1_seg.nii.gz", "a11.nii.gz")
+    rows = makers.folder(root, labels, scheme="s")
+    assert short(rows, root) == [
+        ("a1", "", "a1.nii.gz", "seg/a1_seg.nii.gz"),
+        ("a10", "", "a10.nii", "seg/a10-seg.nii.gz"),
+        ("a1_T1", "", "site/a1_T1.mgz", "seg/a1_T1_seg.nii.gz"),
+    ]
+    assert {(row.scheme, row.dataset) for row in rows} == {(("s",), "scans")}
+    assert [row.subject for row in makers.folder(root, labels, subject_regex=r"a(\d+)")] == ["1", "10", "1"]
+    assert [row.subject for row in makers.folder(root, labels, subject_regex=r"a\d", dataset="x")] == ["a1", "a1", "a1"]
+    with pytest.raises(InputError, match=r"a1\.nii\.gz: subject regex 'site/\(\.\*\)_' fits nowhere"):
+        makers.folder(root, labels, subject_regex="site/(.*)_")
+    with pytest.raises(InputError, match="correct the expression"):
+        makers.folder(root, labels, subject_regex="(")
+    tree(labels, "a1.nii.gz")
+    with pytest.raises(InputError, match=r"a1\.nii\.gz: 2 label files fit \(a1\.nii\.gz, a1_seg\.nii\.gz\)"):
+        makers.folder(root, labels)
+
+
+def test_a_label_is_not_guessed_for_scans_of_one_name(tmp_path):
+    root = tree(tmp_path / "scans", "p1/T1.nii.gz", "p2/T1.nii.gz")
+    assert [row.subject for row in makers.folder(root, subject_regex=r"p\d")] == ["p1", "p2"]
+    with pytest.raises(InputError, match="another scan is called T1 too"):
+        makers.folder(root, tree(tmp_path / "seg", "T1_seg.nii.gz"), subject_regex=r"p\d")
+
+
+@pytest.mark.parametrize("layout", makers.MAKERS)
+def test_nothing_found_says_what_was_looked_for(tmp_path, layout):
+    with pytest.raises(InputError, match=rf"{tmp_path}: no scans found; looked for .*(nii|mgz|NIfTI)"):
+        makers.MAKERS[layout](tree(tmp_path, "readme.txt"))
+    with pytest.raises(InputError, match="no such folder"):
+        makers.MAKERS[layout](tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("layout", "scan"),
+    [
+        ("adni", "002_S_0295.nii"),
+        ("cc359", "CC0001_ge_3_55_M.nii"),
+        ("bids", "sub-1/anat/sub-1_T1w.nii"),
+        ("folder", "a.nii"),
+    ],
+)
+def test_a_label_folder_that_fits_no_scan_is_refused(tmp_path, layout, scan):
+    root, labels = tree(tmp_path / "scans", scan), tree(tmp_path / "seg", "other.nii")
+    assert len(makers.MAKERS[layout](root)) == 1
+    with pytest.raises(InputError, match=rf"{labels}: no labels found"):
+        makers.MAKERS[layout](root, labels)
+
+
+@pytest.fixture
+def prepare():
+    spec = importlib.util.spec_from_file_location("prepare_data", Path(__file__).parents[2] / "scripts" / "prepare_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *args: module.main([str(arg) for arg in args])
+
+
+def test_prepare_data_writes_manifest_and_split_and_says_what_is_next(tmp_path, prepare, capsys):
+    root = tree(tmp_path / "t1", *(f"P{i:02}-x_T1.nii.gz" for i in range(20)))
+    labels = tree(tmp_path / "labels", *(f"P{i:02}-x_T1_seg.nii.gz" for i in range(19)))
+    out = tmp_path / "people.tsv"
+    options = ("--subject-regex", r"(P\d+)", "--scheme", "dlmuse", "--dataset", "D", "--fractions", 0.8, 0.1, 0.1)
+    assert prepare("manifest", "folder", root, "--labels", labels, "--out", out, *options) == 0
+    rows = read_manifest(out)
+    assert [sum(row.split == split for row in rows) for split in ("train", "val", "test")] == [16, 2, 2]
+    assert rows[0][:2] + rows[0][3:6] == ("P00", "", (labels / "P00-x_T1_seg.nii.gz",), ("dlmuse",), "D")
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines()]
+    assert [line[:4] for line in lines[1:4]] == [["D", "train", "16", "16"], ["D", "val", "2", "2"], ["D", "test", "2", "2"]]
+    assert sum(int(line[4]) for line in lines[1:4]) == 19
+    assert hashlib.sha256((tmp_path / "people_split.tsv").read_bytes()).hexdigest() in printed
+    assert f"next: python -m brainseg_jax.main --config=configs/pretrain_vit.py:full --config.data.manifest={out}" in printed
+
+
+def test_prepare_data_without_a_split(tmp_path, prepare):
+    assert prepare("manifest", "folder", tree(tmp_path / "t1", "a.nii"), "--out", tmp_path / "a.tsv", "--split", "none") == 0
+    assert read_manifest(tmp_path / "a.tsv")[0].split == ""
+    assert not (tmp_path / "a_split.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("cc359",), "no scans found"),
+        (("oasis1", "--scheme", "seg35"), "--scheme: the layout oasis1 has no use for it"),
+        (("folder", "--fractions", "1", "1", "1"), "sum to 1"),
+    ],
+)
+def test_prepare_data_refuses_in_one_line(tmp_path, prepare, capsys, args, reason):
+    root = tree(tmp_path / "t1", "a.nii")
+    assert prepare("manifest", args[0], root, "--out", tmp_path / "a.tsv", *args[1:]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "a.tsv").exists()

@@ -1,0 +1,346 @@
+"""The intake gate: what it must refuse, one file each, made by hand; and what it must hand on without a change."""
+
+import gzip
+import struct
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brainseg_jax.data import nifti
+from brainseg_jax.errors import InputError
+
+PSR = np.array([[0, 0, 2, -74.5], [-2, 0, 0, 116.25], [0, 2, 0, -136], [0, 0, 0, 1.0]])
+OBLIQUE = np.array([[0.9, 0.1, 0.05, -70], [-0.1, 1.1, 0.2, -90.5], [0.02, -0.2, 1.3, -60], [0, 0, 0, 1.0]])
+DATA = np.random.default_rng(0).integers(0, 200, (6, 7, 8)).astype(np.int16)
+
+
+def make(path, data=DATA, affine=PSR, kind=nib.Nifti1Image, **fields):
+    """A NIfTI file with both forms set, whose header fields are then overwritten as they are given."""
+    image = kind(data, affine, dtype=data.dtype)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    content = image.to_bytes()
+    size = kind.header_class.sizeof_hdr
+    header = kind.header_class(content[:size], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    content = header.binaryblock + content[size:]
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
+    return path
+
+
+def make_mgh(path, data=DATA, affine=PSR, patch=()):
+    """An MGH file, some of whose bytes are then overwritten: (offset, struct format, value)."""
+    content = bytearray(nib.MGHImage(data.astype(np.float32), affine).to_bytes())
+    for offset, form, value in patch:
+        struct.pack_into(form, content, offset, value)
+    path.write_bytes(gzip.compress(bytes(content)) if path.suffix == ".mgz" else bytes(content))
+    return path
+
+
+def with_value(value, share):
+    data = DATA.astype(np.float32)
+    data.reshape(-1)[: int(share * data.size)] = value
+    return data
+
+
+def cut(path, at):
+    path.write_bytes(path.read_bytes()[:at])
+    return path
+
+
+def padded(path, n):
+    path.write_bytes(path.read_bytes() + b"\1" * n)
+    return path
+
+
+def text(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def dims(*sizes):
+    return np.array([len(sizes), *sizes] + [1] * (7 - len(sizes)))
+
+
+REFUSED = {
+    "missing": (lambda d: d / "a.nii.gz", "no such file"),
+    "folder": (lambda d: d, "cannot be read"),
+    "empty file": (lambda d: text(d / "a.nii", b""), "not NIfTI or MGH"),
+    "text": (lambda d: text(d / "a.nii.gz", b"subject,image\n" * 50), "not NIfTI or MGH"),
+    "DICOM": (lambda d: text(d / "a.nii", bytes(128) + b"DICM" + bytes(500)), "dcm2niix"),
+    "cut header": (lambda d: cut(make(d / "a.nii"), 200), "cut off"),
+    "cut gzip": (lambda d: cut(make(d / "a.nii.gz"), -20), "damaged"),
+    "cut voxels": (lambda d: cut(make(d / "a.nii"), -1), "1 bytes short"),
+    "garbage after gzip": (lambda d: padded(make(d / "a.nii.gz"), 9), "damaged"),
+    "halved dim": (lambda d: make(d / "a.nii.gz", dim=dims(6, 7, 4)), "holds more"),
+    "a slice less": (lambda d: make(d / "a.nii", np.tile(DATA, (4, 4, 4)), dim=dims(24, 28, 31)), "holds more"),
+    "doubled dim": (lambda d: make(d / "a.nii.gz", dim=dims(6, 7, 16)), "672 bytes short"),
+    "32 GiB": (lambda d: make(d / "a.nii.gz", dim=dims(2048, 2048, 4096)), "over 2 GiB"),
+    "becomes over 2 GiB": (lambda d: make(d / "a.nii.gz", DATA.astype(np.uint8), dim=dims(1024, 1024, 1024)), "over 2 GiB"),
+    "negative dim": (lambda d: make(d / "a.nii", dim=dims(6, -7, 8)), "header is damaged"),
+    "no dims": (lambda d: make(d / "a.nii", dim=np.zeros(8)), "header is damaged"),
+    "unknown type": (lambda d: make(d / "a.nii", datatype=5), "header is damaged"),
+    "offset NaN": (lambda d: make(d / "a.nii", vox_offset=np.nan), "header is damaged"),
+    "offset in header": (lambda d: make(d / "a.nii", vox_offset=100), "header is damaged"),
+    "offset far away": (lambda d: make(d / "a.nii", vox_offset=1e12), "over 2 GiB"),
+    "series": (lambda d: make(d / "a.nii.gz", np.stack([DATA, DATA], -1)), "split it"),
+    "vectors": (lambda d: make(d / "a.nii.gz", np.stack([DATA, DATA], -1)[..., None, :]), "split it"),
+    "one slice": (lambda d: make(d / "a.nii", DATA[:, :, 0]), "not a volume"),
+    "one slice in 3-D": (lambda d: make(d / "a.nii", DATA[:, :, :1]), "not a volume"),
+    "RGB": (lambda d: make(d / "a.nii", np.zeros((6, 7, 8), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "colours or complex"),
+    "complex": (lambda d: make(d / "a.nii", DATA.astype(np.complex64)), "colours or complex"),
+    "Analyze": (lambda d: make(d / "a.nii", magic=b"\0\0\0\0"), "Analyze 7.5"),
+    "pair": (lambda d: make(d / "a.hdr", magic=b"ni1\0"), "two files"),
+    "no orientation": (lambda d: make(d / "a.nii.gz", qform_code=0, sform_code=0), "no q-form and no s-form"),
+    "mirrored forms": (lambda d: make(d / "a.nii.gz", srow_x=[0, 0, -2, 74.5]), r"s-form \(PSL\) and q-form \(PSR\) disagree"),
+    "rotated forms": (lambda d: make(d / "a.nii", srow_x=[-2, 0, 0, 1], srow_y=[0, 0, -2, 1]), "disagree"),
+    "singular": (lambda d: make(d / "a.nii.gz", qform_code=0, srow_y=[0, 0, 2, 0]), "singular"),
+    "empty s-form": (lambda d: make(d / "a.nii.gz", srow_x=[0] * 4, srow_y=[0] * 4, srow_z=[0] * 4), "singular"),
+    "affine NaN": (lambda d: make(d / "a.nii.gz", qform_code=0, srow_y=[np.nan, 0, 0, 0]), "affine is not finite"),
+    "affine inf": (lambda d: make(d / "a.nii.gz", qoffset_x=np.inf), "affine is not finite"),
+    "metres": (lambda d: make(d / "a.nii.gz", affine=np.diag([1e-3, 1e-3, 1e-3, 1])), "0.001 × 0.001 × 0.001 mm"),
+    "thick slices": (lambda d: make(d / "a.nii.gz", affine=np.diag([1, 1, 25, 1.0])), "1 × 1 × 25 mm"),
+    "negative pixdim": (lambda d: make(d / "a.nii", pixdim=[1, -2, 2, 2, 0, 0, 0, 0]), "header is damaged"),
+    "slope inf": (lambda d: make(d / "a.nii.gz", scl_slope=np.inf), "scl_slope inf"),
+    "intercept NaN": (lambda d: make(d / "a.nii.gz", scl_slope=2, scl_inter=np.nan), "scl_inter nan"),
+    "MGH without orientation": (lambda d: make_mgh(d / "a.mgz", patch=[(28, ">h", 0)]), "goodRASFlag"),
+    "MGH of unknown type": (lambda d: make_mgh(d / "a.mgh", patch=[(20, ">i", 7)]), "header is damaged"),
+    "MGH cut": (lambda d: cut(make_mgh(d / "a.mgh"), 284 + 100), "short"),
+    "MGH series": (lambda d: make_mgh(d / "a.mgz", np.stack([DATA, DATA], -1)), "split it"),
+}
+IMAGE_ONLY = {
+    "all zero": (np.zeros_like(DATA), "every voxel is 0"),
+    "constant": (np.full_like(DATA, 7), "every voxel is 7"),
+    "all NaN": (with_value(np.nan, 1), "most voxels are NaN"),
+    "mostly NaN": (with_value(np.nan, 0.6), "most voxels are NaN"),
+    "mostly infinite": (with_value(-np.inf, 0.6), "most voxels are NaN"),
+    "too large for float32": (DATA.astype(np.float64) * 1e300, "most voxels are NaN"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_by_name_in_one_line(tmp_path, name):
+    build, reason = REFUSED[name]
+    path = build(tmp_path)
+    for reader in (nifti.read, nifti.read_labels):
+        with pytest.raises(InputError, match=reason) as refusal:
+            reader(path)
+        assert str(refusal.value).startswith(f"{path}: ")
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", IMAGE_ONLY)
+def test_images_without_content_are_refused(tmp_path, name):
+    data, reason = IMAGE_ONLY[name]
+    with pytest.raises(InputError, match=rf"a\.nii\.gz: .*{reason}"):
+        nifti.read(make(tmp_path / "a.nii.gz", data))
+
+
+def test_an_empty_mask_is_a_mask(tmp_path):
+    assert not nifti.read_labels(make(tmp_path / "a.nii.gz", np.zeros((3, 4, 5), np.uint8))).voxels.any()
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", "<u2", ">i4", "<f4", ">f8"])
+def test_reads_what_was_stored(tmp_path, kind, suffix, dtype):
+    header = kind.header_class(endianness=">" if dtype[0] == ">" else "<")
+    image = kind(DATA.astype(dtype), PSR, header, dtype=np.dtype(dtype))
+    nib.save(image, tmp_path / f"a{suffix}")
+    scan = nifti.read(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(scan.voxels, DATA)
+    np.testing.assert_array_equal(scan.affine, PSR)
+    assert (scan.voxels.dtype, scan.affine.dtype) == (np.float32, np.float64)
+    labels = nifti.read_labels(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(labels.voxels, DATA)
+    assert labels.voxels.dtype == np.int32
+
+
+@pytest.mark.parametrize("name", ["a.mgh", "a.mgz"])
+def test_reads_mgh(tmp_path, name):
+    path = make_mgh(tmp_path / name, affine=OBLIQUE)
+    scan = nifti.read(path)
+    np.testing.assert_array_equal(scan.voxels, DATA)
+    np.testing.assert_allclose(scan.affine, OBLIQUE, atol=1e-4)
+    np.testing.assert_array_equal(nifti.read_labels(path).voxels, DATA)
+
+
+def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path):
+    make(tmp_path / "a.nii").rename(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(nifti.read(tmp_path / "b.nii.gz").voxels, DATA)
+
+
+def test_slope_and_intercept(tmp_path):
+    path = make(tmp_path / "a.nii.gz", scl_slope=0.5, scl_inter=-10)
+    np.testing.assert_array_equal(nifti.read(path).voxels, DATA * 0.5 - 10)
+    np.testing.assert_array_equal(nifti.read(path).voxels, nib.load(path).get_fdata())
+
+
+@pytest.mark.parametrize("slope", [0, np.nan])
+def test_a_slope_of_zero_or_nan_is_no_scaling(tmp_path, slope):
+    np.testing.assert_array_equal(nifti.read(make(tmp_path / "a.nii.gz", scl_slope=slope, scl_inter=3)).voxels, DATA)
+
+
+def test_scaled_labels_are_exact_or_refused(tmp_path):
+    np.testing.assert_array_equal(nifti.read_labels(make(tmp_path / "a.nii", scl_slope=2, scl_inter=1)).voxels, 2 * DATA + 1)
+    with pytest.raises(InputError, match=r"b\.nii: label \S+ is not an integer"):
+        nifti.read_labels(make(tmp_path / "b.nii", scl_slope=0.5))
+    # What nibabel makes of cortex ids in a header that says uint8.
+    squeezed = np.zeros((4, 4, 4))
+    squeezed[0], squeezed[1] = 1035, 2035
+    image = nib.Nifti1Image(squeezed, PSR)
+    image.set_data_dtype(np.uint8)
+    nib.save(image, tmp_path / "c.nii.gz")
+    with pytest.raises(InputError, match=r"c\.nii\.gz: label 103\S+ is not an integer"):
+        nifti.read_labels(tmp_path / "c.nii.gz")
+
+
+@pytest.mark.parametrize(("value", "reason"), [(2.5, "label 2.5 is not"), (np.nan, "label nan is not"), (3e9, "beyond 32 bits")])
+def test_labels_that_are_none(tmp_path, value, reason):
+    with pytest.raises(InputError, match=reason):
+        nifti.read_labels(make(tmp_path / "a.nii.gz", with_value(value, 0.1)))
+
+
+def test_a_minority_that_is_not_finite_becomes_zero(tmp_path):
+    scan = nifti.read(make(tmp_path / "a.nii.gz", with_value(np.nan, 0.4)))
+    np.testing.assert_array_equal(scan.voxels, with_value(0, 0.4))
+
+
+def test_trailing_single_dimensions_are_squeezed(tmp_path):
+    np.testing.assert_array_equal(nifti.read(make(tmp_path / "a.nii.gz", DATA[..., None, None])).voxels, DATA)
+
+
+def test_the_one_form_that_is_set_rules(tmp_path):
+    np.testing.assert_allclose(nifti.read(make(tmp_path / "a.nii", sform_code=0, srow_x=[9, 9, 9, 9])).affine, PSR, atol=1e-5)
+    np.testing.assert_array_equal(nifti.read(make(tmp_path / "b.nii", qform_code=0, quatern_b=0.9)).affine, PSR)
+    qfac = make(tmp_path / "c.nii", affine=np.diag([1.0, 1, 1, 1]), sform_code=0, pixdim=[0, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(nifti.read(qfac).affine, np.eye(4))
+
+
+def test_forms_that_differ_by_a_registration_are_accepted(tmp_path):
+    turn = np.deg2rad(20)
+    rows = np.array([[1, 0, 0, 5], [0, np.cos(turn), -np.sin(turn), 3], [0, np.sin(turn), np.cos(turn), 2]])
+    path = make(tmp_path / "a.nii", affine=np.eye(4), srow_x=rows[0], srow_y=rows[1], srow_z=rows[2], sform_code=4)
+    np.testing.assert_allclose(nifti.read(path).affine[:3], rows, atol=1e-6)
+
+
+def test_bit_flips_are_noticed_or_harmless(tmp_path):
+    path = make(tmp_path / "a.nii.gz", np.tile(DATA, (3, 3, 3)))
+    sound, content = nifti.read(path), path.read_bytes()
+    rng, refused = np.random.default_rng(1), 0
+    for position in [*range(10), *rng.integers(10, len(content), 60)]:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            scan = nifti.read(path)
+        except InputError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(scan.voxels, sound.voxels)
+            np.testing.assert_array_equal(scan.affine, sound.affine)
+    assert refused >= 60
+
+
+def test_the_limit_is_checked_before_reading(tmp_path, monkeypatch):
+    path = make(tmp_path / "a.nii.gz")
+    monkeypatch.setattr(nifti, "LIMIT", 352 + DATA.size * 4)
+    nifti.read(path)
+    monkeypatch.setattr(nifti, "LIMIT", DATA.size * 4 - 1)
+    with pytest.raises(InputError, match="claims shape"):
+        nifti.read(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])
+def test_integers_round_trip_exactly(tmp_path, suffix, dtype):
+    labels = np.zeros((5, 6, 7), dtype)
+    labels[1:3], labels[3:] = (1035, 2035) if dtype != np.uint8 else (35, 255)
+    path = tmp_path / "new" / f"a{suffix}"
+    nifti.write(path, labels, PSR)
+    again = nifti.read_labels(path)
+    np.testing.assert_array_equal(again.voxels, labels)
+    np.testing.assert_array_equal(again.affine, PSR)
+    stored = nib.load(path)
+    assert stored.get_data_dtype() == dtype
+    assert (stored.dataobj.slope, stored.dataobj.inter) == (1, 0)
+    np.testing.assert_array_equal(np.asarray(stored.dataobj), labels)
+    assert stored.get_qform(coded=True)[1] == stored.get_sform(coded=True)[1] == 1
+    np.testing.assert_allclose(stored.get_qform(), PSR, atol=1e-5)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_floats_and_an_oblique_affine_round_trip_bit_for_bit(tmp_path):
+    affine = OBLIQUE.astype(np.float32).astype(np.float64)
+    voxels = np.random.default_rng(2).normal(size=(5, 6, 7))
+    nifti.write(tmp_path / "a.nii.gz", voxels, affine)
+    scan = nifti.read(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(scan.voxels, voxels.astype(np.float32))
+    assert scan.affine.tobytes() == affine.tobytes()
+
+
+def test_equal_input_gives_equal_bytes_and_booleans_a_mask(tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        nifti.write(tmp_path / name, DATA > 100, PSR)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes()[4:8] == bytes(4)  # gzip's time of writing
+    np.testing.assert_array_equal(nifti.read_labels(tmp_path / "a.nii.gz").voxels, DATA > 100)
+    assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == np.uint8
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    nifti.write(tmp_path / "a.nii.gz", DATA, PSR)
+    before = (tmp_path / "a.nii.gz").read_bytes()
+    monkeypatch.setattr(nifti.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        nifti.write(tmp_path / "a.nii.gz", DATA + 1, PSR)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+    assert (tmp_path / "a.nii.gz").read_bytes() == before
+
+
+def test_write_refuses_other_names(tmp_path):
+    with pytest.raises(InputError, match="change the name"):
+        nifti.write(tmp_path / "a.mgz", DATA, PSR)
+
+
+def test_orientation():
+    assert nifti.orientation(np.eye(4)) == "RAS"
+    assert nifti.orientation(PSR) == "PSR"
+    assert nifti.orientation(np.diag([-1.0, 1, -1, 1])) == "LAI"
+
+
+@pytest.mark.parametrize("codes", ["RSP", "RAS", "LIA", "IPR"])
+@pytest.mark.parametrize("affine", [PSR, OBLIQUE])
+def test_reorient_keeps_every_voxel_in_its_place(codes, affine):
+    scan = nifti.Scan(DATA, affine)
+    turned = nifti.reorient(scan, codes)
+    assert nifti.orientation(turned.affine) == codes
+    # Each voxel's place in the world, and what is there, before and after.
+    places = []
+    for voxels, to_world in (scan, turned):
+        index = np.indices(voxels.shape).reshape(3, -1)
+        world = to_world[:3, :3] @ index + to_world[:3, 3:]
+        table = np.vstack([np.round(world, 6) + 0.0, voxels[tuple(index)]])
+        places.append(table[:, np.lexsort(table)])
+    np.testing.assert_allclose(*places, atol=1e-5)
+    reference = nib.Nifti1Image(DATA, affine)
+    reference = reference.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes)))
+    )
+    np.testing.assert_array_equal(turned.voxels, np.asarray(reference.dataobj))
+    np.testing.assert_allclose(turned.affine, reference.affine, atol=1e-9)
+
+
+def test_reorient_of_a_small_case_by_hand():
+    voxels = np.arange(24).reshape(2, 3, 4)
+    turned = nifti.reorient(nifti.Scan(voxels, np.eye(4)), "RSP")
+    np.testing.assert_array_equal(turned.voxels, voxels.transpose(0, 2, 1)[:, :, ::-1])
+    np.testing.assert_array_equal(turned.affine, [[1, 0, 0, 0], [0, 0, -1, 2], [0, 1, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("codes", ["RA", "RRS", "RAX", "RASA", "ras"])
+def test_unknown_orientations_are_refused(codes):
+    with pytest.raises(InputError, match="once, e"):
+        nifti.reorient(nifti.Scan(DATA, PSR), codes)
