@@ -74,7 +74,7 @@ class Checkpoints:
             try:
                 pending.result()
             except OSError as error:
-                raise InputError(f"{self.folder}: the checkpoint could not be written ({error}); free space, then run the same command") from error
+                raise InputError(f"{self.folder}: no checkpoint can be written ({error}); make room and run the command again") from error
 
     def restore_latest(self, like: Any, say: Callable[[str], None]) -> Any | None:
         """The newest state that is whole, placed as the abstract state `like` says; None where there is no checkpoint.

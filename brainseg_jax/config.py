@@ -1,6 +1,5 @@
 """Every key an experiment has, each with its meaning and default; files in configs/ change some of them, the command line any of them."""
 
-import difflib
 import json
 from typing import Any
 
@@ -53,7 +52,7 @@ def base() -> ConfigDict:
     c.vit.depth = 12
     c.vit.heads = 12
     c.vit.hidden = 3072  # of the MLP
-    c.vit.positions = "sincos"  # fixed; "separable": learned, per slice and per place in it (the paper); "table": learned, one per token (MONAI)
+    c.vit.positions = "sincos"  # fixed; "separable": learned, per slice and per place in it (the paper); "table": one per token (MONAI)
     c.vit.class_token = True
     c.vit.qkv_bias = True
     c.vit.eps = 1e-6  # of layer norm
@@ -99,17 +98,20 @@ CHOICES = {
     "data.dtype": ("uint8", "float16"),
     "vit.positions": ("sincos", "separable", "table"),
 }
-POSITIVE = ["data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads", "vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads", "optim.peak", "optim.accumulate", "log_every", "eval_volumes"]
-NOT_NEGATIVE = ["steps", "epochs", "data.workers", "augment.scale", "augment.shift", "optim.weight_decay", "optim.clip", "save_every"]
-SHARES = ["data.max_failures", "augment.chance", "mae.mask_ratio", "optim.warmup", "eval_every"]
+POSITIVE = (
+    *("data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads"),
+    *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
+    *("optim.peak", "optim.accumulate", "log_every", "eval_volumes"),
+)
+NOT_NEGATIVE = ("steps", "epochs", "data.workers", "augment.scale", "augment.shift", "optim.weight_decay", "optim.clip", "save_every")
+SHARES = ("data.max_failures", "augment.chance", "mae.mask_ratio", "optim.warmup", "eval_every")
 
 
 def check(c: ConfigDict) -> None:
     """Raises InputError, naming the key and what it may be, for a value that cannot work."""
     for key, choices in CHOICES.items():
         if c_get(c, key) not in choices:
-            close = difflib.get_close_matches(str(c_get(c, key)), choices, n=1)
-            raise InputError(f"{key} is {c_get(c, key)!r}{f' (did you mean {close[0]!r}?)' if close else ''}; use one of {', '.join(choices)}")
+            raise InputError(f"{key} is {c_get(c, key)!r}; use one of {', '.join(choices)}")
     for keys, good, rule in (
         (POSITIVE, lambda v: v > 0, "must be greater than 0"),
         (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
@@ -127,7 +129,8 @@ def check(c: ConfigDict) -> None:
     if any(n > size for n, size in zip(c.data.crop, c.data.size, strict=True)):
         raise InputError(f"data.crop {c.data.crop} is larger than data.size {c.data.size}; make the crop smaller or the size larger")
     if any(n % c.vit.patch for n in c.data.crop) and c.encoder == "vit":
-        raise InputError(f"data.crop {c.data.crop} is no multiple of vit.patch {c.vit.patch}; e.g. {tuple(n // c.vit.patch * c.vit.patch for n in c.data.crop)}")
+        nearest = tuple(max(1, n // c.vit.patch) * c.vit.patch for n in c.data.crop)
+        raise InputError(f"data.crop {c.data.crop} is no multiple of vit.patch {c.vit.patch}; use e.g. {nearest}")
     for width, heads in (("vit.width", "vit.heads"), ("mae.width", "mae.heads")):
         if c_get(c, width) % c_get(c, heads):
             raise InputError(f"{width} {c_get(c, width)} does not divide by {heads} {c_get(c, heads)}; choose another number of heads")

@@ -22,15 +22,14 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{argv[1]!r} is no flag; values are given as --config.KEY=VALUE")
     if CONFIG.value is None:
         raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
-    # Imported here, so that a mistyped flag is answered at once.
+    runtime.start(runtime.cache_folder() / "compiled")
+    # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
     import jax
 
     from brainseg_jax import config as keys
-    from brainseg_jax.data.cache import default_folder
     from brainseg_jax.train import train
 
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default_folder() / "compiled")))
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
     config = CONFIG.value
     if config.dtype == "auto":
         config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"

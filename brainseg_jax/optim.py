@@ -17,7 +17,7 @@ def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) for a parameter tree, which may be abstract. Raises InputError for a pattern that matches nothing."""
+    """AdamW (Loshchilov & Hutter 2019) for a tree of parameters, abstract or not. InputError for a pattern that matches nothing."""
     decayed = by_pattern([(pattern, True) for pattern in optim.decay], params, False, "optim.decay")
     chain = [clip(optim.clip)] if optim.clip else []
     chain += [

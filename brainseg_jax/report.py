@@ -21,9 +21,7 @@ def to_ras(volume: Float[np.ndarray, "x y z"], codes: str) -> Float[np.ndarray, 
     return np.flip(volume.transpose(axes), [i for i, axis in enumerate(axes) if codes[axis] in "LPI"])
 
 
-def slices(
-    file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: str, planes: Sequence[tuple[int, str]] = PLANES
-) -> None:
+def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: str, planes: Sequence[tuple[int, str]] = PLANES) -> None:
     """Writes a PNG: a row per plane, a column per named volume [x y z] in RAS and [0, 1], the middle slice of each; NaN is drawn blue."""
     import matplotlib
 
@@ -37,7 +35,8 @@ def slices(
     for row, (axis, plane) in enumerate(planes):
         for column, (name, volume) in enumerate(columns.items()):
             panel = axes[row, column]
-            panel.imshow(np.take(volume, volume.shape[axis] // 2, axis).T, origin="lower", cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+            middle = np.take(volume, volume.shape[axis] // 2, axis)
+            panel.imshow(middle.T, origin="lower", cmap=colours, vmin=0, vmax=1, interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
             if row == 0:

@@ -1,4 +1,7 @@
-"""The loop that trains any objective: build, place, restore, then evaluate → save → next batch → step. Checkpoint i is the state before batch i."""
+"""The loop that trains any objective: build, place, restore; then evaluate → save → next batch → step.
+
+Checkpoint i is the state before batch i, so that a run that goes on from it repeats nothing and leaves nothing out.
+"""
 
 import json
 import signal
@@ -6,158 +9,123 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from brainseg_jax import checkpoint, optim, record, report, sharding
-from brainseg_jax.config import c_get, check, differing
+from brainseg_jax.config import check, differing
 from brainseg_jax.data import dataset
 from brainseg_jax.data.augment import prepare_eval, prepare_train
 from brainseg_jax.data.pipeline import Share, eval_batches, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.step import Batch, Metrics, init_params, init_state, make_eval_step, make_train_step
+from brainseg_jax.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_eval_step, make_train_step
 from brainseg_jax.trees import count
 from brainseg_jax.writer import Writer
 
 
+class Run(NamedTuple):
+    """What stays the same while a run lasts."""
+
+    config: ConfigDict
+    folder: Path
+    data: dataset.Dataset
+    mesh: Mesh
+    share: Share
+    steps: int
+
+    @property
+    def held_out(self) -> list[Path]:
+        return [entry.file for entry in self.data.val][: self.config.eval_volumes]
+
+    @property
+    def picture(self) -> Callable[[int], Path]:
+        return lambda step: self.folder / "pictures" / f"step_{step:06d}.png"
+
+
+class Compiled(NamedTuple):
+    """The functions of a run: train(state, batch), evaluate(params, batch, index), draw(params, batch)."""
+
+    train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    evaluate: Callable[[Any, Batch, jax.Array], Metrics]
+    draw: Callable[[Any, Batch], dict[str, jax.Array]]
+
+
 def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Runs, or goes on with, the experiment in `folder`. `resolved` is the config with sources, as written to config.json.
+    """Runs, or goes on with, the experiment in `folder`. `resolved` is the config with sources, as config.json holds it.
 
     Raises InputError for whatever the user can mend; nothing that was saved is lost then.
     """
     check(config)
     same_experiment(folder, resolved)
-    folder.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
     share = Share(jax.process_index(), jax.process_count())
     say = print if share.index == 0 else lambda _: None
+    folder.mkdir(parents=True, exist_ok=True)
 
     data = dataset.prepare(config.data, folder, say, record.progress)
-    files = [entry.file for entry in data.train]
-    held_out = [entry.file for entry in data.val][: config.eval_volumes]
-    steps = config.steps or round(config.epochs * len(files) * config.data.crops_per_volume / config.data.batch)
-    if steps < 1:
-        raise InputError(f"epochs {config.epochs} of {len(files)} volumes is less than one step of {config.data.batch} crops; use more epochs")
-    card = {"config": resolved, "spec": record.as_json(data.spec), "subjects": data.subjects(), "steps": steps}
-
+    run = Run(config, folder, data, mesh, share, length(config, len(data.train)))
     objective = OBJECTIVES[config.objective](config)
     one_crop = {"image": jnp.zeros((1, *config.data.crop, 1))}
     params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
-    optimizer = optim.optimizer(config.optim, steps, params)
-    init = lambda: init_state(init_params(objective, one_crop, config.seed), optimizer)  # noqa: E731
+    optimizer = optim.optimizer(config.optim, run.steps, params)
+
+    def init() -> TrainState:
+        return init_state(init_params(objective, one_crop, config.seed), optimizer)
+
     abstract = jax.eval_shape(init)
-    placed = sharding.state_sharding(mesh, abstract)
-    like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
+    places = sharding.state_sharding(mesh, abstract)
+    like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints, stop_requests() as stopped:
         state = checkpoints.restore_latest(like, say)
         start = int(state.step) if state else 0
         record.write(folder, resolved, config, data, mesh, params, start)
-        if start >= steps:
-            say(finished(folder, steps, config))
+        if start >= run.steps:
+            say(finished(run))
             return
-        if state is None:
-            state = jax.jit(init, out_shardings=placed)()
-        else:
-            say(f"going on from step {start}")
-
         began = time.perf_counter()
-        compiled = compile_steps(objective, optimizer, config, mesh, like)
+        compiled = compile_steps(objective, optimizer, run, like)
         say(
-            f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}), {len(files)} training "
-            f"and {len(held_out)} held-out volumes, {steps} steps of {config.data.batch} crops {config.data.crop}, {config.dtype}, "
-            f"{mesh.size} × {mesh.devices.flat[0].device_kind}; compiled in {time.perf_counter() - began:.1f} s"
+            f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
+            f"{len(data.train)} training and {len(run.held_out)} held-out volumes; {run.steps} steps of {config.data.batch} crops "
+            f"{config.data.crop} in {config.dtype} on {mesh.size} × {mesh.devices.flat[0].device_kind}; "
+            f"compiled in {time.perf_counter() - began:.1f} s" + (f"; going on from step {start}" if state else "")
         )
-        writer = Writer(folder, steps, start)
+        state = state or jax.jit(init, out_shardings=places)()
+        writer = Writer(folder, run.steps, start)
         try:
-            state = loop(state, start, steps, compiled, config, mesh, share, files, held_out, data, card, folder, writer, checkpoints, stopped)
+            last = loop(run, compiled, state, checkpoints, writer, stopped)
         finally:
             writer.close()
         checkpoints.wait()
-        step = int(state.step)
-        say(finished(folder, steps, config) if step == steps else f"stopped at step {step}, saved; the same command goes on from there")
+        say(finished(run) if last == run.steps else f"stopped at step {last}, saved; the same command goes on from there")
 
 
-def loop(state, start, steps, compiled, config, mesh, share, files, held_out, data, card, folder, writer, checkpoints, stopped):
-    """Steps `start` to `steps`, and the state after the last."""
-    train_step, eval_step, pictures = compiled
-    batches = train_batches(
-        files,
-        crop=config.data.crop,
-        crops_per_volume=config.data.crops_per_volume,
-        batch=config.data.batch,
-        seed=config.seed,
-        start=start,
-        share=share,
-        threads=config.data.threads,
-        workers=config.data.workers,
-    )
-    batches = ahead(to_devices(batches, mesh))
-    rate = optim.schedule(config.optim, steps)
-    every = max(1, round(config.eval_every * steps)) if config.eval_every else steps
-    waited, since, pending = 0.0, time.perf_counter(), []
-    began, first = since, start
-    for step in range(start, steps + 1):
-        due = step % every == 0 or step == steps
-        if (due and step > start) or step == 0:
-            values = evaluate(eval_step, state.params, held_out, config, mesh, share)
-            writer.scalars(step, "eval", values)
-            writer.say(f"step {step}: held-out " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
-            draw(pictures, state.params, held_out, config, data, folder / "pictures" / f"step_{step:06d}.png", step, writer)
-            if step:
-                checkpoints.save(step, state, card, values)
-            # What an evaluation takes is not charged to the steps around it.
-            paused = time.perf_counter()
-            since, began = paused, began + (paused - since) if pending == [] else began
-        elif step > start and config.save_every and step % config.save_every == 0:
-            checkpoints.save(step, state, card)
-        if step == steps or stopped():
-            break
-        asked = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - asked
-        state, metrics = train_step(state, batch)
-        pending.append(metrics)
-        if (step + 1) % config.log_every == 0 or step + 1 == steps:
-            values = averaged(pending)
-            if not np.isfinite(values["loss"]):
-                raise InputError(
-                    f"{folder}: the loss is {values['loss']} at step {step + 1}; lower optim.peak or set optim.clip, and start again in a new "
-                    f"--workdir, or from the last checkpoint {folder / 'checkpoints'}"
-                )
-            now = time.perf_counter()
-            seconds = now - since
-            values |= {
-                "learning_rate": float(rate(step)),
-                "crops_per_second": len(pending) * config.data.batch / seconds,
-                "input_wait": waited / seconds,
-            }
-            writer.scalars(step + 1, "train", values)
-            line = f"loss {values['loss']:.4f}  {values['crops_per_second']:.2f} crops/s  input wait {100 * values['input_wait']:.0f} %"
-            writer.progress(step + 1, line, (now - began) / (step + 1 - first) * (steps - step - 1))
-            waited, since, pending = 0.0, now, []
-    if int(state.step) > start:
-        checkpoints.save(int(state.step), state, card)
-    return state
+def length(config: ConfigDict, volumes: int) -> int:
+    """Steps of the run, from config.steps or config.epochs."""
+    steps = config.steps or round(config.epochs * volumes * config.data.crops_per_volume / config.data.batch)
+    if steps < 1:
+        raise InputError(f"epochs {config.epochs} of {volumes} volumes is less than one step of {config.data.batch} crops; use more epochs")
+    return steps
 
 
-def compile_steps(objective: Any, optimizer: Any, config: ConfigDict, mesh: Any, like: Any) -> tuple[Callable, Callable, Callable]:
-    """The train, evaluation and picture steps, the first two compiled ahead for the shapes and places of this run."""
-    rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+def compile_steps(objective: Objective, optimizer: Any, run: Run, like: TrainState) -> Compiled:
+    """The run's functions, compiled ahead for its shapes and places."""
+    config = run.config
+    rows, everywhere = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
     image = jax.ShapeDtypeStruct((config.data.batch, *config.data.crop, 1), jnp.dtype(config.data.dtype), sharding=rows)
     weight = jax.ShapeDtypeStruct((config.data.batch,), jnp.float32, sharding=rows)
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, like)
+    places = jax.tree.map(lambda leaf: leaf.sharding, like)
     train_step = make_train_step(objective, optimizer, prepare_train(config), config.seed, config.optim.accumulate)
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, everywhere)).lower(like, {"image": image}).compile()
-    eval_step = jax.jit(make_eval_step(objective, prepare_eval, config.seed), out_shardings=everywhere)
-    eval_step = eval_step.lower(like.params, {"image": image, "weight": weight}, index).compile()
+    eval_step = make_eval_step(objective, prepare_eval, config.seed)
 
     @jax.jit
     def pictures(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
@@ -165,41 +133,148 @@ def compile_steps(objective: Any, optimizer: Any, config: ConfigDict, mesh: Any,
         rngs = dict.fromkeys(objective.streams, key)
         return objective.apply({"params": params}, prepare_eval(key, batch), method="pictures", rngs=rngs)
 
-    def draw(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        return dict(zip(objective.picture_names, pictures(params, batch), strict=True))
+    return Compiled(
+        jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere)).lower(like, {"image": image}).compile(),
+        jax.jit(eval_step, out_shardings=everywhere).lower(like.params, {"image": image, "weight": weight}, index).compile(),
+        lambda params, batch: dict(zip(objective.picture_names, pictures(params, batch), strict=True)),
+    )
 
-    return train_step, eval_step, draw
+
+def loop(
+    run: Run,
+    compiled: Compiled,
+    state: TrainState,
+    checkpoints: checkpoint.Checkpoints,
+    writer: Writer,
+    stopped: Callable[[], bool],
+) -> int:
+    """Trains from where `state` stands to the end or to a request to stop, and returns the step that was reached and saved."""
+    config, start = run.config, int(state.step)
+    batches = ahead(to_devices(batches_from(run, start), run.mesh))
+    rate = optim.schedule(config.optim, run.steps)
+    evaluate_every = max(1, round(config.eval_every * run.steps))
+    clock = Clock(config.data.batch)
+    pending: list[Metrics] = []
+    for step in range(start, run.steps + 1):
+        scheduled = step == run.steps or (config.eval_every and step % evaluate_every == 0)
+        if scheduled and (step > start or step == 0):
+            with clock.paused():
+                values = evaluate(run, compiled, state.params)
+                writer.scalars(step, "eval", values)
+                writer.say(f"step {step}: held-out " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
+                draw(run, compiled, state.params, step, writer)
+                if step:
+                    checkpoints.save(step, state, card(run), values)
+        elif step > start and config.save_every and step % config.save_every == 0:
+            checkpoints.save(step, state, card(run))
+        if step == run.steps or stopped():
+            break
+        with clock.waiting():
+            batch = next(batches)
+        state, metrics = compiled.train(state, batch)
+        pending.append(metrics)
+        if (step + 1) % config.log_every == 0 or step + 1 == run.steps:
+            values = averaged(pending)
+            if not np.isfinite(values["loss"]):
+                raise InputError(
+                    f"{run.folder}: the loss is {values['loss']} at step {step + 1}; lower optim.peak or set optim.clip, and start again "
+                    "with another --workdir"
+                )
+            values |= {"learning_rate": float(rate(step))} | clock.read(len(pending))
+            pending = []
+            writer.scalars(step + 1, "train", values)
+            line = f"loss {values['loss']:.4f}  {values['crops_per_second']:.2f} crops/s  input wait {100 * values['input_wait']:.0f} %"
+            writer.progress(step + 1, line, clock.per_step() * (run.steps - step - 1))
+    last = int(state.step)
+    if last > start:
+        checkpoints.save(last, state, card(run))
+    return last
 
 
-def evaluate(eval_step: Callable, params: Any, files: list[Path], config: ConfigDict, mesh: Any, share: Share) -> dict[str, float]:
+class Clock:
+    """Time spent on steps and on waiting for batches; evaluations are not charged to the steps around them."""
+
+    def __init__(self, batch: int):
+        self.batch, self.began, self.wait = batch, time.perf_counter(), 0.0
+        self.seconds, self.steps = 0.0, 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        at = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - at
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        at = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - at
+
+    def read(self, steps: int) -> dict[str, float]:
+        """Throughput and input-wait share since the last reading, `steps` steps ago."""
+        now = time.perf_counter()
+        seconds, wait = now - self.began, self.wait
+        self.began, self.wait = now, 0.0
+        self.seconds, self.steps = self.seconds + seconds, self.steps + steps
+        return {"crops_per_second": steps * self.batch / seconds, "input_wait": wait / seconds}
+
+    def per_step(self) -> float:
+        return self.seconds / self.steps
+
+
+def batches_from(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of the run's batches, from step `start` on."""
+    data = run.config.data
+    return train_batches(
+        [entry.file for entry in run.data.train],
+        crop=data.crop,
+        crops_per_volume=data.crops_per_volume,
+        batch=data.batch,
+        seed=run.config.seed,
+        start=start,
+        share=run.share,
+        threads=data.threads,
+        workers=data.workers,
+    )
+
+
+def evaluate(run: Run, compiled: Compiled, params: Any) -> dict[str, float]:
     """Every metric's mean over the central crops of the held-out volumes."""
-    batches = to_devices(eval_batches(files, crop=config.data.crop, batch=config.data.batch, share=share), mesh)
-    return averaged([eval_step(params, batch, jnp.int32(i)) for i, batch in enumerate(batches)])
+    batches = to_devices(eval_batches(run.held_out, crop=run.config.data.crop, batch=run.config.data.batch, share=run.share), run.mesh)
+    return averaged([compiled.evaluate(params, batch, jnp.int32(i)) for i, batch in enumerate(batches)])
 
 
-def draw(
-    pictures: Callable, params: Any, files: list[Path], config: ConfigDict, data: dataset.Dataset, file: Path, step: int, writer: Writer
-) -> None:
+def draw(run: Run, compiled: Compiled, params: Any, step: int, writer: Writer) -> None:
     """A PNG of what the objective shows of the first held-out volume."""
     if not report.available():
         if step == 0:
             writer.say('no pictures: matplotlib is missing; pip install "brainseg_jax[view]"')
         return
-    batch = next(eval_batches(files[:1], crop=config.data.crop, batch=1))
-    shown = jax.device_get(pictures(params, {"image": jnp.asarray(batch["image"])}))
-    if jax.process_index() == 0:
-        volumes = {name: report.to_ras(volume[0, ..., 0], data.spec.orientation) for name, volume in shown.items()}
-        report.slices(file, volumes, f"{config.objective}, {config.encoder}: held-out volume after {step} steps")
+    batch = next(eval_batches(run.held_out[:1], crop=run.config.data.crop, batch=1))
+    shown = jax.device_get(compiled.draw(params, {"image": jnp.asarray(batch["image"])}))
+    if run.share.index == 0:
+        volumes = {name: report.to_ras(volume[0, ..., 0], run.data.spec.orientation) for name, volume in shown.items()}
+        report.slices(run.picture(step), volumes, f"{run.config.objective}, {run.config.encoder}: held-out volume after {step} steps")
+
+
+def card(run: Run) -> dict[str, Any]:
+    """What a checkpoint says about itself: prediction and fine-tuning need nothing else."""
+    return {
+        "config": json.loads((run.folder / "config.json").read_text()),
+        "spec": record.as_json(run.data.spec),
+        "subjects": run.data.subjects(),
+        "steps": run.steps,
+    }
 
 
 def averaged(metrics: list[Metrics]) -> dict[str, float]:
     """sum / count of each metric over a list of steps; the one place where the loop waits for the device."""
     fetched = jax.device_get(metrics)
-    sums = jax.tree.map(lambda *parts: float(np.sum(parts)), *fetched)
-    return {name: total / number if number else float("nan") for name, (total, number) in sums.items()}
+    totals = {name: np.sum([np.asarray(step[name], np.float64) for step in fetched], axis=0) for name in fetched[0]}
+    return {name: float(total / number) if number else float("nan") for name, (total, number) in totals.items()}
 
 
-def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Any) -> Iterator[Batch]:
+def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
     """Each process's rows become its part of one global array; stored types travel, and become floats on the device."""
     rows = sharding.batch_sharding(mesh)
     for batch in batches:
@@ -218,7 +293,7 @@ def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Whether the run has been asked to stop: Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit."""
-    asked = []
+    asked: list[int] = []
     handlers = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield lambda: bool(asked)
@@ -234,14 +309,13 @@ def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
 
 
-def finished(folder: Path, steps: int, config: ConfigDict) -> str:
+def finished(run: Run) -> str:
     """Where everything is, and what to do next."""
-    picture = folder / "pictures" / f"step_{steps:06d}.png"
-    lines = [f"finished: {steps} steps, in {folder}", f"  checkpoint  {folder / 'checkpoints' / str(steps)}"]
-    if picture.exists():
-        lines.append(f"  picture     {picture}")
-    lines.append(f"  curves      tensorboard --logdir {folder}")
-    if not c_get(config, "data.manifest"):
+    lines = [f"finished: {run.steps} steps, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(run.steps)}"]
+    if run.picture(run.steps).exists():
+        lines.append(f"  picture     {run.picture(run.steps)}")
+    lines.append(f"  curves      tensorboard --logdir {run.folder}")
+    if not run.config.data.manifest:
         lines.append("next, with your own scans:")
         lines.append("  python scripts/prepare_data.py manifest folder YOUR_SCANS --out people.tsv")
     return "\n".join(lines)

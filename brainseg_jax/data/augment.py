@@ -14,7 +14,7 @@ def as_float(image: Shaped[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z
 def intensity(
     key: jax.Array, image: Float[jax.Array, "b x y z c"], scale: float, shift: float, chance: float
 ) -> Float[jax.Array, "b x y z c"]:
-    """Each with its own `chance` per sample: values times 1 + U(±scale), then plus U(±shift) (MONAI's RandScale- and RandShiftIntensity)."""
+    """Each with its own `chance` per sample: values times 1 + U(±scale), then plus U(±shift) (as MONAI's two transforms do)."""
     b = image.shape[0]
     keys = jax.random.split(key, 4)
 

@@ -19,8 +19,11 @@ Arrays = dict[str, np.ndarray]
 class Share(NamedTuple):
     """Which part of every global batch is read here: process `index` of `count`."""
 
-    index: int = 0
-    count: int = 1
+    index: int
+    count: int
+
+
+ALL = Share(0, 1)
 
 
 def train_batches(
@@ -31,7 +34,7 @@ def train_batches(
     batch: int,
     seed: int,
     start: int,
-    share: Share = Share(),
+    share: Share = ALL,
     threads: int = 4,
     workers: int = 0,
 ) -> Iterator[Arrays]:
@@ -51,7 +54,7 @@ def train_batches(
     return ({name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()} for step in stream)
 
 
-def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = Share()) -> Iterator[Arrays]:
+def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = ALL) -> Iterator[Arrays]:
     """Every volume once, its central crop: {"image": [b x y z 1], "weight": [b]}; the last batch is filled up with weight 0."""
     local = batch // share.count
     for first in range(0, len(files), batch):

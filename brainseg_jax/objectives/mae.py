@@ -96,7 +96,7 @@ class MAE(nn.Module):
         return total / jnp.maximum(count, 1), {"loss": (total, count)}
 
     def pictures(self, batch: dict[str, jax.Array]) -> tuple[Float[jax.Array, "b x y z c"], ...]:
-        """For looking at, as `picture_names` says: the image, the image with hidden patches set to NaN, and with them replaced by what was predicted.
+        """For looking at, as `picture_names` says: the image, with hidden patches set to NaN, and with them as they were predicted.
 
         Predictions of normalised targets are brought back with the statistics of the true patch, as He et al. show theirs.
         """
