@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-PLANES = ((0, "sagittal"), (1, "coronal"), (2, "axial"))
+# Axis, name, and where it is cut as a share of the way from left, back or bottom.
+Plane = tuple[int, str, float]
+PLANES: tuple[Plane, ...] = ((0, "sagittal", 0.5), (1, "coronal", 0.5), (2, "axial", 0.5))
 
 
 def available() -> bool:
@@ -21,8 +23,8 @@ def to_ras(volume: Float[np.ndarray, "x y z"], codes: str) -> Float[np.ndarray, 
     return np.flip(volume.transpose(axes), [i for i, axis in enumerate(axes) if codes[axis] in "LPI"])
 
 
-def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: str, planes: Sequence[tuple[int, str]] = PLANES) -> None:
-    """Writes a PNG: a row per plane, a column per named volume [x y z] in RAS and [0, 1], the middle slice of each; NaN is drawn blue."""
+def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: str, planes: Sequence[Plane] = PLANES) -> None:
+    """Writes a PNG: a row per plane, a column per named volume [x y z] in RAS and [0, 1]; NaN is drawn blue."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -32,11 +34,11 @@ def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: st
     figure, axes = pyplot.subplots(
         len(planes), len(columns), figsize=(2.6 * len(columns), 2.6 * len(planes) + 0.5), squeeze=False, layout="constrained"
     )
-    for row, (axis, plane) in enumerate(planes):
+    for row, (axis, plane, where) in enumerate(planes):
         for column, (name, volume) in enumerate(columns.items()):
             panel = axes[row, column]
-            middle = np.take(volume, volume.shape[axis] // 2, axis)
-            panel.imshow(middle.T, origin="lower", cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+            cut = np.take(volume, int(where * volume.shape[axis]), axis)
+            panel.imshow(cut.T, origin="lower", cmap=colours, vmin=0, vmax=1, interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
             if row == 0:

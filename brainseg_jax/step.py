@@ -95,8 +95,13 @@ def make_eval_step(
     """(params, batch, index) → metrics. Draws depend on the seed and the batch's index only: every evaluation asks the same questions."""
 
     def eval_step(params: Any, batch: Batch, index: jax.Array) -> Metrics:
-        key = jax.random.fold_in(jax.random.key(seed + 1), index)
-        rngs = dict(zip(objective.streams, jax.random.split(key, len(objective.streams)), strict=True))
+        key, rngs = eval_streams(objective, seed, index)
         return objective.apply({"params": params}, prepare(key, batch), False, rngs=rngs)[1]
 
     return eval_step
+
+
+def eval_streams(objective: Objective, seed: int, index: jax.Array | int) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The key and the random streams of evaluation batch `index`."""
+    key = jax.random.fold_in(jax.random.key(seed + 1), index)
+    return key, dict(zip(objective.streams, jax.random.split(key, len(objective.streams)), strict=True))

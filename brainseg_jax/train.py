@@ -24,7 +24,17 @@ from brainseg_jax.data.augment import prepare_eval, prepare_train
 from brainseg_jax.data.pipeline import Share, eval_batches, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_eval_step, make_train_step
+from brainseg_jax.step import (
+    Batch,
+    Metrics,
+    Objective,
+    TrainState,
+    eval_streams,
+    init_params,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from brainseg_jax.trees import count
 from brainseg_jax.writer import Writer
 
@@ -129,8 +139,7 @@ def compile_steps(objective: Objective, optimizer: Any, run: Run, like: TrainSta
 
     @jax.jit
     def pictures(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
-        key = jax.random.key(config.seed)
-        rngs = dict.fromkeys(objective.streams, key)
+        key, rngs = eval_streams(objective, config.seed, 0)
         return objective.apply({"params": params}, prepare_eval(key, batch), method="pictures", rngs=rngs)
 
     return Compiled(

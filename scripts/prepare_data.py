@@ -1,4 +1,7 @@
-"""Prepares data for training: `manifest` turns a data set's folder into a manifest with splits, and prints what it found."""
+"""Prepares data for training: `manifest` turns a data set's folder into a manifest with splits, `cache` standardises its scans ahead.
+
+Training does the second by itself; on a cluster it is worth doing before, on a machine without a GPU.
+"""
 
 import argparse
 import inspect
@@ -6,15 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from brainseg_jax import record
+from brainseg_jax.data.cache import VOLUMES, build, write_failures
 from brainseg_jax.data.makers import MAKERS
-from brainseg_jax.data.manifest import FRACTIONS, SPLITS, Row, assign_splits, write_manifest, write_splits
+from brainseg_jax.data.manifest import FRACTIONS, SPLITS, Row, assign_splits, read_manifest, write_manifest, write_splits
+from brainseg_jax.data.standardize import spec
 from brainseg_jax.errors import InputError
+from brainseg_jax.runtime import cache_folder
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_manifest(commands)
+    add_cache(commands)
     args = parser.parse_args(argv)
     try:
         args.run(args)
@@ -55,6 +63,32 @@ def manifest(args: argparse.Namespace) -> None:
         beside = args.out.with_name(f"{args.out.stem}_split.tsv")
         print(f"\nsplit {beside}, sha256 {write_splits(beside, rows)}")
     print(f"\nnext: python -m brainseg_jax.main --config=configs/pretrain_vit.py:full --config.data.manifest={args.out}")
+
+
+def add_cache(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("cache", help="standardise a manifest's scans ahead of training")
+    command.set_defaults(run=cache)
+    command.add_argument("manifest", metavar="MANIFEST", type=Path)
+    command.add_argument("--cache", type=Path, default=cache_folder(), help="the folder for standardised volumes (%(default)s)")
+    command.add_argument("--spec", choices=("default", "paper"), default="default", help="of standardisation (%(default)s)")
+    command.add_argument("--spacing", type=float, default=1.0, help="mm (%(default)s)")
+    command.add_argument("--size", type=int, nargs=3, default=(192, 192, 192), metavar=("X", "Y", "Z"), help="voxels (192 192 192)")
+    command.add_argument("--dtype", choices=("uint8", "float16"), default="uint8", help="(%(default)s)")
+    command.add_argument("--workers", type=int, help="processes (by default one for each core)")
+
+
+def cache(args: argparse.Namespace) -> None:
+    """Standardises every scan that the cache lacks; those that cannot be used go into STEM_failures.csv beside the manifest."""
+    rows = read_manifest(args.manifest)
+    chosen = spec(args.spec, args.spacing, args.size, args.dtype)
+    entries, failures = build(
+        rows, chosen, args.cache / VOLUMES, max_failures=1.0, workers=args.workers, progress=record.progress("standardising scans")
+    )
+    print(f"{len(entries)} of {len(rows)} scans are ready in {args.cache}")
+    if failures:
+        beside = args.manifest.with_name(f"{args.manifest.stem}_failures.csv")
+        write_failures(beside, failures)
+        print(f"{len(failures)} cannot be used, reasons in {beside}; the first: {failures[0].reason}")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -2,7 +2,7 @@
 
 A file is an uncompressed .npz (image, labels by scheme, record), so that anybody can open it; its zip checksums are compared whenever it
 is read. Measured on a 192³ uint8 volume it reads as fast as an uncompressed ArrayRecord and three times faster than a zstd one
-(`scripts/benchmark.py --parts cache`). Its name holds a hash of all that decides its content, so nothing stale is ever read.
+(`scripts/benchmark.py --mode cache`). Its name holds a hash of all that decides its content, so nothing stale is ever read.
 """
 
 import csv
@@ -24,6 +24,7 @@ from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.standardize import Spec, standardize, standardize_labels
 from brainseg_jax.errors import InputError
 
+VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 1  # of what a cached file holds: raise it whenever the same scan and spec would give another
 SUSPECT = 20  # failures after which the share of bad scans is judged before all are done
 

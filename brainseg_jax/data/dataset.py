@@ -47,7 +47,7 @@ def prepare(data: ConfigDict, run: Path, say: Callable[[str], None], progress: C
     wanted = [row for row in rows if row.split in ("train", "val")]
     chosen = spec(data.spec, data.spacing, data.size, data.dtype)
     entries, failures = cache.build(
-        wanted, chosen, folder / "volumes", max_failures=data.max_failures, progress=progress("standardising scans")
+        wanted, chosen, folder / cache.VOLUMES, max_failures=data.max_failures, progress=progress("standardising scans")
     )
     if failures:
         cache.write_failures(run / "failures.csv", failures)

@@ -2,7 +2,7 @@
 
 XLA's batched form on a CPU writes every head's n × n weights to memory and reads them back in the gradient. Here a CPU takes one head at a
 time, which stays in its cache, and recomputes the weights in the backward pass from the log of their sum (as Dao et al. 2022 do on a
-GPU). `scripts/benchmark.py --parts attention` measures the two side by side. Which form is compiled is decided by the platform that the
+GPU). `scripts/benchmark.py --mode attention` measures the two side by side. Which form is compiled is decided by the platform that the
 program is lowered for, not by the machine it is lowered on.
 """
 

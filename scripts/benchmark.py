@@ -1,0 +1,343 @@
+"""Measures, side by side and in one run, what the documents claim.
+
+    python scripts/benchmark.py --mode compute --against monai    the MAE training step, against MONAI's MaskedAutoEncoderViT
+    python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
+    python scripts/benchmark.py --mode attention                  our attention against jax.nn.dot_product_attention
+    python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
+
+Machines are shared and noisy, so contestants take turns, each turn in a fresh process, and medians and ratios are reported.
+`--out FILE.md` keeps the table, with FILE.json beside it.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brainseg_jax import runtime
+
+Result = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", choices=MODES, default="compute")
+    parser.add_argument("--against", choices=("monai",), help="for compute: also measure the peer")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps in each turn (%(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each contestant (%(default)s)")
+    parser.add_argument("--out", type=Path, help="a Markdown file to write")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(WORKERS[args.worker](args.steps)))
+        return 0
+    table, results = MODES[args.mode](args)
+    from brainseg_jax import record
+
+    environment = record.environment()
+    machine = environment["machine"]
+    jax_version, commit = environment["packages"]["jax"], environment["commit"][:12]
+    text = (
+        f"{table}\n\n{machine['processor']}, {machine['cores']} cores; JAX {jax_version}; commit {commit}; `{' '.join(shown(sys.argv))}`\n"
+    )
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+        args.out.with_suffix(".json").write_text(json.dumps({"results": results, "environment": environment}, indent=1) + "\n")
+    return 0
+
+
+def shown(argv: list[str]) -> list[str]:
+    """The command as a reader would type it, without the place of the output."""
+    words = ["python", "scripts/benchmark.py", *argv[1:]]
+    return words[: words.index("--out")] if "--out" in words else words
+
+
+# ---- the training step
+
+
+def compute(args: argparse.Namespace) -> tuple[str, Any]:
+    """Median step of each contestant over all turns, its share of the best matrix product it reaches itself, and its memory."""
+    contestants = ["ours"] + ([args.against] if args.against else [])
+    turns: dict[str, list[Result]] = {name: [] for name in contestants}
+    for turn in range(args.turns):
+        for name in contestants:
+            turns[name].append(in_process(name, args.steps))
+            last = turns[name][-1]
+            print(f"turn {turn + 1}, {name}: {statistics.median(last['seconds']):.3f} s a step", file=sys.stderr)
+    lines = [
+        "| | step, s (median) | quartiles | crops/s | GFLOP a step | share of matmul peak | peak memory, GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    medians = {}
+    for name in contestants:
+        seconds = sorted(s for turn in turns[name] for s in turn["seconds"])
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        medians[name] = middle
+        flop = turns[name][0]["flop"]
+        peak = max(turn["matmul"] for turn in turns[name])
+        memory = max(turn["memory"] for turn in turns[name])
+        lines.append(
+            f"| {turns[name][0]['what']} | {middle:.3f} | {low:.3f}–{high:.3f} | {1 / middle:.2f} | {flop / 1e9:.0f} "
+            f"| {100 * flop / middle / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s | {memory / 2**30:.2f} |"
+        )
+    if args.against:
+        ratios = [statistics.median(b["seconds"]) / statistics.median(a["seconds"]) for a, b in zip(*turns.values(), strict=True)]
+        lines += [
+            "",
+            f"Ratio of medians {medians[args.against] / medians['ours']:.2f}; turn by turn {', '.join(f'{r:.2f}' for r in ratios)}.",
+        ]
+    lines += [
+        "",
+        f"160³ crops, batch 1, float32, mask ratio 0.85, AdamW with clipping; loss after the last step {turns['ours'][0]['loss']:.4f}.",
+    ]
+    lines += ["GFLOP: 2 per multiply-add in linear layers and attention, forward + 2 × forward for the gradient."]
+    return "\n".join(lines), turns
+
+
+def ours(steps: int) -> Result:
+    """Seconds of `steps` training steps as the main command takes them: separable positions, class token, one crop of noise."""
+    runtime.start(runtime.cache_folder() / "compiled")
+    import jax
+    import jax.numpy as jnp
+
+    from brainseg_jax import config as keys
+    from brainseg_jax import optim
+    from brainseg_jax.data.augment import prepare_train
+    from brainseg_jax.objectives import OBJECTIVES
+    from brainseg_jax.step import init_params, init_state, make_train_step
+
+    config = keys.base()
+    config.steps, config.dtype, config.vit.positions = 1000, "float32", "separable"
+    objective = OBJECTIVES[config.objective](config)
+    batch = {"image": jax.random.randint(jax.random.key(0), (1, *config.data.crop, 1), 0, 255, jnp.uint8)}
+    params = jax.eval_shape(lambda: init_params(objective, {"image": jnp.zeros(batch["image"].shape)}, 0))
+    optimizer = optim.optimizer(config.optim, config.steps, params)
+    state = jax.jit(lambda: init_state(init_params(objective, {"image": jnp.zeros(batch["image"].shape)}, 0), optimizer))()
+    step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0)
+    seconds, metrics = [], {}
+    for i in range(steps + 2):
+        began = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+        seconds += [time.perf_counter() - began] if i >= 2 else []
+    tokens = math.prod(n // config.vit.patch for n in config.data.crop)
+    flop = mae_flop(tokens, kept=150, embedded=150, predicted=tokens - 150, encoder=config.vit, decoder=config.mae)
+    product = jax.jit(lambda a: a @ a)
+    square = jnp.ones((2048, 2048))
+    return {
+        "what": "brainseg_jax",
+        "seconds": seconds,
+        "flop": flop,
+        "matmul": matmul_peak(lambda: jax.block_until_ready(product(square))),
+        "loss": float(metrics["loss"][0]),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def monai(steps: int) -> Result:
+    """The same of MONAI's network of the same sizes, with the fastest AdamW that PyTorch has."""
+    import torch
+    from monai.networks.nets import MaskedAutoEncoderViT
+
+    from brainseg_jax.config import base
+
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    c = base()
+    network = MaskedAutoEncoderViT(
+        in_channels=1,
+        img_size=160,
+        patch_size=16,
+        hidden_size=c.vit.width,
+        mlp_dim=c.vit.hidden,
+        num_layers=c.vit.depth,
+        num_heads=c.vit.heads,
+        masking_ratio=c.mae.mask_ratio,
+        decoder_hidden_size=c.mae.width,
+        decoder_mlp_dim=4 * c.mae.width,
+        decoder_num_layers=c.mae.depth,
+        decoder_num_heads=c.mae.heads,
+        pos_embed_type="learnable",
+        decoder_pos_embed_type="learnable",
+        qkv_bias=True,
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=c.optim.peak, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    image = torch.rand(1, 1, 160, 160, 160)
+    seconds, loss = [], torch.zeros(())
+    for i in range(steps + 2):
+        began = time.perf_counter()
+        predicted, mask = network(image)
+        target = image.reshape(1, 10, 16, 10, 16, 10, 16).permute(0, 1, 3, 5, 2, 4, 6).reshape(1, 1000, 4096)
+        loss = (((predicted - target) ** 2).mean(-1) * mask).sum() / mask.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        seconds += [time.perf_counter() - began] if i >= 2 else []
+    square = torch.ones(2048, 2048)
+    return {
+        "what": "MONAI MaskedAutoEncoderViT",
+        "seconds": seconds,
+        "flop": mae_flop(1000, kept=150, embedded=1000, predicted=1000, encoder=c.vit, decoder=c.mae),
+        "matmul": matmul_peak(lambda: square @ square),
+        "loss": loss.item(),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def mae_flop(tokens: int, kept: int, embedded: int, predicted: int, encoder: Any, decoder: Any) -> int:
+    """Operations of a training step; the patch embedding has no gradient towards the image."""
+
+    def blocks(n: int, depth: int, width: int, hidden: int) -> int:
+        return depth * (2 * n * width * (4 * width + 2 * hidden) + 4 * n * n * width)
+
+    voxels = encoder.patch**3
+    both = blocks(kept + 1, encoder.depth, encoder.width, encoder.hidden)
+    both += 2 * (kept + 1) * encoder.width * decoder.width
+    both += blocks(tokens + 1, decoder.depth, decoder.width, 4 * decoder.width)
+    both += 2 * predicted * decoder.width * voxels
+    return 3 * both + 2 * (2 * embedded * voxels * encoder.width)
+
+
+def matmul_peak(product: Callable[[], Any]) -> float:
+    """FLOP/s of the fastest of many 2048³ float32 products."""
+    product()
+    best = math.inf
+    for _ in range(20):
+        began = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
+
+
+def in_process(worker: str, steps: int) -> Result:
+    """A worker's result from a fresh process."""
+    command = [sys.executable, __file__, "--worker", worker, "--steps", str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the worker {worker} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- the input pipeline and its parts
+
+
+def loader(args: argparse.Namespace) -> tuple[str, Any]:
+    """Crops of 160³ per second from the cached sample cohort, with nothing else going on."""
+    from brainseg_jax.config import base
+    from brainseg_jax.data import dataset
+    from brainseg_jax.data.pipeline import train_batches
+
+    data = base().data
+    with tempfile.TemporaryDirectory() as run:
+        ready = dataset.prepare(data, Path(run), lambda _: None, lambda _: lambda done, total: None)
+    files = [entry.file for entry in ready.train]
+    lines = ["| threads | crops a volume | crops/s (median) | GB/s |", "|---|---|---|---|"]
+    results = []
+    for threads, crops in ((1, 1), (2, 1), (4, 1), (2, 4), (4, 4)):
+        rates = []
+        for _ in range(args.turns):
+            batches = train_batches(files, crop=data.crop, crops_per_volume=crops, batch=crops, seed=0, start=0, threads=threads)
+            for _ in range(2 * threads + 2):  # past what was read ahead
+                next(batches)
+            n = max(8, 96 // crops)
+            began = time.perf_counter()
+            for _ in range(n):
+                next(batches)
+            rates.append(n * crops / (time.perf_counter() - began))
+        rate = statistics.median(rates)
+        results.append({"threads": threads, "crops_per_volume": crops, "crops_per_second": rates})
+        lines.append(f"| {threads} | {crops} | {rate:.0f} | {rate * math.prod(data.crop) / 1e9:.2f} |")
+    return "\n".join([*lines, "", f"uint8 crops {data.crop} from cached volumes {data.size}, files in the page cache."]), results
+
+
+def attention(args: argparse.Namespace) -> tuple[str, Any]:
+    """Forward and gradient of one layer's attention, the two forms by turns."""
+    runtime.start(runtime.cache_folder() / "compiled")
+    import jax
+
+    from brainseg_jax.models.attention import attend
+
+    lines = ["| tokens, heads, width of a head | ours, ms | jax.nn.dot_product_attention, ms | ratio |", "|---|---|---|---|"]
+    results = []
+    for n, heads, width in ((1001, 16, 32), (151, 12, 64), (1000, 12, 64)):
+        q, k, v = jax.random.normal(jax.random.key(0), (3, 1, n, heads, width))
+        times: dict[str, list[float]] = {"ours": [], "theirs": []}
+        calls = {}
+        for name, form in (("ours", attend), ("theirs", jax.nn.dot_product_attention)):
+            gradient = jax.jit(jax.grad(lambda q, k, v, form=form: (form(q, k, v) ** 2).sum(), argnums=(0, 1, 2)))
+            calls[name] = lambda gradient=gradient, q=q, k=k, v=v: jax.block_until_ready(gradient(q, k, v))
+            calls[name]()
+        for _ in range(4 * args.turns):
+            for name, call in calls.items():
+                began = time.perf_counter()
+                call()
+                times[name].append(1e3 * (time.perf_counter() - began))
+        a, b = (statistics.median(times[name]) for name in ("ours", "theirs"))
+        results.append({"tokens": n, "heads": heads, "width": width, "milliseconds": times})
+        lines.append(f"| {n}, {heads}, {width} | {a:.1f} | {b:.1f} | {b / a:.1f} |")
+    return "\n".join([*lines, "", "Forward and gradient, float32, batch 1."]), results
+
+
+def cache(args: argparse.Namespace) -> tuple[str, Any]:
+    """Size and reading time of a real standardised volume, in formats that notice damage."""
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    from brainseg_jax.data import sample
+    from brainseg_jax.data.standardize import spec, standardize
+
+    volume = standardize(sample.template()[0], spec("default")).image
+    lines = ["| format | MB | read, ms (median) |", "|---|---|---|"]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "volume")
+        ways: dict[str, Callable[[], Any]] = {}
+        for name, save in (("npz", np.savez), ("npz, compressed", np.savez_compressed)):
+            save(f"{file}_{name}.npz", image=volume)
+            ways[name] = lambda name=name: np.load(f"{file}_{name}.npz")["image"]
+        for name, options in (("ArrayRecord", "group_size:1,uncompressed"), ("ArrayRecord, zstd", "group_size:1,zstd:1")):
+            writer = ArrayRecordWriter(f"{file}_{name}.npz", options)
+            writer.write(volume.tobytes())
+            writer.close()
+
+            def from_record(name: str = name) -> np.ndarray:
+                record = ArrayRecordReader(f"{file}_{name}.npz", options="readahead_buffer_size:0").read([0])[0]
+                return np.frombuffer(record, np.uint8).reshape(volume.shape)
+
+            ways[name] = from_record
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(10 * args.turns):
+            for name, read in ways.items():
+                began = time.perf_counter()
+                assert read().shape == volume.shape
+                times[name].append(1e3 * (time.perf_counter() - began))
+        for name in ways:
+            size = Path(f"{file}_{name}.npz").stat().st_size / 1e6
+            results.append({"format": name, "megabytes": size, "milliseconds": times[name]})
+            lines.append(f"| {name} | {size:.1f} | {statistics.median(times[name]):.1f} |")
+    return "\n".join([*lines, "", "The embedded template, standardised, uint8 192³; files in the page cache."]), results
+
+
+MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
+    "compute": compute,
+    "loader": loader,
+    "attention": attention,
+    "cache": cache,
+}
+WORKERS: dict[str, Callable[[int], Result]] = {"ours": ours, "monai": monai}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Shapes in signatures are checked under pytest; eight CPU devices stand in for a machine's accelerators; tolerances live in one place."""
+
+import os
+from pathlib import Path
+
+# Set before JAX is imported; commands that tests start inherit them, and so share the compile cache.
+COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainseg_jax" / "tests"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jaxtyping
+
+jaxtyping.install_import_hook("brainseg_jax", "beartype.beartype")
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from brainseg_jax import config as keys
+from brainseg_jax.data.manifest import Row, write_manifest
+from brainseg_jax.data.nifti import write
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Largest difference that is rounding, as a share of the largest value compared.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
+
+
+@pytest.fixture(scope="session")
+def close():
+    """Asserts that two trees agree leaf by leaf, to the tolerance of a type, relative to each leaf's scale."""
+
+    def check(actual, expected, dtype="float32", times=1.0):
+        actual, expected = jax.tree_util.tree_leaves_with_path(actual), jax.tree_util.tree_leaves_with_path(expected)
+        assert [keys for keys, _ in actual] == [keys for keys, _ in expected]
+        for (path, a), (_, e) in zip(actual, expected, strict=True):
+            a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+            assert a.shape == e.shape, f"{jax.tree_util.keystr(path)}: {a.shape} {e.shape}"
+            error, scale = np.max(np.abs(a - e), initial=0), np.max(np.abs(e), initial=1e-30)
+            assert error <= times * TOLERANCE[dtype] * scale, f"{jax.tree_util.keystr(path)}: off by {error / scale:.2g} of its scale"
+
+    return check
+
+
+@pytest.fixture
+def x64():
+    """JAX in double precision, for this test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory):
+    """A manifest of four small heads (ellipsoids with texture, 40³ voxels of 4 mm), three to train on and one held out."""
+    folder = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(1)
+    at = (np.indices((40, 40, 40)).reshape(3, -1).T - 19.5) / (15, 17, 16)
+    inside = (np.sum(at**2, axis=1) < 1).reshape(40, 40, 40)
+    rows = []
+    for i, split in enumerate(("train", "train", "train", "val")):
+        voxels = np.where(inside, rng.normal(100 + 10 * i, 15, inside.shape), rng.normal(5, 1, inside.shape)).clip(0)
+        image = folder / f"head{i}.nii.gz"
+        write(image, voxels.astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
+        rows.append(Row(f"head{i}", "", image, (), (), "made", split))
+    write_manifest(folder / "people.tsv", rows)
+    return folder / "people.tsv"
+
+
+SMALL = {
+    "steps": 8,
+    "data.spacing": 4.0,
+    "data.size": (32, 32, 32),
+    "data.crop": (16, 16, 16),
+    "data.batch": 2,
+    "data.threads": 1,
+    "vit.patch": 8,
+    "vit.width": 24,
+    "vit.depth": 2,
+    "vit.heads": 2,
+    "vit.hidden": 48,
+    "mae.mask_ratio": 0.75,
+    "mae.width": 12,
+    "mae.depth": 1,
+    "mae.heads": 2,
+    "mesh.data": 1,
+    "log_every": 1,
+    "eval_every": 0.5,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def small():
+    """A config that trains in seconds: `small(**{"steps": 4})` changes keys of it."""
+
+    def make(**changes) -> ConfigDict:
+        config = keys.base()
+        config.update_from_flattened_dict(SMALL | changes)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_flags():
+    """The same config as flags of a command."""
+    return [f"--config.{key}={value}" for key, value in SMALL.items() if key != "dtype"]

@@ -1,0 +1,178 @@
+"""Configs: every bad value names its key, every file and variant builds at full size, and where a value came from is known."""
+
+import importlib.util
+import inspect
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from brainseg_jax import config as keys
+from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, with_sources
+from brainseg_jax.data.augment import prepare_train
+from brainseg_jax.errors import InputError
+from brainseg_jax.objectives import OBJECTIVES
+from brainseg_jax.optim import optimizer
+from brainseg_jax.step import init_params, init_state, make_train_step
+
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
+
+
+def load(file):
+    spec = importlib.util.spec_from_file_location(f"configs_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def variants():
+    """(file, variant) of every config: a file names its variants in the error for a wrong one."""
+    for file in FILES:
+        get = load(file).get_config
+        if inspect.signature(get).parameters:
+            with pytest.raises(InputError) as refusal:
+                get("no such variant")
+            for variant in str(refusal.value).partition("use one of ")[2].split(", "):
+                yield pytest.param(get, variant, id=f"{file.stem}:{variant}")
+        else:
+            yield pytest.param(lambda _, get=get: get(), "", id=file.stem)
+
+
+BAD = [
+    ("dtype", "float16", "float32, bfloat16"),
+    ("data.spec", "nnunet", "default, paper"),
+    ("data.split_rule", "image", "subject"),
+    ("data.dtype", "int16", "uint8"),
+    ("vit.positions", "rope", "sincos"),
+    ("data.batch", 0, "greater than 0"),
+    ("data.crop", (160, 0, 160), "greater than 0"),
+    ("data.spacing", -1.0, "greater than 0"),
+    ("optim.peak", 0.0, "greater than 0"),
+    ("log_every", 0, "greater than 0"),
+    ("steps", -1, "not be negative"),
+    ("data.workers", -1, "not be negative"),
+    ("optim.clip", -0.1, "not be negative"),
+    ("mae.mask_ratio", 1.5, "from 0 to 1"),
+    ("augment.chance", -0.1, "from 0 to 1"),
+    ("eval_every", 2.0, "from 0 to 1"),
+    ("data.size", (192, 192), "three numbers"),
+    ("data.crop", (160, 160), "three numbers"),
+    ("data.crop", (208, 160, 160), "larger than data.size"),
+    ("data.crop", (160, 160, 150), re.escape("(160, 160, 144)")),
+    ("vit.heads", 7, "does not divide"),
+    ("mae.heads", 5, "does not divide"),
+    ("data.crops_per_volume", 3, "does not divide"),
+    ("optim.accumulate", 3, "does not divide"),
+    ("mae.mask_ratio", 0.0, "none hidden"),
+    ("mae.mask_ratio", 1.0, "none visible"),
+    ("epochs", 3.0, "set one of them"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "hint"), BAD)
+def test_a_bad_value_is_refused_by_its_key_with_what_it_may_be(key, value, hint):
+    c = base()
+    c.steps = 10
+    c.data.batch = 4
+    c.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=hint) as refusal:
+        check(c)
+    assert key in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("objective", "clip"), ("encoder", "resnet"), ("best", "accuracy")])
+def test_an_unknown_name_is_refused_by_its_key(key, value):
+    c = base()
+    c.steps = 10
+    c.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=f"^{key} "):
+        check(c)
+
+
+def test_neither_steps_nor_epochs_is_refused():
+    with pytest.raises(InputError, match="steps is 0 and epochs is 0"):
+        check(base())
+
+
+def test_every_key_that_check_names_exists():
+    c = base()
+    for key in (*keys.FREE, *keys.CHOICES, *keys.POSITIVE, *keys.NOT_NEGATIVE, *keys.SHARES):
+        c_get(c, key)
+
+
+def test_every_key_has_its_comment():
+    for line in inspect.getsource(base).splitlines():
+        name = re.match(r"    c\.(\w+\.)?(\w+) = (?!ConfigDict)", line)
+        if name and name[2] not in {"steps", "batch", "width", "heads", "depth", "b1", "b2", "scale", "shift", "chance"}:
+            continue
+    commented = inspect.getsource(base).count("#")
+    assert commented > 35
+
+
+def test_unknown_keys_cannot_be_set():
+    c = base().lock()
+    with pytest.raises(AttributeError, match="widht"):
+        c.vit.widht = 3
+
+
+@pytest.mark.parametrize(("get", "variant"), variants())
+def test_every_config_builds_at_full_size(get, variant):
+    """Initial state and one training step, as shapes only."""
+    c = get(variant)
+    c.dtype = "bfloat16"
+    check(c)
+    objective = OBJECTIVES[c.objective](c)
+    image = jax.ShapeDtypeStruct((c.data.batch, *c.data.crop, 1), jnp.dtype(c.data.dtype))
+    one = jax.ShapeDtypeStruct((1, *c.data.crop, 1), jnp.float32)
+    params = jax.eval_shape(lambda image: init_params(objective, {"image": image}, c.seed), one)
+    tx = optimizer(c.optim, 100, params)
+    state = jax.eval_shape(lambda image: init_state(init_params(objective, {"image": image}, c.seed), tx), one)
+    after, metrics = jax.eval_shape(make_train_step(objective, tx, prepare_train(c), c.seed, c.optim.accumulate), state, {"image": image})
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert all(total.shape == number.shape == () for total, number in metrics.values()) and "loss" in metrics
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_a_config_file_refuses_an_unknown_variant_by_name():
+    with pytest.raises(InputError, match=r"tiny.*trial"):
+        load(Path(__file__).parents[1] / "configs" / "pretrain_vit.py").get_config("tiny")
+
+
+def test_where_each_value_came_from():
+    c = base()
+    c.steps, c.seed, c.vit.depth = 240, 3, 12
+    resolved = with_sources(c, {"seed", "vit.depth"}, "configs/x.py")
+    assert resolved["steps"] == {"value": 240, "from": "configs/x.py"}
+    assert resolved["seed"] == {"value": 3, "from": "command line"}
+    assert resolved["vit.depth"] == {"value": 12, "from": "command line"}  # said, though it is the default
+    assert resolved["vit.width"] == {"value": 768, "from": "default"}
+    assert set(resolved) == set(flat(base()))
+
+
+def test_what_was_written_down_is_read_back():
+    c = base()
+    c.update_from_flattened_dict({"data.crop": (32, 48, 64), "optim.rates": ((".*bias", 0.5),), "epochs": 2.5, "mae.normalize_targets": True})
+    again = from_resolved(json.loads(json.dumps(with_sources(c, set(), "x.py"))))
+    assert flat(again) == flat(c) and isinstance(again.optim.rates[0], tuple)
+
+
+def test_free_keys_make_no_other_experiment():
+    old, other, free = base(), base(), base()
+    other.update_from_flattened_dict({"optim.peak": 1e-3, "log_every": 3})
+    free.update_from_flattened_dict({key: -9 if key != "data.cache" else "/x" for key in keys.FREE if key != "data.max_failures"})
+    resolve = lambda c: with_sources(c, set(), "x.py")  # noqa: E731
+    assert differing(resolve(old), resolve(free)) == []
+    assert differing(resolve(old), resolve(other)) == ["optim.peak: 0.0004 → 0.001"]
+
+
+def test_a_value_named_on_the_command_line_is_not_another_experiment():
+    assert differing(with_sources(base(), {"seed"}, "x.py"), with_sources(base(), set(), "x.py")) == []
+
+
+def test_a_key_that_one_of_the_two_lacks_differs():
+    old = with_sources(base(), set(), "x.py")
+    new = {key: entry for key, entry in old.items() if key != "seed"}
+    assert differing(old, new) == ["seed: 0 → None"]

@@ -1,0 +1,98 @@
+"""What a run says: lines that survive a kill, none twice after a restart, words fit for a terminal or a file."""
+
+import io
+import json
+
+import pytest
+
+from brainseg_jax import writer as module
+from brainseg_jax.writer import Writer, read_metrics
+
+
+def test_a_line_for_each_reading(tmp_path):
+    writer = Writer(tmp_path, 10, 0, io.StringIO())
+    writer.scalars(1, "train", {"loss": 0.5})
+    writer.scalars(2, "eval", {"loss": 0.25})
+    rows = read_metrics(tmp_path / "metrics.jsonl")  # at once: nothing waits in a buffer
+    writer.close()
+    assert [(row["step"], row["kind"], row["loss"]) for row in rows] == [(1, "train", 0.5), (2, "eval", 0.25)]
+    assert all(row["time"] > 1.7e9 for row in rows)
+    assert list((tmp_path / "tb").glob("events*"))
+
+
+def test_an_unfinished_last_line_is_left_out_and_then_written_over(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert read_metrics(file) == [{"step": 1, "loss": 0.5}]
+    writer = Writer(tmp_path, 10, 1, io.StringIO())
+    writer.scalars(2, "train", {"loss": 0.3})
+    writer.close()
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
+
+
+def test_no_file_is_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_rows_after_the_restored_step_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps({"step": step, "kind": "train"}) + "\n" for step in range(1, 6)))
+    Writer(tmp_path, 10, 3, io.StringIO()).close()
+    assert [row["step"] for row in read_metrics(file)] == [1, 2, 3]
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0 min 05 s"), (125, "2 min 05 s"), (3725, "1 h 02 min")])
+def test_not_on_a_terminal_progress_is_plain_lines(tmp_path, seconds, text):
+    out = io.StringIO()
+    writer = Writer(tmp_path, 10, 0, out)
+    writer.progress(3, "loss 0.5  [b]", seconds)
+    writer.close()
+    assert out.getvalue() == f"step 3  loss 0.5  [b]  {text} left\n"
+
+
+def test_long_lines_are_not_wrapped_off_a_terminal(tmp_path):
+    out = io.StringIO()
+    writer = Writer(tmp_path, 10, 0, out)
+    writer.say("word " * 60 + "/a/path/[1]")
+    writer.close()
+    assert out.getvalue() == "word " * 60 + "/a/path/[1]\n"
+
+
+def test_on_a_terminal_there_is_a_live_line(tmp_path):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    out = Terminal()
+    writer = Writer(tmp_path, 10, 0, out)
+    writer.progress(3, "loss 0.5", 60.0)
+    writer.close()
+    assert "step 3/10" in out.getvalue() and "\x1b[" in out.getvalue()
+
+
+def test_works_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SummaryWriter", None)
+    writer = Writer(tmp_path, 10, 0, io.StringIO())
+    writer.scalars(1, "train", {"loss": 0.5})
+    writer.close()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1 and not (tmp_path / "tb").exists()
+
+
+def test_other_processes_say_and_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.jax, "process_index", lambda: 1)
+    out = io.StringIO()
+    writer = Writer(tmp_path, 10, 0, out)
+    writer.say("hello")
+    writer.scalars(1, "train", {"loss": 0.5})
+    writer.progress(1, "", 1.0)
+    writer.close()
+    assert out.getvalue() == "" and not list(tmp_path.iterdir())
+
+
+def test_says_to_where_stdout_is_when_it_is_made(tmp_path, capsys):
+    """Not to where it was when the module was imported: output can be redirected."""
+    writer = Writer(tmp_path, 10, 0)
+    writer.say("hello")
+    writer.close()
+    assert capsys.readouterr().out == "hello\n"
