@@ -6,6 +6,7 @@ files. What a killed run left half-written is cleared away, since it would other
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +28,13 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, best: str):
+        self.folder = folder.absolute()
+        if jax.process_index() == 0:
+            _clear_unsealed(self.folder)
         policies = ocp.training.preservation_policies
         context = ocp.Context()
         # Weights do not compress (by a tenth), and compressing them takes the cores that train.
         context.array.saving.use_compression = False
-        self.folder = folder.absolute()
         self._orbax = ocp.training.Checkpointer(
             self.folder,
             context=context,
@@ -98,7 +101,7 @@ def verify(checkpoint: Path) -> str:
     """What is wrong with a checkpoint's files, in a few words, or "" if all is as it was sealed."""
     seal = checkpoint / SEAL
     if not seal.exists():
-        return f"{checkpoint} was never sealed (the run was killed while saving)"
+        return f"{seal} is missing"
     expected = json.loads(seal.read_text())
     for name, digest in expected.items():
         if not (checkpoint / name).is_file():
@@ -140,6 +143,13 @@ def _seal_after(response: Any, checkpoint: Path) -> None:
         part = checkpoint / f".{SEAL}.part"
         part.write_text(json.dumps({name: _digest(checkpoint / name) for name in names}, indent=1))
         part.replace(checkpoint / SEAL)
+
+
+def _clear_unsealed(folder: Path) -> None:
+    """Removes checkpoints that a run was killed while saving: whole for Orbax, but not known to be so."""
+    for checkpoint in folder.glob("[0-9]*"):
+        if checkpoint.name.isdigit() and not (checkpoint / SEAL).exists():
+            shutil.rmtree(checkpoint)
 
 
 def _digest(file: Path) -> str:

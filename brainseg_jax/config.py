@@ -1,5 +1,6 @@
 """Every key an experiment has, each with its meaning and default; files in configs/ change some of them, the command line any of them."""
 
+import difflib
 import json
 from typing import Any
 
@@ -149,6 +150,16 @@ def c_get(c: ConfigDict, key: str) -> Any:
     for part in key.split("."):
         c = c[part]
     return c
+
+
+def unknown(key: str) -> str:
+    """What is wrong with a dotted key, in a few words, or "" if there is such a key (or one is indexed, as in data.crop[0])."""
+    keys = list(flat(base()))
+    name = key.partition("[")[0]
+    if name in keys:
+        return ""
+    close = difflib.get_close_matches(name, keys, n=1) or [k for k in keys if k.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f"there is no such key{f' (did you mean {close[0]}?)' if close else ''}; all are in brainseg_jax/config.py"
 
 
 def flat(c: ConfigDict) -> dict[str, Any]:

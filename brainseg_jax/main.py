@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from brainseg_jax import runtime
+from brainseg_jax.config import unknown, with_sources
 from brainseg_jax.errors import InputError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
@@ -26,17 +27,17 @@ def main(argv: list[str]) -> None:
     # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
     import jax
 
-    from brainseg_jax import config as keys
     from brainseg_jax.train import train
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
     config = CONFIG.value
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    resolved = with_sources(config, set(config_flags.get_override_values(flags.FLAGS["config"])), path)
     if config.dtype == "auto":
         config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    overridden = set(config_flags.get_override_values(flags.FLAGS["config"]))
+        resolved["dtype"]["value"] = config.dtype
     name = Path(path).stem + (f"_{variant}" if variant else "")
-    train(config, keys.with_sources(config, overridden, path), Path(WORKDIR.value or f"runs/{name}"))
+    train(config, resolved, Path(WORKDIR.value or f"runs/{name}"))
 
 
 def run() -> None:
@@ -49,9 +50,16 @@ def run() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    for word in argv[1:]:
+        flag, _, value = word.lstrip("-").partition("=")
+        file = Path(value.partition(":")[0])
+        if flag == "config" and (file.suffix != ".py" or not file.is_file()):
+            raise InputError(f"--config={value}: no such config; it is a Python file, e.g. --config=configs/pretrain_vit.py")
+        if flag.startswith("config.") and (fault := unknown(flag.removeprefix("config."))):
+            raise InputError(f"--{flag}: {fault}")
     try:
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+    except (TypeError, ValueError, flags.Error) as error:
         raise InputError(" ".join(str(error).split())) from None
 
 

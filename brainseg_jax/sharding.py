@@ -22,13 +22,10 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device]) -> Mesh:
     n = len(devices)
     if data == -1 and fsdp == -1:
         raise InputError("mesh.data and mesh.fsdp are both -1; set one of them, e.g. mesh.fsdp=1")
-    if data == -1:
-        data = n // fsdp if fsdp > 0 else 0
-    elif fsdp == -1:
-        fsdp = n // data if data > 0 else 0
-    if data < 1 or fsdp < 1 or data * fsdp > n or n % (data * fsdp):
-        raise InputError(f"mesh {{data: {data}, fsdp: {fsdp}}} does not fit {n} devices; mesh.data × mesh.fsdp must divide {n}")
-    grid = np.asarray(devices[: data * fsdp]).reshape(data, fsdp)
+    shape = (n // fsdp if data == -1 and fsdp else data, n // data if fsdp == -1 and data else fsdp)
+    if min(shape) < 1 or n % (shape[0] * shape[1]):
+        raise InputError(f"mesh.data {data} and mesh.fsdp {fsdp} do not fit {n} devices; their product must divide {n}")
+    grid = np.asarray(devices[: shape[0] * shape[1]]).reshape(shape)
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 

@@ -16,8 +16,9 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count)
 
 
 class Objective(Protocol):
-    """A Flax module from a batch to (loss, metrics); `streams` names the random streams it draws from."""
+    """A Flax module from a batch to (loss, metrics); `streams` names the random streams it draws from, `labels` says if it needs labels."""
 
+    labels: bool
     streams: tuple[str, ...]
 
     def init(self, rngs: dict[str, jax.Array], batch: Batch) -> Any: ...

@@ -79,9 +79,9 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
     say = print if share.index == 0 else lambda _: None
     folder.mkdir(parents=True, exist_ok=True)
 
-    data = dataset.prepare(config.data, folder, say, record.progress)
-    run = Run(config, folder, data, mesh, share, length(config, len(data.train)))
     objective = OBJECTIVES[config.objective](config)
+    data = dataset.prepare(config.data, objective.labels, folder, say, record.progress)
+    run = Run(config, folder, data, mesh, share, length(config, len(data.train)))
     one_crop = {"image": jnp.zeros((1, *config.data.crop, 1))}
     params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
     optimizer = optim.optimizer(config.optim, run.steps, params)
@@ -169,6 +169,8 @@ def loop(
         if scheduled and (step > start or step == 0):
             with clock.paused():
                 values = evaluate(run, compiled, state.params)
+                if config.best not in values:
+                    raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(values)}")
                 writer.scalars(step, "eval", values)
                 writer.say(f"step {step}: held-out " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
                 draw(run, compiled, state.params, step, writer)

@@ -26,7 +26,7 @@ def get_config(variant: str = "trial") -> ConfigDict:
 
 
 def trial(c: ConfigDict) -> None:
-    c.steps = 240
+    c.steps = 150
 
 
 def full(c: ConfigDict) -> None:

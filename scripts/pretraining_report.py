@@ -58,7 +58,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
     config, facts = from_resolved(card["config"]), json.loads((run / "run.json").read_text())
-    data = dataset.prepare(config.data, run, lambda _: None, lambda _: lambda done, total: None)
+    data = dataset.prepare(config.data, False, run, lambda _: None, lambda _: lambda done, total: None)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
     model, baseline, shown = judge(params, config, data, mean)
     curve(run, out.with_name(f"{out.name}_curve.png"), baseline)
@@ -120,8 +120,8 @@ def curve(run: Path, file: Path, baseline: float) -> None:
     rows = read_metrics(run / "metrics.jsonl")
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for kind, name in (("train", "training"), ("eval", "held out")):
-        chosen = [row for row in rows if row["kind"] == kind]
-        axes.plot([row["step"] for row in chosen], [row["loss"] for row in chosen], label=name, marker="o" if kind == "eval" else None, ms=3)
+        found = [(row["step"], row["loss"]) for row in rows if row["kind"] == kind]
+        axes.plot(*zip(*found, strict=True), label=name, marker="o" if kind == "eval" else None, ms=3)
     axes.axhline(baseline, color="gray", linestyle="--", label="mean image, held out")
     axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
     axes.legend()

@@ -54,8 +54,8 @@ def build(
 ) -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
     """Standardises what the cache does not hold yet, and returns what is ready, in the order of `rows`, and what failed.
 
-    `progress(done, total)` is called as scans are done, those already there included. Raises InputError once more than the share
-    `max_failures` of all scans has failed, naming the first of them.
+    `progress(done, total)` is called as scans are done, those already there included. Once more than the share `max_failures` of all
+    scans has failed it stops, and what was not tried is neither ready nor failed; see `judge`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     failures, files, missing = {}, {}, []
@@ -75,13 +75,17 @@ def build(
                 break
         done += 1
         progress(done, len(rows))
-    failed = tuple(Failure(rows[i], failures[i]) for i in sorted(failures))
-    if len(failed) > max_failures * len(rows):
+    ready = tuple(Entry(rows[i], files[i]) for i in range(len(rows)) if i not in failures and files[i].exists())
+    return ready, tuple(Failure(rows[i], failures[i]) for i in sorted(failures))
+
+
+def judge(failures: Sequence[Failure], scans: int, max_failures: float, report: Path) -> None:
+    """Raises InputError where more than the share `max_failures` of `scans` failed; `report` is where the reasons stand."""
+    if len(failures) > max_failures * scans:
         raise InputError(
-            f"{len(failed)} of {len(rows)} scans cannot be used, more than data.max_failures {max_failures:g} allows; "
-            f"the first: {failed[0].reason}"
+            f"{len(failures)} of {scans} scans cannot be used, more than data.max_failures {max_failures:g} allows, reasons in {report}; "
+            f"the first: {failures[0].reason}"
         )
-    return tuple(Entry(rows[i], files[i]) for i in range(len(rows)) if i not in failures), failed
 
 
 def file_name(row: Row, spec: Spec) -> str:

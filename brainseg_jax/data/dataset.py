@@ -30,10 +30,12 @@ class Dataset(NamedTuple):
         return sorted({hashlib.sha256("/".join(entry.row.person).encode()).hexdigest()[:16] for entry in self.train})
 
 
-def prepare(data: ConfigDict, run: Path, say: Callable[[str], None], progress: Callable[[str], Callable[[int, int], None]]) -> Dataset:
+def prepare(
+    data: ConfigDict, labels: bool, run: Path, say: Callable[[str], None], progress: Callable[[str], Callable[[int, int], None]]
+) -> Dataset:
     """Everything that has to be on disk before the first batch; what is there already is not made again.
 
-    Writes split.tsv and, where scans were set aside, failures.csv into the folder `run`. `progress(what)` gives a callback (done, total).
+    Without `labels` those in the manifest are not read: a damaged one is no reason to leave its scan out of pretraining. Writes split.tsv and, where scans were set aside, failures.csv into the folder `run`. `progress(what)` gives a callback (done, total).
     """
     folder = Path(data.cache).expanduser() if data.cache else cache_folder()
     if data.manifest:
@@ -45,12 +47,14 @@ def prepare(data: ConfigDict, run: Path, say: Callable[[str], None], progress: C
     rows = split(read_manifest(manifest), data)
     split_sha256 = write_splits(run / "split.tsv", rows)
     wanted = [row for row in rows if row.split in ("train", "val")]
+    wanted = wanted if labels else [row._replace(labels=(), scheme=()) for row in wanted]
     chosen = spec(data.spec, data.spacing, data.size, data.dtype)
     entries, failures = cache.build(
         wanted, chosen, folder / cache.VOLUMES, max_failures=data.max_failures, progress=progress("standardising scans")
     )
     if failures:
         cache.write_failures(run / "failures.csv", failures)
+        cache.judge(failures, len(wanted), data.max_failures, run / "failures.csv")
         say(f"{len(failures)} of {len(wanted)} scans set aside, reasons in {run / 'failures.csv'}; the first: {failures[0].reason}")
     train, val = (tuple(entry for entry in entries if entry.row.split == side) for side in ("train", "val"))
     for side, ready in (("train", train), ("val", val)):

@@ -42,6 +42,7 @@ class MAE(nn.Module):
     heads: int = 16
     normalize_targets: bool = False
 
+    labels = False
     streams = ("mask",)
     picture_names = ("original", "masked", "reconstructed")
 
