@@ -102,7 +102,10 @@ def verify(checkpoint: Path) -> str:
     seal = checkpoint / SEAL
     if not seal.exists():
         return f"{seal} is missing"
-    expected = json.loads(seal.read_text())
+    try:
+        expected = json.loads(seal.read_text())
+    except ValueError:
+        return f"{seal} is damaged"
     for name, digest in expected.items():
         if not (checkpoint / name).is_file():
             return f"{checkpoint / name} is missing"
@@ -122,16 +125,17 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
         raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
     metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
     wanted = subtree.split("/")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def choose(keys: Any, leaf: Any) -> Any:
         names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys]
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if names[: len(wanted)] == wanted else ocp.PLACEHOLDER
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) if names[: len(wanted)] == wanted else ocp.PLACEHOLDER
 
     abstract = jax.tree_util.tree_map_with_path(choose, metadata.metadata)
     tree = ocp.load(checkpoint.absolute(), abstract, checkpointable_name=STATE)
     for name in wanted:
-        if name not in tree:
-            raise InputError(f"{checkpoint}: has no {subtree}; it has {', '.join(tree)}")
+        if not isinstance(tree, dict) or name not in tree:
+            raise InputError(f"{checkpoint}: has no {subtree}; it has {', '.join(tree) if isinstance(tree, dict) else 'no parts there'}")
         tree = tree[name]
     return jax.tree.map(jax.device_get, tree), dict(metadata.custom_metadata or {})
 

@@ -93,6 +93,8 @@ def base() -> ConfigDict:
 FREE = ("log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
 
 CHOICES = {
+    "objective": ("mae",),
+    "encoder": ("vit",),
     "dtype": ("auto", "float32", "bfloat16"),
     "data.spec": ("default", "paper"),
     "data.split_rule": ("subject", "paper"),

@@ -19,11 +19,12 @@ WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/ a
 
 
 def main(argv: list[str]) -> None:
+    """Starts JAX and trains what the flags say."""
     if len(argv) > 1:
         raise InputError(f"{argv[1]!r} is no flag; values are given as --config.KEY=VALUE")
     if CONFIG.value is None:
         raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
-    runtime.start(runtime.cache_folder() / "compiled")
+    runtime.keep_compiled_programs()
     # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
     import jax
 
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """The command: what the user can mend is one line on stderr and exit code 2."""
+    runtime.with_huge_pages()
     try:
         app.run(main, flags_parser=_parse)
     except InputError as error:

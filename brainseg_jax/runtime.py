@@ -1,14 +1,13 @@
-"""What has to be set before JAX is imported: where compiled programs are kept, and on a CPU how freed memory is kept."""
+"""What has to be set before JAX is imported: where compiled programs are kept and, where there is only a CPU, huge pages."""
 
-import ctypes
 import importlib.util
 import os
 import platform
+import sys
 from pathlib import Path
 
 ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
-# glibc's names for mallopt (malloc.h).
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def cache_folder() -> Path:
@@ -16,19 +15,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainseg_jax"
 
 
-def start(compiled: Path) -> None:
-    """Turns the compile cache on, in the folder that the environment names or else `compiled`; where there is only a CPU, keeps memory."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
-    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS)):
-        keep_freed_memory()
+def keep_compiled_programs() -> None:
+    """Turns JAX's compile cache on, in the folder that the environment names or else in ours."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
-def keep_freed_memory() -> None:
-    """Asks glibc not to give freed memory back to the system. Works only before JAX has started its threads.
+def with_huge_pages() -> None:
+    """Starts this very command again with glibc's huge pages, where there is only a CPU and they have not been decided on.
 
-    XLA takes and frees a gigabyte in each step of a ViT-B; given back each time, it returns as 200,000 page faults.
+    XLA takes and frees a gigabyte in each step of a ViT-B: 200,000 page faults, an eighth of the processor time, become a thousand. glibc
+    reads the setting only when a process starts, hence the second start; process id, files and arguments stay.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-            libc.mallopt(option, value)
+    only_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS))
+    if only_cpu and "GLIBC_TUNABLES" not in os.environ and platform.libc_ver()[0] == "glibc":
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -5,7 +5,7 @@ back to Python: the very same function can be compiled for hardware that is not 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A Flax module from a batch to (loss, metrics); `streams` names the random streams it draws from, `labels` says if it needs labels."""
 
@@ -42,6 +43,7 @@ def init_params(objective: Objective, batch: Batch, seed: int) -> Any:
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first batch."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

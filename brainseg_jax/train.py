@@ -3,6 +3,7 @@
 Checkpoint i is the state before batch i, so that a run that goes on from it repeats nothing and leaves nothing out.
 """
 
+import fcntl
 import json
 import signal
 import time
@@ -76,9 +77,21 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
     share = Share(jax.process_index(), jax.process_count())
-    say = print if share.index == 0 else lambda _: None
     folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, share), stop_requests() as stopped:
+        work(config, resolved, folder, mesh, share, stopped)
 
+
+def work(
+    config: ConfigDict,
+    resolved: dict[str, dict[str, Any]],
+    folder: Path,
+    mesh: Mesh,
+    share: Share,
+    stopped: Callable[[], bool],
+) -> None:
+    """Data, network, state and loop of a run whose folder is ours."""
+    say = print if share.index == 0 else lambda _: None
     objective = OBJECTIVES[config.objective](config)
     data = dataset.prepare(config.data, objective.labels, folder, say, record.progress)
     run = Run(config, folder, data, mesh, share, length(config, len(data.train)))
@@ -93,13 +106,13 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
     places = sharding.state_sharding(mesh, abstract)
     like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
 
-    with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints, stop_requests() as stopped:
+    with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
         state = checkpoints.restore_latest(like, say)
         start = int(state.step) if state else 0
-        record.write(folder, resolved, config, data, mesh, params, start)
         if start >= run.steps:
             say(finished(run))
             return
+        record.write(folder, resolved, config, data, mesh, params, start)
         began = time.perf_counter()
         compiled = compile_steps(objective, optimizer, run, like)
         say(
@@ -299,6 +312,18 @@ def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield waiting
         waiting = batch
     yield waiting
+
+
+@contextmanager
+def alone(folder: Path, share: Share) -> Iterator[None]:
+    """Holds the run folder for this run; InputError if another one holds it, whose checkpoints would be mixed with this one's."""
+    with (folder / ".lock").open("w") as lock:
+        if share.index == 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{folder}: another process is training in it; wait for it to end, or give another --workdir") from None
+        yield
 
 
 @contextmanager

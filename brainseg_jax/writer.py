@@ -19,9 +19,9 @@ except ImportError:  # the extra "view" is not installed
 class Writer:
     """Numbers to files and words to people. Other processes than the first get one that does nothing."""
 
-    def __init__(self, folder: Path, steps: int, start: int, out: TextIO = sys.stdout):
+    def __init__(self, folder: Path, steps: int, start: int, out: TextIO | None = None):
         self.active = jax.process_index() == 0
-        self.console = Console(file=out, highlight=False, soft_wrap=True, quiet=not self.active)
+        self.console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True, quiet=not self.active)
         if not self.active:
             return
         self.file = folder / "metrics.jsonl"

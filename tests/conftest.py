@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (what has to be set before JAX and the package are imported comes first)
 """Shapes in signatures are checked under pytest; eight CPU devices stand in for a machine's accelerators; tolerances live in one place."""
 
 import os
@@ -20,8 +21,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from brainseg_jax import config as keys
-from brainseg_jax.data.manifest import Row, write_manifest
+from brainseg_jax.data import cache
+from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
 from brainseg_jax.data.nifti import write
+from brainseg_jax.data.standardize import spec
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -60,7 +63,7 @@ def rng():
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory):
-    """A manifest of four small heads (ellipsoids with texture, 40³ voxels of 4 mm), three to train on and one held out."""
+    """A manifest of four small heads (ellipsoids with texture, 40³ voxels of 4 mm), three to train on, one held out; cached beside."""
     folder = tmp_path_factory.mktemp("cohort")
     rng = np.random.default_rng(1)
     at = (np.indices((40, 40, 40)).reshape(3, -1).T - 19.5) / (15, 17, 16)
@@ -72,6 +75,7 @@ def cohort(tmp_path_factory):
         write(image, voxels.astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]))
         rows.append(Row(f"head{i}", "", image, (), (), "made", split))
     write_manifest(folder / "people.tsv", rows)
+    cache.build(read_manifest(folder / "people.tsv"), spec("default", 4.0, (32, 32, 32)), folder / "volumes", max_failures=0.0, workers=1)
     return folder / "people.tsv"
 
 
@@ -98,7 +102,7 @@ SMALL = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small():
     """A config that trains in seconds: `small(**{"steps": 4})` changes keys of it."""
 
@@ -111,6 +115,7 @@ def small():
 
 
 @pytest.fixture(scope="session")
-def small_flags():
-    """The same config as flags of a command."""
-    return [f"--config.{key}={value}" for key, value in SMALL.items() if key != "dtype"]
+def small_flags(cohort):
+    """The same config, and the cohort, as flags of a command."""
+    values = SMALL | {"data.manifest": cohort, "data.cache": cohort.parent}
+    return [f"--config.{key}={value}" for key, value in values.items()]

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -108,12 +111,20 @@ def test_verify_says_what_is_wrong(tmp_path, harm):
     fill(tmp_path, {1: 0.1})
     assert verify(tmp_path / "1") == ""
     file = largest_file(tmp_path / "1")
-    expected = {"flip": "is damaged", "missing": "is missing", "unsealed": "never sealed"}[harm]
+    expected = {"flip": "is damaged", "missing": "is missing", "unsealed": "checksums.json is missing"}[harm]
     if harm == "flip":
         flip(file)
     else:
         (file if harm == "missing" else tmp_path / "1" / "checksums.json").unlink()
     assert expected in verify(tmp_path / "1")
+
+
+def test_a_checkpoint_that_was_never_sealed_is_cleared_away_and_the_older_one_used(tmp_path):
+    """The run was killed between the last byte of the save and its seal."""
+    fill(tmp_path, {1: 0.1, 2: 0.5})
+    (tmp_path / "2" / "checksums.json").unlink()
+    equal(restore(tmp_path)[0], state(1))
+    assert {p.name for p in tmp_path.iterdir()} == {"1"}
 
 
 def test_a_truncated_seal_is_no_crash(tmp_path):
@@ -190,6 +201,25 @@ def test_restores_onto_another_mesh(tmp_path):
     kernel = restored.params["encoder"]["kernel"]
     assert kernel.sharding.mesh.shape == {"data": 2, "fsdp": 4} and kernel.addressable_shards[0].data.shape == (4, 8)
     equal(jax.device_get(restored), jax.device_get(state(1)))
+
+
+@pytest.mark.slow
+def test_what_eight_devices_saved_one_device_loads(tmp_path):
+    """A laptop reads the encoder that a cluster trained."""
+    whole = make_mesh(1, 8, jax.devices())
+    cut = NamedSharding(whole, PartitionSpec("fsdp"))
+    saved = jax.tree.map(lambda a: jax.device_put(a, cut if a.shape == (16, 8) else replicated(whole)), state(1))
+    with Checkpoints(tmp_path, "loss") as checkpoints:
+        checkpoints.save(1, saved, CARD, {"loss": 0.1})
+    script = (
+        "import sys, numpy as np; from pathlib import Path; from brainseg_jax.checkpoint import load; "
+        "np.savez(sys.argv[2], **load(Path(sys.argv[1]), 'params/encoder')[0])"
+    )
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", script, str(tmp_path / "1"), str(tmp_path / "encoder.npz")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    equal(dict(np.load(tmp_path / "encoder.npz")), jax.device_get(saved.params["encoder"]))
 
 
 def test_the_card_and_seal_are_plain_json(tmp_path):

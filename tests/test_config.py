@@ -83,15 +83,6 @@ def test_a_bad_value_is_refused_by_its_key_with_what_it_may_be(key, value, hint)
     assert key in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("objective", "clip"), ("encoder", "resnet"), ("best", "accuracy")])
-def test_an_unknown_name_is_refused_by_its_key(key, value):
-    c = base()
-    c.steps = 10
-    c.update_from_flattened_dict({key: value})
-    with pytest.raises(InputError, match=f"^{key} "):
-        check(c)
-
-
 def test_neither_steps_nor_epochs_is_refused():
     with pytest.raises(InputError, match="steps is 0 and epochs is 0"):
         check(base())
@@ -103,22 +94,13 @@ def test_every_key_that_check_names_exists():
         c_get(c, key)
 
 
-def test_every_key_has_its_comment():
-    for line in inspect.getsource(base).splitlines():
-        name = re.match(r"    c\.(\w+\.)?(\w+) = (?!ConfigDict)", line)
-        if name and name[2] not in {"steps", "batch", "width", "heads", "depth", "b1", "b2", "scale", "shift", "chance"}:
-            continue
-    commented = inspect.getsource(base).count("#")
-    assert commented > 35
-
-
 def test_unknown_keys_cannot_be_set():
     c = base().lock()
     with pytest.raises(AttributeError, match="widht"):
         c.vit.widht = 3
 
 
-@pytest.mark.parametrize(("get", "variant"), variants())
+@pytest.mark.parametrize(("get", "variant"), list(variants()))
 def test_every_config_builds_at_full_size(get, variant):
     """Initial state and one training step, as shapes only."""
     c = get(variant)
@@ -154,7 +136,8 @@ def test_where_each_value_came_from():
 
 def test_what_was_written_down_is_read_back():
     c = base()
-    c.update_from_flattened_dict({"data.crop": (32, 48, 64), "optim.rates": ((".*bias", 0.5),), "epochs": 2.5, "mae.normalize_targets": True})
+    changes = {"data.crop": (32, 48, 64), "optim.rates": ((".*bias", 0.5),), "epochs": 2.5, "mae.normalize_targets": True}
+    c.update_from_flattened_dict(changes)
     again = from_resolved(json.loads(json.dumps(with_sources(c, set(), "x.py"))))
     assert flat(again) == flat(c) and isinstance(again.optim.rates[0], tuple)
 

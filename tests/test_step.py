@@ -13,7 +13,7 @@ from brainseg_jax.step import init_params, init_state, make_eval_step, make_trai
 class Line:
     """y = w x + c by least squares: a loss that is a mean over samples, and nothing random."""
 
-    streams = ()
+    streams, labels = (), False
 
     def init(self, rngs, batch):
         return {"params": {"w": jnp.full((2,), 0.5), "c": jnp.zeros(())}}

@@ -9,8 +9,14 @@ from brainseg_jax import writer as module
 from brainseg_jax.writer import Writer, read_metrics
 
 
+class Out(io.StringIO):
+    """A text file in memory, with all that a text file has."""
+
+    name, mode, buffer = "out", "w", None
+
+
 def test_a_line_for_each_reading(tmp_path):
-    writer = Writer(tmp_path, 10, 0, io.StringIO())
+    writer = Writer(tmp_path, 10, 0, Out())
     writer.scalars(1, "train", {"loss": 0.5})
     writer.scalars(2, "eval", {"loss": 0.25})
     rows = read_metrics(tmp_path / "metrics.jsonl")  # at once: nothing waits in a buffer
@@ -24,7 +30,7 @@ def test_an_unfinished_last_line_is_left_out_and_then_written_over(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     assert read_metrics(file) == [{"step": 1, "loss": 0.5}]
-    writer = Writer(tmp_path, 10, 1, io.StringIO())
+    writer = Writer(tmp_path, 10, 1, Out())
     writer.scalars(2, "train", {"loss": 0.3})
     writer.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
@@ -37,14 +43,14 @@ def test_no_file_is_no_rows(tmp_path):
 def test_rows_after_the_restored_step_are_dropped(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps({"step": step, "kind": "train"}) + "\n" for step in range(1, 6)))
-    Writer(tmp_path, 10, 3, io.StringIO()).close()
+    Writer(tmp_path, 10, 3, Out()).close()
     assert [row["step"] for row in read_metrics(file)] == [1, 2, 3]
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0 min 05 s"), (125, "2 min 05 s"), (3725, "1 h 02 min")])
+@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0 min 05 s"), (125.0, "2 min 05 s"), (3725.0, "1 h 02 min")])
 def test_not_on_a_terminal_progress_is_plain_lines(tmp_path, seconds, text):
-    out = io.StringIO()
+    out = Out()
     writer = Writer(tmp_path, 10, 0, out)
     writer.progress(3, "loss 0.5  [b]", seconds)
     writer.close()
@@ -52,7 +58,7 @@ def test_not_on_a_terminal_progress_is_plain_lines(tmp_path, seconds, text):
 
 
 def test_long_lines_are_not_wrapped_off_a_terminal(tmp_path):
-    out = io.StringIO()
+    out = Out()
     writer = Writer(tmp_path, 10, 0, out)
     writer.say("word " * 60 + "/a/path/[1]")
     writer.close()
@@ -60,7 +66,7 @@ def test_long_lines_are_not_wrapped_off_a_terminal(tmp_path):
 
 
 def test_on_a_terminal_there_is_a_live_line(tmp_path):
-    class Terminal(io.StringIO):
+    class Terminal(Out):
         def isatty(self):
             return True
 
@@ -73,7 +79,7 @@ def test_on_a_terminal_there_is_a_live_line(tmp_path):
 
 def test_works_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SummaryWriter", None)
-    writer = Writer(tmp_path, 10, 0, io.StringIO())
+    writer = Writer(tmp_path, 10, 0, Out())
     writer.scalars(1, "train", {"loss": 0.5})
     writer.close()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1 and not (tmp_path / "tb").exists()
@@ -81,7 +87,7 @@ def test_works_without_tensorboard(tmp_path, monkeypatch):
 
 def test_other_processes_say_and_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(module.jax, "process_index", lambda: 1)
-    out = io.StringIO()
+    out = Out()
     writer = Writer(tmp_path, 10, 0, out)
     writer.say("hello")
     writer.scalars(1, "train", {"loss": 0.5})

@@ -119,8 +119,11 @@ def load(file: Path) -> dict[str, np.ndarray]:
 
 def record(file: Path) -> dict[str, Any]:
     """How a cached volume was made, and the way back to the scan's own grid (see `standardize`)."""
-    with np.load(file) as arrays:
-        return json.loads(str(arrays["record"]))
+    try:
+        with np.load(file) as arrays:
+            return json.loads(str(arrays["record"]))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: the cached volume is damaged ({error}); remove it and start again, it will be made anew") from None
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -164,6 +167,8 @@ def _make(job: tuple[int, Row, Spec, Path]) -> tuple[int, str]:
         with part.open("wb") as stream:
             np.savez(stream, **arrays)
         part.replace(file)
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot be written ({error.strerror}); make room, or set data.cache") from None
     finally:
         part.unlink(missing_ok=True)
     return i, ""

@@ -35,7 +35,8 @@ def prepare(
 ) -> Dataset:
     """Everything that has to be on disk before the first batch; what is there already is not made again.
 
-    Without `labels` those in the manifest are not read: a damaged one is no reason to leave its scan out of pretraining. Writes split.tsv and, where scans were set aside, failures.csv into the folder `run`. `progress(what)` gives a callback (done, total).
+    Without `labels` those in the manifest are not read: a damaged one is no reason to leave its scan out of pretraining. Writes split.tsv
+    and, where scans were set aside, failures.csv into the folder `run`. `progress(what)` gives a callback (done, total).
     """
     folder = Path(data.cache).expanduser() if data.cache else cache_folder()
     if data.manifest:

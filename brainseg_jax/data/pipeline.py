@@ -101,5 +101,5 @@ class _Crops(grain.transforms.Map):
         image = load(self.files[volume])["image"]
         rng = np.random.default_rng([self.seed, number])
         room = np.array(image.shape) - self.crop
-        starts = rng.integers(0, room + 1, size=(self.crops, 3))
+        starts = rng.integers(0, room + 1, size=(self.crops, 3)).tolist()
         return {"image": np.stack([cut(image, start, self.crop) for start in starts])[..., None]}

@@ -63,7 +63,7 @@ class Block(nn.Module):
         return x, x
 
 
-def layer_norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:
+def layer_norm(eps: float, dtype: Any, name: str | None) -> nn.LayerNorm:
     """Flax's default eps is 1e-6 and PyTorch's 1e-5: it is always said. Variance in two passes, as PyTorch computes it."""
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 

@@ -123,7 +123,7 @@ class ViT(nn.Module):
         x, _ = self.blocks(self._embed(image, keep), None)
         return self.norm(x)
 
-    def __call__(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> tuple[Float[jax.Array, "b x' y' z' d"], ...]:
+    def __call__(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> tuple[Float[jax.Array, "b x2 y2 z2 d"], ...]:
         x, hidden = self.blocks(self._embed(image, None), None)
         maps = [*(hidden[i] for i in self.features), self.norm(x)]
         return tuple(m[:, int(self.class_token) :].reshape(m.shape[0], *self.grid, self.width) for m in maps)

@@ -10,6 +10,7 @@ from brainseg_jax.objectives.mae import MAE
 
 
 def mae(config: ConfigDict) -> MAE:
+    """Masked autoencoding of the config's encoder."""
     return MAE(ENCODERS[config.encoder](config), **config.mae)
 
 

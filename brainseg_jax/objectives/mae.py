@@ -73,7 +73,8 @@ class MAE(nn.Module):
         hidden = self.mask_token + gather(position, masked)
         x = jnp.concatenate([seen + at.astype(seen.dtype), hidden.astype(seen.dtype)], axis=1)
         x, _ = self.blocks(x, None)
-        return self.predict(self.norm(x[:, -u:])).astype(jnp.float32)
+        predicted = self.predict(self.norm(x[:, -u:]))
+        return predicted.astype(jnp.promote_types(predicted.dtype, jnp.float32))
 
     def _masks(self, image: Float[jax.Array, "b x y z c"]) -> tuple[Int[jax.Array, "b m"], Int[jax.Array, "b u"]]:
         x, y, z = self.encoder.grid

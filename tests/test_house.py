@@ -1,0 +1,104 @@
+"""The house's rules, read off the source: floors point down, each library has its room, and everything says what it is for."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted((ROOT / "brainseg_jax").rglob("*.py"))
+SHIPPED = [*PACKAGE, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "converters").glob("*.py"))]
+
+# From the top: a file may import from floors below its own, and from its own except where FORBIDDEN says otherwise.
+FLOORS = (
+    ("main",),
+    ("train", "predict", "evaluate", "inspect", "plan", "verify"),
+    ("record",),
+    ("step", "optim", "sharding", "checkpoint", "writer", "report"),
+    ("objectives", "data"),
+    ("models", "losses", "metrics", "inference", "config"),
+    ("trees", "runtime", "errors", "__init__"),
+)
+FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
+# Who may import what; others may not.
+ROOMS = {
+    "orbax": ("checkpoint.py",),
+    "grain": ("data/",),
+    "nibabel": ("data/nifti.py",),
+    "flax": ("models/", "objectives/"),
+    "optax": ("optim.py", "step.py"),
+    "torch": (),
+    "monai": (),
+    "tensorflow": (),
+    "clu": (),
+}
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path):
+    """(module, names) of every import, also those inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module, tuple(alias.name for alias in node.names)
+
+
+def parts(path):
+    """The rooms of the package that a file imports from, e.g. {"data", "errors"}."""
+    for module, names in imports(path):
+        if module == "brainseg_jax":
+            yield from names
+        elif module.startswith("brainseg_jax."):
+            yield module.split(".")[1]
+
+
+def room(path):
+    return path.relative_to(ROOT / "brainseg_jax").parts[0].removesuffix(".py")
+
+
+def floor(part):
+    found = [i for i, parts in enumerate(FLOORS) if part in parts]
+    assert found, f"{part} stands on no floor; give it one in FLOORS"
+    return found[0]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name)
+def test_imports_point_down(path):
+    here = room(path)
+    for part in parts(path):
+        assert floor(part) >= floor(here), f"{here} imports {part} from a floor above"
+        assert part not in FORBIDDEN.get(here, ()), f"{here} imports {part}"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name)
+def test_each_library_has_its_room(path):
+    for module, _ in imports(path):
+        rooms = ROOMS.get(module.partition(".")[0])
+        inside = name(path).removeprefix("brainseg_jax/")
+        assert rooms is None or inside.startswith(rooms), f"{name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name)
+def test_every_module_says_what_it_is_for(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{name(path)} begins without a docstring"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name)
+def test_every_public_function_and_class_has_a_docstring(path):
+    nodes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    assert [n.name for n in nodes if not n.name.startswith("_") and not ast.get_docstring(n)] == []
+
+
+def test_there_is_no_utils():
+    assert [name(path) for path in SHIPPED if path.stem in ("utils", "helpers", "common", "misc")] == []
+
+
+def test_checked_files_do_not_postpone_annotations():
+    """jaxtyping checks shapes at run time: annotations that are text would go unchecked."""
+    assert [name(path) for path in PACKAGE if "__future__" in {module for module, _ in imports(path)}] == []

@@ -1,0 +1,109 @@
+"""The command, as people run it: one line for what they can mend, and a run that can be stopped and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from brainseg_jax.data.manifest import read_manifest
+from brainseg_jax.writer import read_metrics
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "--config=configs/pretrain_vit.py"
+
+
+def start(*flags, **how):
+    return subprocess.Popen(
+        [sys.executable, "-m", "brainseg_jax.main", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
+    )
+
+
+def command(*flags):
+    """(exit code, stdout, stderr)."""
+    process = start(*flags)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def refused(*flags):
+    """The one line on stderr of a command that exits with 2."""
+    code, _, err = command(*flags)
+    assert code == 2, err
+    assert "Traceback" not in err and err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ([], "--config is missing"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        ([f"{CONFIG}:tiny"], "trial, full"),
+        ([CONFIG, "--config.vit.widht=3"], "widht"),
+        ([CONFIG, "--config.vit.depth=deep"], "depth"),
+        ([CONFIG, "--wrokdir=x"], "wrokdir"),
+        ([CONFIG, "steps=3"], "--config.KEY=VALUE"),
+    ],
+    ids=["no config", "no such file", "no such variant", "unknown key", "wrong type", "unknown flag", "no flag"],
+)
+def test_a_mistyped_command_is_answered_with_one_line(flags, hint):
+    assert hint in refused(*flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--config.vit.heads=7"], "vit.heads"),
+        (["--config.data.crop=(16,16)"], "data.crop"),
+        (["--config.data.batch=3", "--config.mesh.data=2"], "mesh"),
+        (["--config.data.manifest=nowhere.tsv"], "nowhere.tsv"),
+    ],
+    ids=["bad value", "bad shape", "mesh", "no manifest"],
+)
+def test_what_cannot_work_is_answered_with_one_line(small_flags, tmp_path, flags, hint):
+    assert hint in refused(CONFIG, *small_flags, *flags, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.slow
+def test_a_person_on_two_sides_is_refused(cohort, small_flags, tmp_path):
+    lines = ["subject\tsession\timage\tsplit"]
+    lines += [f"same\t{i}\t{row.image}\t{row.split}" for i, row in enumerate(read_manifest(cohort))]
+    (tmp_path / "people.tsv").write_text("\n".join(lines) + "\n")
+    line = refused(CONFIG, *small_flags, f"--config.data.manifest={tmp_path / 'people.tsv'}", f"--workdir={tmp_path / 'run'}")
+    assert "'same'" in line and "both train and val" in line
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_is_one_line(small_flags, tmp_path):
+    flags = ["--config.optim.peak=1e30", "--config.optim.warmup=0.0", "--config.optim.clip=0.0"]
+    assert "the loss is nan" in refused(CONFIG, *small_flags, *flags, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_sigterm_and_started_again(small_flags, tmp_path):
+    """The first command is told to stop, the second finishes, a third has nothing to do."""
+    folder = tmp_path / "run"
+    flags = [CONFIG, *small_flags, "--config.steps=400", "--config.eval_every=0.25", f"--workdir={folder}"]
+    process = start(*flags, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None and len(read_metrics(folder / "metrics.jsonl")) < 6:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "saved; the same command goes on from there" in out
+    code, out, err = command(*flags)
+    assert code == 0 and "going on from step" in out and "finished: 400 steps" in out, err
+    rows = [row["step"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "train"]
+    assert rows == list(range(1, 401))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["steps"] == {"value": 400, "from": "command line"} and config["optim.peak"]["from"] == "default"
+    assert len(json.loads((folder / "run.json").read_text())["starts"]) == 2
+    code, out, _ = command(*flags)
+    assert code == 0 and "finished: 400 steps" in out

@@ -1,0 +1,78 @@
+"""The commands of the README are real: their files, flags, variants and subcommands exist, and CI runs the one for the tests."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from brainseg_jax.config import check, unknown
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+COMMANDS = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&")]
+PYTHON = [shlex.split(command) for command in COMMANDS if re.match(r"(\.venv/bin/)?python ", command)]
+
+
+def marked(name: str) -> str:
+    return re.search(rf"<!-- {name} -->\n```bash\n(.*?)\n```", TEXT, re.S)[1]
+
+
+def test_set_up_main_job_and_tests_are_single_lines_that_make_their_own_environment():
+    assert len(BLOCKS[0].splitlines()) == len(BLOCKS[1].splitlines()) == 1
+    for name in ("main", "test"):
+        assert len(marked(name).splitlines()) == 1
+        assert marked(name).startswith("python3 -m venv .venv && .venv/bin/pip install ")
+    assert "python -m brainseg_jax.main --config=configs/pretrain_vit.py" in marked("main")
+
+
+def test_ci_runs_the_test_command_of_the_readme(tmp_path):
+    script = (ROOT / ".ci" / "run").read_text().replace("bash -euo pipefail -c", "echo")
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "run").write_text(script)
+    (tmp_path / "README.md").write_text(TEXT)
+    done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == marked("test")
+
+
+def test_extras_in_commands_exist():
+    declared = (ROOT / "pyproject.toml").read_text()
+    for extras in re.findall(r'"\.\[(.*?)\]"', TEXT):
+        for extra in extras.split(","):
+            assert re.search(rf"^{extra} = \[", declared, re.M), extra
+
+
+@pytest.mark.parametrize("words", PYTHON, ids=" ".join)
+def test_python_commands_name_what_exists(words):
+    if words[1] == "-m":
+        assert words[2] in ("brainseg_jax.main", "pytest")
+    else:
+        assert (ROOT / words[1]).is_file()
+    for word in words:
+        flag, _, value = word.removeprefix("--").partition("=")
+        if flag == "config":
+            file, _, variant = value.partition(":")
+            check(runpy.run_path(str(ROOT / file))["get_config"](*filter(None, [variant])))
+        elif flag.startswith("config."):
+            assert unknown(flag.removeprefix("config.")) == ""
+
+
+@pytest.mark.parametrize("words", [w for w in PYTHON if w[1].startswith("scripts/")], ids=" ".join)
+def test_scripts_know_the_flags_they_are_given(words):
+    places = [word for word in words[2:] if not word.startswith("-")]
+    command = [sys.executable, words[1], *places[:1], "--help"]
+    known = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for word in words[2:]:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in known
+
+
+def test_keys_named_in_the_text_exist():
+    for key in re.findall(r"--config\.([\w.]+)", TEXT):
+        if key.isupper():
+            continue
+        assert unknown(key) == "", key

@@ -1,0 +1,205 @@
+"""The loop on a tiny cohort: it learns, leaves what it promises, and goes on from a stop as if nothing had happened."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brainseg_jax import train as module
+from brainseg_jax.checkpoint import load, verify
+from brainseg_jax.config import with_sources
+from brainseg_jax.errors import InputError
+from brainseg_jax.train import averaged, length, train
+from brainseg_jax.writer import Writer, read_metrics
+
+
+@pytest.fixture(scope="session")
+def run(small, cohort):
+    """`run(folder, **changes)` trains the small config on the cohort."""
+
+    def go(folder, **changes):
+        config = small(**{"data.manifest": str(cohort), "data.cache": str(cohort.parent)} | changes)
+        train(config, with_sources(config, set(), "test.py"), folder)
+        return folder
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def whole(run, tmp_path_factory):
+    """A run of eight steps, never interrupted."""
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def losses(folder, kind="train"):
+    return {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == kind}
+
+
+def same_end(a, b):
+    """Bit-equal state: parameters and the optimizer's."""
+    for part in ("params", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, load(a / "checkpoints" / "8", part)[0], load(b / "checkpoints" / "8", part)[0])
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Does something once a step has been logged, as a signal or a failure would come."""
+
+    def when(step, act):
+        real = Writer.progress
+
+        def progress(self, done, *what):
+            real(self, done, *what)
+            if done == step:
+                act()
+
+        monkeypatch.setattr(Writer, "progress", progress)
+
+    return when
+
+
+@pytest.mark.slow
+def test_it_learns(run, tmp_path):
+    rows = losses(run(tmp_path / "run", **{"steps": 60, "optim.peak": 3e-3, "eval_every": 0.5}))
+    assert np.mean([rows[s] for s in range(51, 61)]) < 0.7 * np.mean([rows[s] for s in range(1, 6)])
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(whole):
+    files = {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file()}
+    assert {"config.json", "run.json", "metrics.jsonl", "split.tsv", "pictures/step_000000.png", "pictures/step_000008.png"} <= files
+    assert {p.name for p in (whole / "checkpoints").iterdir()} <= {"4", "8"} and verify(whole / "checkpoints" / "8") == ""
+    assert list(losses(whole)) == list(range(1, 9)) and list(losses(whole, "eval")) == [0, 4, 8]
+    facts = json.loads((whole / "run.json").read_text())
+    assert (facts["data"]["train"], facts["data"]["val"], facts["seed"], len(facts["starts"])) == (3, 1, 0, 1)
+    config = json.loads((whole / "config.json").read_text())
+    assert config["vit.width"] == {"value": 24, "from": "test.py"} and config["optim.b1"]["from"] == "default"
+    row = read_metrics(whole / "metrics.jsonl")[-2]
+    assert {"loss", "gradient_norm", "learning_rate", "crops_per_second", "input_wait"} <= set(row)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_says_what_it_is(whole):
+    encoder, card = load(whole / "checkpoints" / "8", "params/encoder")
+    assert card["spec"]["size"] == [32, 32, 32] and card["steps"] == 8 and len(card["subjects"]) == 3
+    assert card["config"] == json.loads((whole / "config.json").read_text())
+    assert encoder["blocks"]["attn"]["qkv"]["kernel"].shape == (2, 24, 72)
+
+
+@pytest.mark.slow
+def test_the_same_command_on_a_finished_run_says_so_and_changes_nothing(run, whole, capsys):
+    before = contents(whole)
+    run(whole)
+    assert "finished: 8 steps" in capsys.readouterr().out
+    after = contents(whole)
+    assert [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 6), (signal.SIGINT, 4)])
+def test_stopped_and_gone_on_is_as_never_stopped(run, whole, tmp_path, at_step, monkeypatch, number, step):
+    at_step(step, lambda: os.kill(os.getpid(), number))
+    run(tmp_path / "run")
+    assert max(losses(tmp_path / "run")) == step and (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
+    monkeypatch.undo()
+    run(tmp_path / "run")
+    same_end(tmp_path / "run", whole)
+    assert losses(tmp_path / "run") == losses(whole) and losses(tmp_path / "run", "eval") == losses(whole, "eval")
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_is_as_never_killed(run, whole, tmp_path, at_step, monkeypatch):
+    """The run dies after step 6, its last checkpoint is of step 4: steps 5 and 6 are done again, and stand once in the metrics."""
+
+    def die():
+        raise RuntimeError("pulled the plug")
+
+    at_step(6, die)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        run(tmp_path / "run")
+    assert max(losses(tmp_path / "run")) == 6
+    monkeypatch.undo()
+    run(tmp_path / "run")
+    same_end(tmp_path / "run", whole)
+    rows = [(row["step"], row["kind"]) for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert len(rows) == len(set(rows)) and losses(tmp_path / "run") == losses(whole)
+
+
+@pytest.mark.slow
+def test_threads_and_mesh_may_change_on_the_way(run, whole, tmp_path, at_step, monkeypatch, close):
+    at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run(tmp_path / "run")
+    monkeypatch.undo()
+    run(tmp_path / "run", **{"data.threads": 3, "mesh.data": 2, "log_every": 2})
+    ours, theirs = losses(tmp_path / "run", "eval"), losses(whole, "eval")
+    close(ours[8], theirs[8], times=10)
+
+
+@pytest.mark.slow
+def test_another_experiment_in_the_folder_is_refused_by_its_keys(run, whole):
+    with pytest.raises(InputError, match=r"holds another experiment \(optim\.peak: 0\.0004 → 0\.1\).*--workdir"):
+        run(whole, **{"optim.peak": 0.1})
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_remedy(run, tmp_path):
+    with pytest.raises(InputError, match=r"the loss is nan at step \d.*optim\.peak") as refusal:
+        run(tmp_path / "run", **{"optim.peak": 1e30, "optim.warmup": 0.0, "optim.clip": 0.0})
+    assert "\n" not in str(refusal.value)
+    saved = [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert all(np.isfinite(leaf).all() for p in saved for leaf in jax.tree.leaves(load(p)[0]))
+
+
+@pytest.mark.parametrize(("key", "value"), [("objective", "clip"), ("encoder", "resnet")])
+def test_an_unknown_part_is_refused_by_its_key(run, tmp_path, key, value):
+    with pytest.raises(InputError, match=rf"^{key} .*{value}"):
+        run(tmp_path / "run", **{key: value})
+
+
+@pytest.mark.slow
+def test_an_unknown_best_metric_is_refused_before_training(run, tmp_path):
+    with pytest.raises(InputError, match=r"^best .*accuracy"):
+        run(tmp_path / "run", best="accuracy")
+    assert not losses(tmp_path / "run")
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match=r"data\.batch 2 does not divide over 8 devices"):
+        run(tmp_path / "run", **{"mesh.data": -1})
+
+
+def test_length(small):
+    assert length(small(steps=7), 100) == 7
+    epochs = {"steps": 0, "data.crops_per_volume": 4, "data.batch": 8}
+    assert length(small(**epochs, epochs=3.0), 100) == 150  # 3 · 100 · 4 / 8
+    with pytest.raises(InputError, match="less than one step"):
+        length(small(**epochs, epochs=0.01), 10)
+
+
+def test_averages_are_over_counts_and_not_over_batches():
+    """Two of value 1 and one of value 4: 2, not 2.5."""
+    pair = lambda *values: tuple(jnp.float32(v) for v in values)  # noqa: E731
+    metrics = [{"loss": pair(2, 2), "none": pair(0, 0)}, {"loss": pair(4, 1), "none": pair(0, 0)}]
+    means = averaged(metrics)
+    assert means["loss"] == 2.0 and np.isnan(means["none"])
+
+
+def test_ahead_gives_all_in_order():
+    assert list(module.ahead(iter([1, 2, 3]))) == [1, 2, 3] and list(module.ahead(iter([1]))) == [1]
+
+
+def test_handlers_of_signals_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with module.stop_requests() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped()
+    assert signal.getsignal(signal.SIGTERM) is before
