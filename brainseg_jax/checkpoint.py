@@ -16,6 +16,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
 
 SEAL = "checksums.json"
 STATE = "state"
@@ -144,9 +145,8 @@ def _seal_after(response: Any, checkpoint: Path) -> None:
     response.result()
     if jax.process_index() == 0:
         names = sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file())
-        part = checkpoint / f".{SEAL}.part"
-        part.write_text(json.dumps({name: _digest(checkpoint / name) for name in names}, indent=1))
-        part.replace(checkpoint / SEAL)
+        with whole(checkpoint / SEAL) as part:
+            part.write_text(json.dumps({name: _digest(checkpoint / name) for name in names}, indent=1))
 
 
 def _clear_unsealed(folder: Path) -> None:

@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 import brainseg_jax
+from brainseg_jax.files import whole
 from brainseg_jax.trees import count
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
@@ -25,7 +26,8 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
     """Writes config.json and run.json; run.json keeps a line for every time the run was started or resumed. Process 0 only."""
     if jax.process_index() != 0:
         return
-    (folder / "config.json").write_text(json.dumps(resolved, indent=1) + "\n")
+    with whole(folder / "config.json") as part:
+        part.write_text(json.dumps(resolved, indent=1) + "\n")
     file = folder / "run.json"
     earlier = json.loads(file.read_text())["starts"] if file.exists() else []
     facts = {
@@ -43,7 +45,8 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
         },
         "environment": environment() | {"mesh": dict(mesh.shape)},
     }
-    file.write_text(json.dumps(facts, indent=1) + "\n")
+    with whole(file) as part:
+        part.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from brainseg_jax.files import whole
+
 try:
     from tensorboardX import SummaryWriter
 except ImportError:  # the extra "view" is not installed
@@ -88,9 +90,8 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 def _forget_after(file: Path, start: int) -> None:
     """Drops what an interrupted run wrote after the checkpoint it now goes on from: it will be written again."""
     rows = [row for row in read_metrics(file) if row["step"] <= start]
-    part = file.with_name(f".{file.name}.part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(file)
+    with whole(file) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ FLOORS = (
     ("step", "optim", "sharding", "checkpoint", "writer", "report"),
     ("objectives", "data"),
     ("models", "losses", "metrics", "inference", "config"),
-    ("trees", "runtime", "errors", "__init__"),
+    ("trees", "runtime", "files", "errors", "__init__"),
 )
 FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
 # Who may import what; others may not.

@@ -23,6 +23,7 @@ from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.standardize import Spec, standardize, standardize_labels
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 1  # of what a cached file holds: raise it whenever the same scan and spec would give another
@@ -162,13 +163,9 @@ def _make(job: tuple[int, Row, Spec, Path]) -> tuple[int, str]:
         return i, str(error)
     except MemoryError:
         return i, f"{row.image}: not enough memory to standardise it; run on fewer cores or a larger machine"
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as stream:
+        with whole(file) as part, part.open("wb") as stream:
             np.savez(stream, **arrays)
-        part.replace(file)
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror}); make room, or set data.cache") from None
-    finally:
-        part.unlink(missing_ok=True)
     return i, ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split")
 SPLIT_COLUMNS = ("dataset", "subject", "session", "image", "split")
@@ -239,13 +240,8 @@ def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows([columns, *lines])
     content = text.getvalue().encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as part:
         part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -4,7 +4,6 @@ stream is read here, to its end, because nibabel stops before the gzip checksum 
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from jaxtyping import Float64, Shaped
 from nibabel import orientations
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
 
 LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
 SPACINGS = (0.1, 20.0)  # mm; outside them the unit is wrong or the header is damaged
@@ -109,13 +109,8 @@ def write(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[
     header.set_xyzt_units("mm")
     header["vox_offset"] = 352
     content = header.binaryblock + bytes(4) + voxels.astype(dtype.newbyteorder("<")).tobytes(order="F")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as part:
         part.write_bytes(gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def orientation(affine: Shaped[np.ndarray, "4 4"]) -> str:

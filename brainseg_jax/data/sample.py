@@ -25,6 +25,7 @@ from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
 from brainseg_jax.data.standardize import along_axis
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
 
 VERSION = 1  # of the recipe: raise it whenever the same seed would give other voxels
 NOTICE = (
@@ -151,13 +152,8 @@ def _recipe(seed: int) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """All of it or nothing, as images are written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with whole(path) as part:
         part.write_text(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _subject(seed: int, i: int, coarser: float = 1.0) -> tuple[Scan, Scan]:
