@@ -23,7 +23,7 @@ STATE = "state"
 
 
 class Checkpoints:
-    """The checkpoints of one run, `folder`/STEP: the latest and the one with the smallest `best` metric are kept.
+    """The checkpoints of one run, `folder`/STEP: the latest two and the one with the smallest `best` metric are kept.
 
     Use as a context manager: leaving it waits for the save that is under way.
     """
@@ -42,7 +42,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
-                    policies.LatestN(1),
+                    policies.LatestN(2),  # Orbax deletes when a save is committed, which is before it is sealed
                     policies.BestN(get_metric_fn=lambda m: m[best], reverse=True, n=1, keep_checkpoints_without_metrics=False),
                 ]
             ),
@@ -77,7 +77,7 @@ class Checkpoints:
         if pending:
             try:
                 pending.result()
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the second is how tensorstore tells of a full disk
                 raise InputError(f"{self.folder}: no checkpoint can be written ({error}); make room and run the command again") from error
 
     def restore_latest(self, like: Any, say: Callable[[str], None]) -> Any | None:
@@ -121,7 +121,7 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
     Only that part is read. Raises InputError if it is no checkpoint, is damaged, or has no such part.
     """
     if not (checkpoint / STATE).is_dir():
-        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, e.g. runs/pretrain_vit/checkpoints/240")
+        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, e.g. runs/pretrain_vit/checkpoints/150")
     if fault := verify(checkpoint):
         raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
     metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,7 +28,7 @@ def base() -> ConfigDict:
     c.data.subjects = 12  # of the sample cohort
     c.data.splits = ""  # a split file to reuse; empty: the manifest's own split, or one is made and written into the run folder
     c.data.split_rule = "subject"  # how one is made: by subject, or by image as the paper did ("paper")
-    c.data.fractions = (0.7, 0.1, 0.2)  # train, val, test
+    c.data.fractions = (0.7, 0.1, 0.2)  # train, val, test, by subject; the paper's rule has its own
     c.data.split_seed = 0  # of the split and of the sample cohort; apart from `seed`, so that another seed meets the same people
     c.data.spec = "default"  # standardisation: "default", or "paper" for the published one
     c.data.spacing = 1.0  # mm, of the standardised volume
@@ -41,11 +42,11 @@ def base() -> ConfigDict:
     c.data.threads = 4  # that read ahead, in each process
     c.data.workers = 0  # processes that read ahead; 0: threads only
 
-    # Intensity augmentation, on the device: chance, and largest relative scale and absolute shift.
+    # Intensity augmentation, on the device.
     c.augment = ConfigDict()
-    c.augment.scale = 0.1
-    c.augment.shift = 0.1
-    c.augment.chance = 0.2
+    c.augment.scale = 0.1  # values times 1 ± this at most
+    c.augment.shift = 0.1  # values plus or minus this at most
+    c.augment.chance = 0.2  # of each of the two
 
     c.vit = ConfigDict()
     c.vit.patch = 16
@@ -106,8 +107,12 @@ POSITIVE = (
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
     *("optim.peak", "optim.accumulate", "log_every", "eval_volumes"),
 )
-NOT_NEGATIVE = ("steps", "epochs", "data.workers", "augment.scale", "augment.shift", "optim.weight_decay", "optim.clip", "save_every")
+NOT_NEGATIVE = (
+    *("seed", "steps", "epochs", "data.split_seed", "data.workers", "augment.scale", "augment.shift"),
+    *("optim.weight_decay", "optim.clip", "save_every"),
+)
 SHARES = ("data.max_failures", "augment.chance", "mae.mask_ratio", "optim.warmup", "eval_every")
+TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float)}
 
 
 def check(c: ConfigDict) -> None:
@@ -115,6 +120,16 @@ def check(c: ConfigDict) -> None:
     for key, choices in CHOICES.items():
         if c_get(c, key) not in choices:
             raise InputError(f"{key} is {c_get(c, key)!r}; use one of {', '.join(choices)}")
+    for key, kind in TRIPLES.items():
+        value = c_get(c, key)
+        if len(value) != 3 or not all(isinstance(v, kind) for v in value):
+            raise InputError(f"{key} is {value}; give three numbers, e.g. {c_get(base(), key)}")
+    for key, patterns in (("optim.decay", c.optim.decay), ("optim.rates", [rule[0] for rule in pairs(c.optim.rates)])):
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise InputError(f"{key} has {pattern!r}: {error}; give regular expressions of parameters' paths") from None
     for keys, good, rule in (
         (POSITIVE, lambda v: v > 0, "must be greater than 0"),
         (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
@@ -124,9 +139,8 @@ def check(c: ConfigDict) -> None:
             value = c_get(c, key)
             if not all(good(v) for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{key} is {value}; it {rule}")
-    for key in ("data.size", "data.crop"):
-        if len(c_get(c, key)) != 3:
-            raise InputError(f"{key} is {c_get(c, key)}; give three numbers, e.g. (160, 160, 160)")
+    if c.optim.warmup == 1:
+        raise InputError("optim.warmup is 1, which leaves nothing to cool down; use a share below 1")
     if (c.steps > 0) == (c.epochs > 0):
         raise InputError(f"steps is {c.steps} and epochs is {c.epochs}; set one of them, and the other to 0")
     if any(n > size for n, size in zip(c.data.crop, c.data.size, strict=True)):
@@ -147,6 +161,14 @@ def check(c: ConfigDict) -> None:
         raise InputError(f"mae.mask_ratio {c.mae.mask_ratio} of {tokens} patches leaves none visible or none hidden; use e.g. 0.75")
 
 
+def pairs(rates: Any) -> list[tuple[str, float]]:
+    """The (pattern, factor) pairs of optim.rates; InputError if they are something else."""
+    for rule in rates:
+        if not isinstance(rule, tuple) or len(rule) != 2 or not isinstance(rule[1], int | float):
+            raise InputError(f"optim.rates has {rule!r}; give (pattern, factor) pairs, e.g. (('encoder/.*', 0.1),)")
+    return list(rates)
+
+
 def c_get(c: ConfigDict, key: str) -> Any:
     """The value under a dotted key."""
     for part in key.split("."):
@@ -155,12 +177,11 @@ def c_get(c: ConfigDict, key: str) -> Any:
 
 
 def unknown(key: str) -> str:
-    """What is wrong with a dotted key, in a few words, or "" if there is such a key (or one is indexed, as in data.crop[0])."""
+    """What is wrong with a dotted key, in a few words, or "" if there is such a key."""
     keys = list(flat(base()))
-    name = key.partition("[")[0]
-    if name in keys:
+    if key in keys:
         return ""
-    close = difflib.get_close_matches(name, keys, n=1) or [k for k in keys if k.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = difflib.get_close_matches(key, keys, n=1) or [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"there is no such key{f' (did you mean {close[0]}?)' if close else ''}; all are in brainseg_jax/config.py"
 
 

@@ -49,11 +49,15 @@ def run() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; check the place and its permissions", file=sys.stderr)
+        sys.exit(2)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    for word in argv[1:]:
-        flag, _, value = word.lstrip("-").partition("=")
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        flag, equals, value = word.lstrip("-").partition("=")
+        value = value if equals else following
         file = Path(value.partition(":")[0])
         if flag == "config" and (file.suffix != ".py" or not file.is_file()):
             raise InputError(f"--config={value}: no such config; it is a Python file, e.g. --config=configs/pretrain_vit.py")

@@ -16,6 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 import brainseg_jax
+from brainseg_jax.errors import InputError
 from brainseg_jax.files import whole
 from brainseg_jax.trees import count
 
@@ -38,6 +39,7 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
             "manifest": data.manifest,
             "manifest_sha256": data.manifest_sha256,
             "split_sha256": data.split_sha256,
+            "volumes_sha256": data.volumes_sha256,
             "train": len(data.train),
             "val": len(data.val),
             "set_aside": len(data.failures),
@@ -47,6 +49,17 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
     }
     with whole(file) as part:
         part.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def check_same_data(folder: Path, data: Any) -> None:
+    """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix who is held out."""
+    file = folder / "run.json"
+    before = json.loads(file.read_text())["data"] if file.exists() else {"volumes_sha256": data.volumes_sha256}
+    if before["volumes_sha256"] != data.volumes_sha256:
+        raise InputError(
+            f"{folder}: was trained on {before['train']} volumes and {before['val']} held out, now there are {len(data.train)} and "
+            f"{len(data.val)}, or other ones; bring back the manifest, split and scans, or give another --workdir"
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -17,10 +17,15 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count)
 
 @runtime_checkable
 class Objective(Protocol):
-    """A Flax module from a batch to (loss, metrics); `streams` names the random streams it draws from, `labels` says if it needs labels."""
+    """A Flax module from a batch to (loss, metrics).
+
+    `streams` names the random streams it draws from, `labels` says if it needs labels; its method `pictures(batch)` gives the volumes
+    [b x y z c] that `picture_names` names, for people to look at.
+    """
 
     labels: bool
     streams: tuple[str, ...]
+    picture_names: tuple[str, ...]
 
     def init(self, rngs: dict[str, jax.Array], batch: Batch) -> Any: ...
 

@@ -52,11 +52,13 @@ class Run(NamedTuple):
 
     @property
     def held_out(self) -> list[Path]:
-        return [entry.file for entry in self.data.val][: self.config.eval_volumes]
+        """At most eval_volumes of the held-out volumes, spread over all of them: a manifest may be sorted by site."""
+        n = len(self.data.val)
+        chosen = min(n, self.config.eval_volumes)
+        return [self.data.val[i * n // chosen].file for i in range(chosen)]
 
-    @property
-    def picture(self) -> Callable[[int], Path]:
-        return lambda step: self.folder / "pictures" / f"step_{step:06d}.png"
+    def picture(self, step: int) -> Path:
+        return self.folder / "pictures" / f"step_{step:06d}.png"
 
 
 class Compiled(NamedTuple):
@@ -78,18 +80,11 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
     share = Share(jax.process_index(), jax.process_count())
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(folder, share), stop_requests() as stopped:
-        work(config, resolved, folder, mesh, share, stopped)
+    with alone(folder, share):
+        work(config, resolved, folder, mesh, share)
 
 
-def work(
-    config: ConfigDict,
-    resolved: dict[str, dict[str, Any]],
-    folder: Path,
-    mesh: Mesh,
-    share: Share,
-    stopped: Callable[[], bool],
-) -> None:
+def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, mesh: Mesh, share: Share) -> None:
     """Data, network, state and loop of a run whose folder is ours."""
     say = print if share.index == 0 else lambda _: None
     objective = OBJECTIVES[config.objective](config)
@@ -107,6 +102,8 @@ def work(
     like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
+        if checkpoints.steps():
+            record.check_same_data(folder, data)
         state = checkpoints.restore_latest(like, say)
         start = int(state.step) if state else 0
         if start >= run.steps:
@@ -124,11 +121,12 @@ def work(
         state = state or jax.jit(init, out_shardings=places)()
         writer = Writer(folder, run.steps, start)
         try:
-            last = loop(run, compiled, state, checkpoints, writer, stopped)
+            with stop_requests() as stopped:
+                last = loop(run, compiled, state, checkpoints, writer, stopped)
+                checkpoints.wait()
         finally:
             writer.close()
-        checkpoints.wait()
-        say(finished(run) if last == run.steps else f"stopped at step {last}, saved; the same command goes on from there")
+        say(finished(run) if last == run.steps else f"stopped at step {last}; the same command goes on from there")
 
 
 def length(config: ConfigDict, volumes: int) -> int:
@@ -149,6 +147,9 @@ def compile_steps(objective: Objective, optimizer: Any, run: Run, like: TrainSta
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
     train_step = make_train_step(objective, optimizer, prepare_train(config), config.seed, config.optim.accumulate)
     eval_step = make_eval_step(objective, prepare_eval, config.seed)
+    metrics = jax.eval_shape(eval_step, like.params, {"image": image, "weight": weight}, index)
+    if config.best not in metrics:
+        raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(metrics)}")
 
     @jax.jit
     def pictures(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
@@ -172,38 +173,42 @@ def loop(
 ) -> int:
     """Trains from where `state` stands to the end or to a request to stop, and returns the step that was reached and saved."""
     config, start = run.config, int(state.step)
-    batches = ahead(to_devices(batches_from(run, start), run.mesh))
+    batches = to_devices(batches_from(run, start), run.mesh)
+    batch = next(batches)
     rate = optim.schedule(config.optim, run.steps)
     evaluate_every = max(1, round(config.eval_every * run.steps))
     clock = Clock(config.data.batch)
     pending: list[Metrics] = []
+
+    def save(step: int, values: dict[str, float] | None = None) -> None:
+        # Never a state that is lost already: what has not been looked at since the last line is looked at now.
+        refuse_nan(run, step, averaged(pending) if pending else {})
+        checkpoints.save(step, state, card(run), values)
+
     for step in range(start, run.steps + 1):
         scheduled = step == run.steps or (config.eval_every and step % evaluate_every == 0)
         if scheduled and (step > start or step == 0):
+            jax.block_until_ready(state)  # steps that are under way are steps' time
             with clock.paused():
                 values = evaluate(run, compiled, state.params)
-                if config.best not in values:
-                    raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(values)}")
+                refuse_nan(run, step, values)
                 writer.scalars(step, "eval", values)
                 writer.say(f"step {step}: held-out " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
                 draw(run, compiled, state.params, step, writer)
                 if step:
-                    checkpoints.save(step, state, card(run), values)
+                    save(step, values)
         elif step > start and config.save_every and step % config.save_every == 0:
-            checkpoints.save(step, state, card(run))
+            save(step)
         if step == run.steps or stopped():
             break
-        with clock.waiting():
-            batch = next(batches)
         state, metrics = compiled.train(state, batch)
         pending.append(metrics)
+        # Fetched while the step is under way.
+        with clock.waiting():
+            batch = next(batches)
         if (step + 1) % config.log_every == 0 or step + 1 == run.steps:
             values = averaged(pending)
-            if not np.isfinite(values["loss"]):
-                raise InputError(
-                    f"{run.folder}: the loss is {values['loss']} at step {step + 1}; lower optim.peak or set optim.clip, and start again "
-                    "with another --workdir"
-                )
+            refuse_nan(run, step + 1, values)
             values |= {"learning_rate": float(rate(step))} | clock.read(len(pending))
             pending = []
             writer.scalars(step + 1, "train", values)
@@ -211,8 +216,17 @@ def loop(
             writer.progress(step + 1, line, clock.per_step() * (run.steps - step - 1))
     last = int(state.step)
     if last > start:
-        checkpoints.save(last, state, card(run))
+        save(last)
     return last
+
+
+def refuse_nan(run: Run, step: int, values: dict[str, float]) -> None:
+    """Raises InputError if a metric is not finite; checkpoints from before stay as they are."""
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise InputError(
+                f"{run.folder}: {name} is {value} at step {step}; lower optim.peak or optim.clip, and start again with another --workdir"
+            )
 
 
 class Clock:
@@ -305,15 +319,6 @@ def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator
         yield {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
 
 
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """One batch is already on its way to the devices while the one before it is used."""
-    waiting = next(batches)
-    for batch in batches:
-        yield waiting
-        waiting = batch
-    yield waiting
-
-
 @contextmanager
 def alone(folder: Path, share: Share) -> Iterator[None]:
     """Holds the run folder for this run; InputError if another one holds it, whose checkpoints would be mixed with this one's."""
@@ -353,5 +358,5 @@ def finished(run: Run) -> str:
     lines.append(f"  curves      tensorboard --logdir {run.folder}")
     if not run.config.data.manifest:
         lines.append("next, with your own scans:")
-        lines.append("  python scripts/prepare_data.py manifest folder YOUR_SCANS --out people.tsv")
+        lines.append("  python scripts/prepare_data.py manifest folder YOUR_SCANS --subject-regex '(sub-[^_]+)' --out people.tsv")
     return "\n".join(lines)

@@ -29,7 +29,7 @@ class Writer:
         self.file = folder / "metrics.jsonl"
         _forget_after(self.file, start)
         self.stream = self.file.open("a")
-        self.board = SummaryWriter(str(folder / "tb"), purge_step=start) if SummaryWriter else None
+        self.board = SummaryWriter(str(folder / "tb"), purge_step=start + 1 if start else 0) if SummaryWriter else None
         self.bar = None
         if self.console.is_terminal:
             self.bar = Progress(
@@ -89,7 +89,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 def _forget_after(file: Path, start: int) -> None:
     """Drops what an interrupted run wrote after the checkpoint it now goes on from: it will be written again."""
-    rows = [row for row in read_metrics(file) if row["step"] <= start]
+    rows = [row for row in read_metrics(file) if row["step"] <= start] if start else []
     with whole(file) as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -27,10 +27,13 @@ def get_config(variant: str = "trial") -> ConfigDict:
 
 def trial(c: ConfigDict) -> None:
     c.steps = 150
+    c.mesh.data = 1  # one crop a step needs one device, however many there are
 
 
 def full(c: ConfigDict) -> None:
     c.epochs = 400.0
+    c.eval_every = 0.02
+    c.save_every = 500
     c.data.batch = 32
     c.data.crops_per_volume = 4
     c.remat = True
@@ -39,7 +42,10 @@ def full(c: ConfigDict) -> None:
 def paper(c: ConfigDict) -> None:
     # The code's values; the paper's text says AdamW at 1e-4 with 1e-5, three scans per GPU, and no mask ratio.
     c.epochs = 200.0
+    c.eval_every = 0.05  # every 10 epochs, as the code saves
+    c.save_every = 500
     c.data.spec = "paper"
+    c.data.dtype = "float16"
     c.data.split_rule = "paper"
     c.data.batch = 80  # 4 GPUs × 5 volumes × 4 crops
     c.data.crops_per_volume = 4

@@ -1,1 +1,1 @@
-"""Weights from and to MONAI's PyTorch checkpoints: tables of names, one file for each network."""
+"""The room for exchanging weights with MONAI's PyTorch checkpoints; nothing is in it yet."""

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the peer runs there, and memory is read there
     if args.worker:
         print(json.dumps(WORKERS[args.worker](args.steps)))
         return 0
@@ -109,7 +110,7 @@ def compute(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 def ours(steps: int) -> Result:
-    """Seconds of `steps` training steps as the main command takes them: separable positions, class token, one crop of noise."""
+    """Seconds of `steps` training steps, with learned positions as the peer has, of one crop of noise."""
     runtime.keep_compiled_programs()
     import jax
     import jax.numpy as jnp

@@ -74,12 +74,15 @@ def add_cache(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--spacing", type=float, default=1.0, help="mm (%(default)s)")
     command.add_argument("--size", type=int, nargs=3, default=(192, 192, 192), metavar=("X", "Y", "Z"), help="voxels (192 192 192)")
     command.add_argument("--dtype", choices=("uint8", "float16"), default="uint8", help="(%(default)s)")
+    command.add_argument("--labels", action="store_true", help="for fine-tuning: the labels too (pretraining does not read them)")
     command.add_argument("--workers", type=int, help="processes (by default one for each core)")
 
 
 def cache(args: argparse.Namespace) -> None:
     """Standardises every scan that the cache lacks; those that cannot be used go into STEM_failures.csv beside the manifest."""
     rows = read_manifest(args.manifest)
+    if not args.labels:
+        rows = tuple(row._replace(labels=(), scheme=()) for row in rows)
     chosen = spec(args.spec, args.spacing, args.size, args.dtype)
     entries, failures = build(
         rows, chosen, args.cache / VOLUMES, max_failures=1.0, workers=args.workers, progress=record.progress("standardising scans")

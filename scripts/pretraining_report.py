@@ -9,6 +9,7 @@ the same hidden patches of the same held-out crops as the run's own evaluation.
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 matplotlib.use("agg")
 from matplotlib import pyplot
 
-from brainseg_jax import checkpoint, report
+from brainseg_jax import checkpoint, record, report
 from brainseg_jax.config import from_resolved
 from brainseg_jax.data import dataset
 from brainseg_jax.data.augment import prepare_eval
@@ -58,7 +59,9 @@ def describe(run: Path, out: Path, credit: str) -> str:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
     config, facts = from_resolved(card["config"]), json.loads((run / "run.json").read_text())
-    data = dataset.prepare(config.data, False, run, lambda _: None, lambda _: lambda done, total: None)
+    with tempfile.TemporaryDirectory() as elsewhere:  # the run's own split and failures stay as they are
+        data = dataset.prepare(config.data, False, Path(elsewhere), lambda _: None, lambda _: lambda done, total: None)
+    record.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
     model, baseline, shown = judge(params, config, data, mean)
     curve(run, out.with_name(f"{out.name}_curve.png"), baseline)

@@ -12,6 +12,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -148,6 +149,8 @@ def _each(jobs: list[tuple[int, Row, Spec, Path]], workers: int | None) -> Itera
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool:
+            raise InputError("a process that standardised scans was killed, likely for memory; run again on fewer cores") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,6 +1,7 @@
 """From the config to volumes that are ready: the manifest or the sample cohort, its split, and the standardised cache."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,14 @@ class Dataset(NamedTuple):
     manifest_sha256: str
     split_sha256: str
 
+    @property
+    def volumes_sha256(self) -> str:
+        """Which volumes are trained on and which are held out, in their order: what the stream of batches depends on."""
+        names = [(side, *entry.row.key) for side, entries in (("train", self.train), ("val", self.val)) for entry in entries]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
     def subjects(self) -> list[str]:
-        """A hash per training person: who was trained on can be asked of a checkpoint, and who they are cannot be read from it."""
+        """A hash per training person, for a checkpoint to say whether somebody was trained on."""
         return sorted({hashlib.sha256("/".join(entry.row.person).encode()).hexdigest()[:16] for entry in self.train})
 
 

@@ -34,7 +34,7 @@ attend.defvjp(_forward, _backward)
 
 
 def _fused(q, k, v):
-    # The log-sum is the other branch's; this one's gradient does without, and the compiler drops it.
+    # The log-sum is the other branch's; this one's gradient does without.
     return jax.nn.dot_product_attention(q, k, v), jnp.zeros((*q.shape[:-1], 1), jnp.promote_types(q.dtype, jnp.float32))
 
 
