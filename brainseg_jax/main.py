@@ -55,9 +55,9 @@ def run() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for i, word in enumerate(argv):
         flag, equals, value = word.lstrip("-").partition("=")
-        value = value if equals else following
+        value = value if equals else "".join(argv[i + 1 : i + 2])
         file = Path(value.partition(":")[0])
         if flag == "config" and (file.suffix != ".py" or not file.is_file()):
             raise InputError(f"--config={value}: no such config; it is a Python file, e.g. --config=configs/pretrain_vit.py")

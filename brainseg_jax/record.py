@@ -55,7 +55,7 @@ def check_same_data(folder: Path, data: Any) -> None:
     """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix who is held out."""
     file = folder / "run.json"
     before = json.loads(file.read_text())["data"] if file.exists() else {"volumes_sha256": data.volumes_sha256}
-    if before["volumes_sha256"] != data.volumes_sha256:
+    if before.get("volumes_sha256") != data.volumes_sha256:
         raise InputError(
             f"{folder}: was trained on {before['train']} volumes and {before['val']} held out, now there are {len(data.train)} and "
             f"{len(data.val)}, or other ones; bring back the manifest, split and scans, or give another --workdir"

@@ -19,13 +19,12 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count)
 class Objective(Protocol):
     """A Flax module from a batch to (loss, metrics).
 
-    `streams` names the random streams it draws from, `labels` says if it needs labels; its method `pictures(batch)` gives the volumes
-    [b x y z c] that `picture_names` names, for people to look at.
+    `streams` names the random streams it draws from, `labels` says if it needs labels. What `train` trains also has a method
+    `pictures(batch)`, which gives the volumes [b x y z c] that its `picture_names` name, for people to look at.
     """
 
     labels: bool
     streams: tuple[str, ...]
-    picture_names: tuple[str, ...]
 
     def init(self, rngs: dict[str, jax.Array], batch: Batch) -> Any: ...
 

@@ -73,13 +73,13 @@ def test_no_checkpoint_is_no_state(tmp_path):
     assert restore(tmp_path) == (None, [])
 
 
-def test_best_and_latest_are_kept(tmp_path):
+def test_the_best_and_the_latest_two_are_kept(tmp_path):
     with Checkpoints(tmp_path, "loss") as checkpoints:
         for step, loss in {1: 0.9, 2: 0.1, 3: 0.5, 4: None, 5: 0.6}.items():
             checkpoints.save(step, state(step), CARD, None if loss is None else {"loss": loss})
         checkpoints.wait()
-        assert checkpoints.steps() == [2, 5]
-    assert {p.name for p in tmp_path.iterdir()} == {"2", "5"}
+        assert checkpoints.steps() == [2, 4, 5]
+    assert {p.name for p in tmp_path.iterdir()} == {"2", "4", "5"}
 
 
 def test_a_step_saved_twice_is_saved_once(tmp_path):

@@ -14,6 +14,7 @@ from brainseg_jax import config as keys
 from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, with_sources
 from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.errors import InputError
+from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
 from brainseg_jax.step import init_params, init_state, make_train_step
@@ -159,3 +160,28 @@ def test_a_key_that_one_of_the_two_lacks_differs():
     old = with_sources(base(), set(), "x.py")
     new = {key: entry for key, entry in old.items() if key != "seed"}
     assert differing(old, new) == ["seed: 0 → None"]
+
+
+def test_names_that_may_be_chosen_are_those_that_there_are():
+    assert keys.CHOICES["objective"] == tuple(OBJECTIVES) and keys.CHOICES["encoder"] == tuple(ENCODERS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("data.split_seed", -1),
+        ("data.crop", ("a", "b", "c")),
+        ("data.crop", (32, 32)),
+        ("optim.warmup", 1.0),
+        ("optim.decay", ("[",)),
+        ("optim.rates", ("encoder",)),
+        ("optim.rates", (("[", 0.1),)),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(key, value):
+    config = base()
+    config.steps = 1
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=re.escape(key)):
+        check(config)

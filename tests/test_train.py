@@ -12,6 +12,7 @@ import pytest
 from brainseg_jax import train as module
 from brainseg_jax.checkpoint import load, verify
 from brainseg_jax.config import with_sources
+from brainseg_jax.data.pipeline import ALL
 from brainseg_jax.errors import InputError
 from brainseg_jax.train import averaged, length, train
 from brainseg_jax.writer import Writer, read_metrics
@@ -192,10 +193,6 @@ def test_averages_are_over_counts_and_not_over_batches():
     assert means["loss"] == 2.0 and np.isnan(means["none"])
 
 
-def test_ahead_gives_all_in_order():
-    assert list(module.ahead(iter([1, 2, 3]))) == [1, 2, 3] and list(module.ahead(iter([1]))) == [1]
-
-
 def test_handlers_of_signals_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with module.stop_requests() as stopped:
@@ -203,3 +200,10 @@ def test_handlers_of_signals_are_put_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_folder_has_one_run(tmp_path):
+    with module.alone(tmp_path, ALL), pytest.raises(InputError, match="another process is training in it"), module.alone(tmp_path, ALL):
+        pass
+    with module.alone(tmp_path, ALL):
+        pass

@@ -1,0 +1,48 @@
+"""A run goes on with the volumes it was started on, or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brainseg_jax import record
+from brainseg_jax.data.cache import Entry
+from brainseg_jax.data.dataset import Dataset
+from brainseg_jax.data.manifest import Row
+from brainseg_jax.data.standardize import spec
+from brainseg_jax.errors import InputError
+
+
+def dataset(train, val):
+    entries = [tuple(Entry(Row(s, "", Path(f"/{s}.nii"), (), (), "D", ""), Path(s)) for s in names) for names in (train, val)]
+    return Dataset(*entries, spec("default"), (), "m.tsv", "0", "0")
+
+
+def started_on(folder, data):
+    facts = {"volumes_sha256": data.volumes_sha256, "train": len(data.train), "val": len(data.val)}
+    (folder / "run.json").write_text(json.dumps({"data": facts}))
+
+
+def test_the_same_volumes_are_taken(tmp_path):
+    started_on(tmp_path, dataset("abc", "d"))
+    record.check_same_data(tmp_path, dataset("abc", "d"))
+
+
+@pytest.mark.parametrize(("train", "val"), [("ab", "d"), ("acb", "d"), ("abd", "c"), ("abcd", ""), ("abc", "de")])
+def test_other_volumes_another_order_or_another_side_are_refused(tmp_path, train, val):
+    started_on(tmp_path, dataset("abc", "d"))
+    with pytest.raises(InputError, match="was trained on 3 volumes and 1 held out"):
+        record.check_same_data(tmp_path, dataset(train, val))
+
+
+def test_progress_tells_tenths_where_there_is_no_terminal(capsys):
+    show = record.progress("standardising")
+    for done in range(21):
+        show(done, 20)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11 and lines[0] == "standardising: 0/20" and lines[-1].startswith("standardising: 20/20, 0 s left")
+
+
+def test_progress_is_silent_where_all_is_there_already(capsys):
+    record.progress("standardising")(20, 20)
+    assert capsys.readouterr().out == ""
