@@ -289,9 +289,9 @@ def draw(run: Run, compiled: Compiled, params: Any, step: int, writer: Writer) -
             writer.say('no pictures: matplotlib is missing; pip install "brainseg_jax[view]"')
         return
     batch = next(eval_batches(run.held_out[:1], crop=run.config.data.crop, batch=1))
-    shown = jax.device_get(compiled.draw(params, {"image": jnp.asarray(batch["image"])}))
+    shown = compiled.draw(params, {"image": jnp.asarray(batch["image"])})
     if run.share.index == 0:
-        volumes = {name: report.to_ras(volume[0, ..., 0], run.data.spec.orientation) for name, volume in shown.items()}
+        volumes = {name: report.to_ras(np.asarray(volume)[0, ..., 0], run.data.spec.orientation) for name, volume in shown.items()}
         report.slices(run.picture(step), volumes, f"{run.config.objective}, {run.config.encoder}: held-out volume after {step} steps")
 
 
