@@ -126,7 +126,8 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
                 checkpoints.wait()
         finally:
             writer.close()
-        say(finished(run) if last == run.steps else f"stopped at step {last}; the same command goes on from there")
+        stopped_at = f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there"
+        say(finished(run) if last == run.steps else stopped_at)
 
 
 def length(config: ConfigDict, volumes: int) -> int:
@@ -222,10 +223,11 @@ def loop(
 
 def refuse_nan(run: Run, step: int, values: dict[str, float]) -> None:
     """Raises InputError if a metric is not finite; checkpoints from before stay as they are."""
-    for name, value in values.items():
-        if not np.isfinite(value):
+    for name in sorted(values, key=lambda name: name != "loss"):
+        if not np.isfinite(values[name]):
             raise InputError(
-                f"{run.folder}: {name} is {value} at step {step}; lower optim.peak or optim.clip, and start again with another --workdir"
+                f"{run.folder}: the {name} is {values[name]} at step {step}; lower optim.peak or optim.clip, and start again "
+                "with another --workdir"
             )
 
 
