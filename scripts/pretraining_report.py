@@ -71,7 +71,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
 
 Written by `scripts/pretraining_report.py` from a run of
 
-    {facts["starts"][0]["command"].partition("main.py ")[2] or facts["starts"][0]["command"]}
+    {command(facts["starts"][0]["command"])}
 
 {len(data.train)} people to train on, {len(data.val)} held out; {steps[-1]} of {card["steps"]} steps of {config.data.batch} crops
 {config.data.crop} at {config.data.spacing:g} mm; {facts["parameters"]["all"]:,} parameters; {config.dtype} on
@@ -89,6 +89,12 @@ Written by `scripts/pretraining_report.py` from a run of
 
 {credit} The slices hold no face.
 """
+
+
+def command(started: str) -> str:
+    """How the run was started, without the places of its files."""
+    words = [w for w in started.split()[1:] if not w.startswith(("--workdir", "--config.data.manifest", "--config.data.cache"))]
+    return " ".join(["python -m brainseg_jax.main", *words, "--config.data.manifest=people.tsv"])
 
 
 def mean_image(files: list[Path], crop: tuple[int, int, int]) -> np.ndarray:
