@@ -8,7 +8,6 @@ is read. Measured on a 192³ uint8 volume it reads as fast as an uncompressed Ar
 import csv
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,6 +24,7 @@ from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.standardize import Spec, standardize, standardize_labels
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import whole
+from brainseg_jax.runtime import cores
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 1  # of what a cached file holds: raise it whenever the same scan and spec would give another
@@ -138,8 +138,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 
 def _each(jobs: list[tuple[int, Row, Spec, Path]], workers: int | None) -> Iterator[tuple[int, str]]:
     """(index, reason of failure or "") as scans are done, here or in processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, len(jobs))
+    workers = min(workers or cores(), len(jobs))
     if workers <= 1:
         yield from (_make(job) for job in jobs)
         return

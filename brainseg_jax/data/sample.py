@@ -7,7 +7,6 @@ The recipe (smooth random warp, random contrast, bias field, noise, resolution) 
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -26,6 +25,7 @@ from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
 from brainseg_jax.data.standardize import along_axis
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import whole
+from brainseg_jax.runtime import cores
 
 VERSION = 1  # of the recipe: raise it whenever the same seed would give other voxels
 NOTICE = (
@@ -117,7 +117,7 @@ def make_cohort(
 
 def _each(missing: list[int], folder: Path, seed: int, workers: int | None) -> Iterator[int]:
     """Make the missing subjects, in this process or in several, and yield each as it is done."""
-    workers = min(workers or _cores(), len(missing))
+    workers = min(workers or cores(), len(missing))
     if workers <= 1:
         for i in missing:
             yield _save_subject(folder, seed, i)
@@ -126,11 +126,6 @@ def _each(missing: list[int], folder: Path, seed: int, workers: int | None) -> I
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for job in as_completed([pool.submit(_save_subject, folder, seed, i) for i in missing]):
             yield job.result()
-
-
-def _cores() -> int:
-    """Cores this process may use; on a shared machine fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _save_subject(folder: Path, seed: int, i: int) -> int:
