@@ -5,3 +5,12 @@ Channels come last everywhere; the converters own the only transposes.
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    # Only when asked for: JAX reads its settings when it is imported, and commands set some first.
+    if name == "load":
+        from brainseg_jax.network import load
+
+        return load
+    raise AttributeError(f"module 'brainseg_jax' has no attribute {name!r}")

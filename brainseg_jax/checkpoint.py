@@ -141,8 +141,21 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
     return jax.tree.map(jax.device_get, tree), dict(metadata.custom_metadata or {})
 
 
+def write(checkpoint: Path, params: Any, card: dict[str, Any]) -> None:
+    """One sealed checkpoint that holds parameters only, as a converter makes it; the folder must not exist yet."""
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    with context:
+        ocp.save_checkpointables(checkpoint.absolute(), {STATE: {"params": params}}, custom_metadata=card)
+    _seal(checkpoint)
+
+
 def _seal_after(response: Any, checkpoint: Path) -> None:
     response.result()
+    _seal(checkpoint)
+
+
+def _seal(checkpoint: Path) -> None:
     if jax.process_index() == 0:
         names = sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file())
         with whole(checkpoint / SEAL) as part:

@@ -16,6 +16,9 @@ def base() -> ConfigDict:
     c.seed = 0  # of everything random: initial weights, masks, crops, augmentation
     c.objective = "mae"  # what is learned: a name in objectives/
     c.encoder = "vit"  # what learns it: a name in models/
+    c.decoder = "unetr"  # for segmentation, what turns its features into logits: a name in models/
+    c.channels = 1  # of the image
+    c.classes = 36  # of a segmentation, background included
     c.dtype = "auto"  # compute in float32 or bfloat16; auto: bfloat16 on an accelerator, float32 on a CPU. Parameters are float32
     c.remat = False  # recompute blocks in the backward pass: less memory, about a third more computing
 
@@ -58,6 +61,21 @@ def base() -> ConfigDict:
     c.vit.class_token = True
     c.vit.qkv_bias = True
     c.vit.eps = 1e-6  # of layer norm
+    c.vit.features = (3, 6, 9)  # blocks, from 0, whose outputs a decoder gets beside the last one (MONAI); (2, 5, 8): the paper's code
+    c.vit.drop_path = 0.0  # largest chance to leave out a branch of a block while training; it grows linearly with depth
+
+    c.unetr = ConfigDict()
+    c.unetr.width = 16  # channels at full resolution (MONAI's feature_size)
+
+    c.swin = ConfigDict()
+    c.swin.width = 48  # channels of the first stage (MONAI's feature_size), also of Swin UNETR's decoder at full resolution
+    c.swin.depths = (2, 2, 2, 2)  # blocks in each stage
+    c.swin.heads = (3, 6, 12, 24)
+    c.swin.window = 7
+    c.swin.merging = "merging"  # order of patch merging: MONAI 1.5's; "legacy": 0.9-1.4's, of all published weights; "mergingv2"
+    c.swin.v2 = False  # a residual convolution block before each stage (Swin UNETR v2)
+    c.swin.qkv_bias = True
+    c.swin.drop_path = 0.0  # as vit.drop_path
 
     c.mae = ConfigDict()
     c.mae.mask_ratio = 0.85  # share of patches hidden from the encoder
@@ -95,23 +113,26 @@ FREE = ("log_every", "save_every", "data.cache", "data.threads", "data.workers",
 
 CHOICES = {
     "objective": ("mae",),
-    "encoder": ("vit",),
+    "encoder": ("vit", "swin"),
+    "decoder": ("unetr", "swin_unetr"),
     "dtype": ("auto", "float32", "bfloat16"),
     "data.spec": ("default", "paper"),
     "data.split_rule": ("subject", "paper"),
     "data.dtype": ("uint8", "float16"),
     "vit.positions": ("sincos", "separable", "table"),
+    "swin.merging": ("legacy", "merging", "mergingv2"),
 }
 POSITIVE = (
     *("data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads"),
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
+    *("channels", "classes", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window"),
     *("optim.peak", "optim.accumulate", "log_every", "eval_volumes"),
 )
 NOT_NEGATIVE = (
     *("seed", "steps", "epochs", "data.split_seed", "data.workers", "augment.scale", "augment.shift"),
     *("optim.weight_decay", "optim.clip", "save_every"),
 )
-SHARES = ("data.max_failures", "augment.chance", "mae.mask_ratio", "optim.warmup", "eval_every")
+SHARES = ("data.max_failures", "augment.chance", "mae.mask_ratio", "vit.drop_path", "swin.drop_path", "optim.warmup", "eval_every")
 TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float)}
 
 

@@ -45,7 +45,7 @@ def run() -> None:
     """The command: what the user can mend is one line on stderr and exit code 2."""
     runtime.with_huge_pages()
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=parse)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -54,7 +54,8 @@ def run() -> None:
         sys.exit(2)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str]) -> list[str]:
+    """What absl makes of the command line; InputError, naming the flag, for what it cannot use."""
     for i, word in enumerate(argv):
         flag, equals, value = word.lstrip("-").partition("=")
         value = value if equals else "".join(argv[i + 1 : i + 2])

@@ -1,4 +1,4 @@
-"""Networks in Flax Linen. An encoder is a file here and a line in ENCODERS."""
+"""Networks in Flax Linen. An encoder is a file here and a line in ENCODERS; a decoder a file and a line in DECODERS."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from brainseg_jax.models.segmenter import Segmenter
+from brainseg_jax.models.swin import Swin
+from brainseg_jax.models.swin_unetr import SwinUNETR
+from brainseg_jax.models.unetr import UNETR
 from brainseg_jax.models.vit import ViT
 
 
@@ -15,4 +19,25 @@ def vit(config: ConfigDict) -> ViT:
     return ViT(grid=(x, y, z), remat=config.remat, dtype=jnp.dtype(config.dtype), **config.vit)
 
 
-ENCODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"vit": vit}
+def swin(config: ConfigDict) -> Swin:
+    """The 3-D Swin transformer, for crops of any size divisible by 32."""
+    return Swin(remat=config.remat, dtype=jnp.dtype(config.dtype), **config.swin)
+
+
+def unetr(config: ConfigDict) -> UNETR:
+    """UNETR's decoder, to the config's classes."""
+    return UNETR(config.classes, config.unetr.width, config.remat, jnp.dtype(config.dtype))
+
+
+def swin_unetr(config: ConfigDict) -> SwinUNETR:
+    """Swin UNETR's decoder, as wide as the config's encoder."""
+    return SwinUNETR(config.classes, config.swin.width, config.remat, jnp.dtype(config.dtype))
+
+
+ENCODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"vit": vit, "swin": swin}
+DECODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unetr": unetr, "swin_unetr": swin_unetr}
+
+
+def segmenter(config: ConfigDict) -> Segmenter:
+    """The config's encoder and decoder, put together."""
+    return Segmenter(ENCODERS[config.encoder](config), DECODERS[config.decoder](config))

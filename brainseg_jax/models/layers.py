@@ -48,7 +48,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Returns its output twice, as `nn.scan` wants: carried on, and collected."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Returns its output twice, as `nn.scan` wants: carried on, and collected.
+
+    `drop` is the chance that a sample goes without a branch (stochastic depth, Huang et al. 2016; rng "drop_path"); None: never.
+    """
 
     heads: int
     hidden: int
@@ -57,9 +60,17 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b n d"], _: None = None) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b n d"]]:
-        x = x + Attention(self.heads, self.qkv_bias, self.dtype, name="attn")(layer_norm(self.eps, self.dtype, "norm1")(x))
-        x = x + MLP(self.hidden, self.dtype, name="mlp")(layer_norm(self.eps, self.dtype, "norm2")(x))
+    def __call__(
+        self, x: Float[jax.Array, "b n d"], drop: Float[jax.Array, ""] | None = None
+    ) -> tuple[Float[jax.Array, "b n d"], Float[jax.Array, "b n d"]]:
+        def kept(branch: jax.Array) -> jax.Array:
+            if drop is None:
+                return branch
+            stays = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop, (x.shape[0], 1, 1))
+            return jnp.where(stays, branch / (1 - drop).astype(branch.dtype), 0)
+
+        x = x + kept(Attention(self.heads, self.qkv_bias, self.dtype, name="attn")(layer_norm(self.eps, self.dtype, "norm1")(x)))
+        x = x + kept(MLP(self.hidden, self.dtype, name="mlp")(layer_norm(self.eps, self.dtype, "norm2")(x)))
         return x, x
 
 
@@ -69,6 +80,9 @@ def layer_norm(eps: float, dtype: Any, name: str | None) -> nn.LayerNorm:
 
 
 def stack(depth: int, remat: bool, **block: Any) -> nn.Module:
-    """`depth` blocks scanned over one stacked set of weights: compiled once, and with `remat` recomputed in the backward pass."""
+    """`depth` blocks scanned over one stacked set of weights: compiled once, and with `remat` recomputed in the backward pass.
+
+    Called with x and the blocks' chances to be left out, [depth] or None.
+    """
     body = nn.remat(Block, prevent_cse=False) if remat else Block
-    return nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)(**block)
+    return nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=depth)(**block)

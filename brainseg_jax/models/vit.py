@@ -76,7 +76,8 @@ class ViT(nn.Module):
     """Encoder: `(image[b x y z c], train) → (features[b x' y' z' d], …)`, and `tokens` for masked autoencoding.
 
     `grid` is the number of patches per axis of the crop it is built for. `features` names the blocks (0-based) whose outputs are
-    returned beside the normalised last one.
+    returned beside the normalised last one. With `drop_path`, chances rise from 0 to it over the blocks, and training needs an rng
+    "drop_path".
     """
 
     grid: tuple[int, int, int]
@@ -90,6 +91,7 @@ class ViT(nn.Module):
     qkv_bias: bool = True
     eps: float = 1e-6
     features: tuple[int, ...] = ()
+    drop_path: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -124,6 +126,7 @@ class ViT(nn.Module):
         return self.norm(x)
 
     def __call__(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> tuple[Float[jax.Array, "b x2 y2 z2 d"], ...]:
-        x, hidden = self.blocks(self._embed(image, None), None)
+        drop = jnp.linspace(0.0, self.drop_path, self.depth) if train and self.drop_path else None
+        x, hidden = self.blocks(self._embed(image, None), drop)
         maps = [*(hidden[i] for i in self.features), self.norm(x)]
         return tuple(m[:, int(self.class_token) :].reshape(m.shape[0], *self.grid, self.width) for m in maps)

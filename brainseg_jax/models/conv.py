@@ -1,0 +1,128 @@
+"""3-D convolutions in the form that is fast where they run. Every one in the package goes through this file.
+
+XLA's own 3-D convolution is right on a GPU, and five to ten times slower than PyTorch's on a CPU, where its 2-D one is fast. So a CPU
+takes planes: Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, and the
+gradient of the kernel is one matrix product per plane. `scripts/benchmark.py --mode conv` measures them. Which form is compiled is decided
+by the platform that the program is lowered for, not by the machine it is lowered on.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+he = nn.initializers.he_normal()
+Volume = Float[jax.Array, "b x y z i"]
+Kernel = Float[jax.Array, "3 3 3 i o"]
+
+# XLA runs what does not depend on each other side by side only if more than ten operations are ready: six slabs have 24 convolutions.
+SLABS = 6
+
+
+@jax.custom_vjp
+def conv3(x: Volume, kernel: Kernel) -> Float[jax.Array, "b x y z o"]:
+    """Cross-correlation with a 3³ kernel, stride 1, one voxel of zeros around."""
+    return jax.lax.platform_dependent(x, kernel, cpu=_by_planes, default=_plain)
+
+
+def _forward(x, kernel):
+    return conv3(x, kernel), (x, kernel)
+
+
+def _backward(saved, g):
+    x, kernel = saved
+    # Towards the image: the kernel mirrored, inputs and outputs exchanged.
+    return conv3(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4)), jax.lax.platform_dependent(
+        x, g, cpu=_kernel_gradient_by_planes, default=_kernel_gradient
+    )
+
+
+conv3.defvjp(_forward, _backward)
+
+
+def _plain(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+def _kernel_gradient(x, g):
+    like = jnp.zeros((3, 3, 3, x.shape[-1], g.shape[-1]), x.dtype)
+    return jax.vjp(lambda kernel: _plain(x, kernel), like)[1](g)[0]
+
+
+def _by_planes(x, kernel):
+    nx = x.shape[1]
+    pairs = -(-nx // 2)
+    first, middle, last = kernel
+    kernels = (first, (first + middle + last) / 2, (first - middle + last) / 2, last)
+    ends = np.linspace(0, pairs, min(SLABS, pairs) + 1).astype(int)
+    slabs = [_slab(x, kernels, 2 * start, 2 * end) for start, end in pairwise(ends.tolist())]
+    return jnp.concatenate(slabs, axis=1)[:, :nx]
+
+
+def _slab(x, kernels, start, end):
+    """Output planes from `start` to before `end`, an even number of them."""
+    b, nx, ny, nz, i = x.shape
+    # Padded here and not as a whole: this is fused into the sums below, and no padded copy is made.
+    seen = x[:, max(start - 1, 0) : end + 1]
+    outside = (int(start == 0), max(end + 1 - nx, 0))
+    seen = jnp.pad(seen, ((0, 0), outside, (0, 0), (0, 0), (0, 0))).reshape(b, -1, 2, ny, nz, i)
+    p0, p1, p2, p3 = seen[:, :-1, 0], seen[:, :-1, 1], seen[:, 1:, 0], seen[:, 1:, 1]
+    mixed = (p0 - p2, p1 + p2, p2 - p1, p1 - p3)
+    m0, m1, m2, m3 = (_planes(v.reshape(-1, ny, nz, i), k) for v, k in zip(mixed, kernels, strict=True))
+    return jnp.stack([m0 + m1 + m2, m1 - m2 - m3], axis=1).reshape(b, end - start, ny, nz, -1)
+
+
+def _planes(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _kernel_gradient_by_planes(x, g):
+    b, nx, ny, nz, i = x.shape
+    o = g.shape[-1]
+
+    def add(total, at):
+        # The nine shifts of one plane, against the output planes that saw it as their next, their own and their previous one.
+        sample, plane = at // nx, at % nx
+        here = jnp.pad(x[sample, plane], ((1, 1), (1, 1), (0, 0)))
+        columns = jnp.concatenate([here[j : j + ny, k : k + nz] for j in range(3) for k in range(3)], axis=-1)
+        after = jnp.where(plane + 1 < nx, g[sample, jnp.minimum(plane + 1, nx - 1)], 0)
+        before = jnp.where(plane > 0, g[sample, jnp.maximum(plane - 1, 0)], 0)
+        seen = jnp.concatenate([after, g[sample, plane], before], axis=-1)
+        return total + jnp.einsum("yzc,yzo->co", columns, seen), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((9 * i, 3 * o), x.dtype), jnp.arange(b * nx))
+    return total.reshape(3, 3, i, 3, o).transpose(3, 0, 1, 2, 4)
+
+
+class Conv3(nn.Module):
+    """A 3³ convolution without bias: `kernel` [3 3 3 i o]."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b x y z o"]:
+        kernel = self.param("kernel", he, (3, 3, 3, x.shape[-1], self.features))
+        return conv3(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class UpConv(nn.Module):
+    """Transposed convolution, kernel 2 and stride 2, without bias: `kernel` [i 8·o], outputs in (x, y, z, o) order.
+
+    Kernel and stride being equal, no output voxel has two sources: a matrix product and depth-to-space.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
+        kernel = self.param("kernel", he, (x.shape[-1], 8 * self.features))
+        b, nx, ny, nz, _ = x.shape
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        cells = y.reshape(b, nx, ny, nz, 2, 2, 2, self.features).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        return cells.reshape(b, 2 * nx, 2 * ny, 2 * nz, self.features)

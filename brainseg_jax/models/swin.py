@@ -1,0 +1,324 @@
+"""The 3-D Swin transformer encoder (Liu et al. 2021; Swin UNETR's, Hatamizadeh et al. 2022; Tang et al. 2022), in one file.
+
+Its numbers are MONAI's, oddities included: padded voxels are attended to, and a reduced window reads the corner of the full window's
+biases. Where it differs: regions and relative positions are NumPy constants, never computed on the device, and attention keeps no scores
+for the backward pass (`attend_windows`).
+"""
+
+from functools import lru_cache, partial
+from math import prod
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.models.layers import MLP, layer_norm, xavier
+from brainseg_jax.models.unet import ResBlock
+from brainseg_jax.models.vit import patchify, small_normal
+
+EPS = 1e-5
+# Added to the scores between regions: MONAI's is not minus infinity, and neither is ours.
+APART = -100.0
+# Octants (x, y, z offsets) in the order their channels are joined. `legacy` is the order of MONAI 0.9 to 1.4 and of every published
+# weight: two octants twice, two never. `merging` is MONAI's default since 1.5, `mergingv2` its other choice.
+OCTANTS = {
+    "legacy": ("000", "100", "010", "001", "101", "010", "001", "111"),
+    "merging": ("000", "100", "010", "001", "110", "101", "011", "111"),
+    "mergingv2": ("000", "001", "010", "011", "100", "101", "110", "111"),
+}
+
+Grid = Float[jax.Array, "b x y z c"]
+
+
+class Cut(NamedTuple):
+    """How a grid is cut into windows, per axis: the window's side, the shift, and the size after zeros were added at the end."""
+
+    side: tuple[int, int, int]
+    shift: tuple[int, int, int]
+    padded: tuple[int, int, int]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a window."""
+        return prod(self.side)
+
+
+def cut(grid: tuple[int, int, int], window: int, shift: int) -> Cut:
+    """An axis no longer than a window is one window and is not shifted; another is padded to a multiple of the window."""
+    side = tuple(min(n, window) for n in grid)
+    return Cut(side, tuple(shift * (n > window) for n in grid), tuple(-(-n // s) * s for n, s in zip(grid, side, strict=True)))
+
+
+def partition(x: Grid, c: Cut) -> Float[jax.Array, "w n c"]:
+    """Pads, rolls by the shift, and cuts: windows row-major after the sample, tokens row-major in the window."""
+    b, *grid, d = x.shape
+    x = jnp.pad(x, ((0, 0), *((0, p - n) for p, n in zip(c.padded, grid, strict=True)), (0, 0)))
+    if any(c.shift):
+        x = jnp.roll(x, [-s for s in c.shift], axis=(1, 2, 3))
+    (wx, wy, wz), (px, py, pz) = c.side, c.padded
+    cells = x.reshape(b, px // wx, wx, py // wy, wy, pz // wz, wz, d)
+    return cells.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, c.tokens, d)
+
+
+def join(windows: Float[jax.Array, "w n c"], c: Cut, grid: tuple[int, int, int]) -> Grid:
+    """The inverse of `partition`: rolls back and drops the padding."""
+    (wx, wy, wz), (px, py, pz) = c.side, c.padded
+    cells = windows.reshape(-1, px // wx, py // wy, pz // wz, wx, wy, wz, windows.shape[-1])
+    x = cells.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, px, py, pz, windows.shape[-1])
+    if any(c.shift):
+        x = jnp.roll(x, c.shift, axis=(1, 2, 3))
+    return x[:, : grid[0], : grid[1], : grid[2]]
+
+
+@lru_cache
+def regions(c: Cut) -> np.ndarray:
+    """Which part of the unrolled grid each token came from [w n]: a shifted window holds up to eight, and they do not see each other."""
+    axes = []
+    for side, shift, size in zip(*c, strict=True):
+        at = np.arange(size)
+        axes.append(((at >= size - side).astype(np.int8) + (at >= size - shift)) * (shift > 0))
+    (wx, wy, wz), (px, py, pz) = c.side, c.padded
+    labels = 9 * axes[0][:, None, None] + 3 * axes[1][None, :, None] + axes[2][None, None, :]
+    cells = labels.reshape(px // wx, wx, py // wy, wy, pz // wz, wz)
+    return cells.transpose(0, 2, 4, 1, 3, 5).reshape(-1, c.tokens)
+
+
+@lru_cache
+def masks(c: Cut) -> tuple[np.ndarray, np.ndarray]:
+    """1 between tokens of two regions: the few masks that differ [m n n] and, for each window, which is its own [w]."""
+    labels, kinds = np.unique(regions(c), axis=0, return_inverse=True)
+    return (labels[:, :, None] != labels[:, None, :]).astype(np.int8), kinds.reshape(-1).astype(np.int32)
+
+
+@lru_cache
+def relative(window: int) -> np.ndarray:
+    """Rows of the table of biases, by query and key of a full window [n n]: (Δx, Δy, Δz), each counted from 1 - window, row-major."""
+    at = np.indices((window,) * 3).reshape(3, -1)
+    x, y, z = at[:, :, None] - at[:, None, :] + window - 1
+    side = 2 * window - 1
+    return (x * side + y) * side + z
+
+
+Heads = Float[jax.Array, "w n h e"]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend_windows(q: Heads, k: Heads, v: Heads, bias: Float[jax.Array, "h n n"], c: Cut) -> Heads:
+    """softmax(q kᵀ / √e + bias + mask) v in each window; the softmax in float32 whatever the inputs are.
+
+    The scores are by far the largest array of the network, 484 MB for the first stage of 96³ voxels: they are recomputed in the backward
+    pass. A GPU computes all windows at once; a CPU takes one after the other, whose scores stay in its cache: about four times as fast.
+    """
+    return _forward(q, k, v, bias, c)[0]
+
+
+def _forward(q, k, v, bias, c):
+    forms = {"cpu": partial(_one_by_one, c), "default": partial(_together_and_log_sum, c)}
+    out, log_sum = jax.lax.platform_dependent(q, k, v, bias, **forms)
+    return out, (q, k, v, bias, out, log_sum)
+
+
+def _backward(c, saved, gradient):
+    forms = {"cpu": partial(_one_by_one_gradient, c), "default": partial(_together_gradient, c)}
+    return jax.lax.platform_dependent(*saved, gradient, **forms)
+
+
+attend_windows.defvjp(_forward, _backward)
+
+
+def _together(c, q, k, v, bias):
+    exact = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("wnhe,wmhe->whnm", q, k, preferred_element_type=exact) * q.shape[-1] ** -0.5 + bias.astype(exact)[None]
+    if any(c.shift):
+        # Compared where it is added: the small constant of labels is read, never a mask for every window.
+        labels = jnp.asarray(regions(c))
+        mask = jnp.where(labels[:, :, None] == labels[:, None, :], 0.0, APART).astype(exact)
+        scores = (scores.reshape(-1, len(labels), *scores.shape[1:]) + mask[None, :, None]).reshape(scores.shape)
+    return jnp.einsum("whnm,wmhe->wnhe", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def _together_and_log_sum(c, q, k, v, bias):
+    # The log-sum is the other branch's; this one's gradient does without.
+    w, n, h, _ = q.shape
+    return _together(c, q, k, v, bias), jnp.zeros((w, h, n, 1), jnp.promote_types(q.dtype, jnp.float32))
+
+
+def _together_gradient(c, q, k, v, bias, out, log_sum, gradient):
+    return jax.vjp(partial(_together, c), q, k, v, bias)[1](gradient)
+
+
+def _one_by_one(c, q, k, v, bias):
+    exact = jnp.promote_types(q.dtype, jnp.float32)
+    bias = bias.astype(exact)
+    mask, kinds = _masks_of(c, len(q))
+
+    def one(window):
+        *arrays, kind = window
+        q, k, v = (a.swapaxes(0, 1) for a in arrays)
+        scores = ((q * q.shape[-1] ** -0.5) @ k.mT).astype(exact) + bias
+        if kind is not None:
+            scores = scores + APART * mask[kind][None].astype(exact)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype).swapaxes(0, 1), largest + jnp.log(total)
+
+    return jax.lax.map(one, (q, k, v, kinds))
+
+
+def _one_by_one_gradient(c, q, k, v, bias, out, log_sum, gradient):
+    exact = jnp.promote_types(q.dtype, jnp.float32)
+    scale = q.shape[-1] ** -0.5
+    # Scores with the keys in rows: then only one of the five products has to be transposed.
+    turned = bias.mT.astype(exact)
+    mask, kinds = _masks_of(c, len(q))
+
+    def one(d_bias, window):
+        *arrays, log_sum, kind = window
+        q, k, v, out, g = (a.swapaxes(0, 1) for a in arrays)
+        scores = (k @ (q * scale).mT).astype(exact) + turned
+        if kind is not None:
+            scores = scores + APART * mask[kind][None].astype(exact)
+        weights = jnp.exp(scores - log_sum.mT)
+        inner = jnp.sum((g * out).astype(exact), axis=-1, keepdims=True)
+        d_scores = weights * ((v @ g.mT).astype(exact) - inner.mT)
+        d = d_scores.astype(q.dtype)
+        d_qkv = ((d.mT @ k) * scale, (d @ q) * scale, weights.astype(v.dtype) @ g)
+        return d_bias + d_scores, tuple(a.swapaxes(0, 1) for a in d_qkv)
+
+    d_bias, d_qkv = jax.lax.scan(one, jnp.zeros_like(turned), (q, k, v, out, gradient, log_sum, kinds))
+    return (*d_qkv, d_bias.mT.astype(bias.dtype))
+
+
+def _masks_of(c: Cut, windows: int):
+    """The masks, and for each of a batch's windows which is its own; None where nothing is shifted."""
+    if not any(c.shift):
+        return None, None
+    mask, kinds = masks(c)
+    return jnp.asarray(mask), jnp.asarray(np.tile(kinds, windows // len(kinds)))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within windows, with a learned bias for each relative position; qkv laid out as in `layers.Attention`."""
+
+    heads: int
+    window: int
+    cut: Cut
+    qkv_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "w n d"]) -> Float[jax.Array, "w n d"]:
+        w, n, d = x.shape
+        qkv = nn.Dense(3 * d, use_bias=self.qkv_bias, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(w, n, 3, self.heads, d // self.heads), 2, 0)
+        table = self.param("relative_position_bias_table", small_normal, ((2 * self.window - 1) ** 3, self.heads))
+        # A reduced window takes the corner of the full one's index, as MONAI does: its biases are not those of its own geometry.
+        bias = jnp.moveaxis(table[relative(self.window)[:n, :n]], -1, 0)
+        out = attend_windows(q, k, v, bias, self.cut).reshape(w, n, d)
+        return nn.Dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(out)
+
+
+class Block(nn.Module):
+    """x + attention in windows of norm(x), then x + mlp(norm(x)); each sum is left out for a share `drop_path` of the samples."""
+
+    heads: int
+    window: int
+    shift: int
+    qkv_bias: bool = True
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid) -> Grid:
+        b, *grid, d = x.shape
+        drop = partial(nn.Dropout, self.drop_path, (1, 2, 3, 4), deterministic=False, rng_collection="drop_path")
+        c = cut(tuple(grid), self.window, self.shift)
+        # Padded after the norm: what is added is zero before qkv, and its bias after.
+        windows = partition(layer_norm(EPS, self.dtype, "norm1")(x), c)
+        windows = WindowAttention(self.heads, self.window, c, self.qkv_bias, self.dtype, name="attn")(windows)
+        x = x + drop()(join(windows, c, tuple(grid)))
+        h = layer_norm(EPS, self.dtype, "norm2")(x).reshape(b, -1, d)
+        return x + drop()(MLP(4 * d, self.dtype, name="mlp")(h).reshape(x.shape))
+
+
+class Merge(nn.Module):
+    """Halves the grid and doubles the channels: eight voxels' channels side by side, normalised, to twice the channels."""
+
+    octants: tuple[str, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid) -> Float[jax.Array, "b x2 y2 z2 d"]:
+        corners = [[int(offset) for offset in octant] for octant in self.octants]
+        joined = jnp.concatenate([x[:, i::2, j::2, k::2] for i, j, k in corners], axis=-1)
+        h = layer_norm(EPS, self.dtype, "norm")(joined)
+        return nn.Dense(2 * x.shape[-1], use_bias=False, kernel_init=xavier, dtype=self.dtype, name="reduction")(h)
+
+
+class Stage(nn.Module):
+    """Blocks on one grid, every second one shifted by half a window, then the next grid. `drop_path` holds one rate a block."""
+
+    heads: int
+    window: int
+    octants: tuple[str, ...]
+    drop_path: tuple[float, ...]
+    qkv_bias: bool = True
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid) -> Float[jax.Array, "b x2 y2 z2 d"]:
+        block = nn.remat(Block) if self.remat else Block
+        for i, rate in enumerate(self.drop_path):
+            shift = self.window // 2 * (i % 2)
+            x = block(self.heads, self.window, shift, self.qkv_bias, rate, self.dtype, name=f"blocks_{i}")(x)
+        return Merge(self.octants, self.dtype, name="downsample")(x)
+
+
+class Swin(nn.Module):
+    """Encoder: `(image [b x y z c], train)` to five maps, at 1/2 with `width` channels, at 1/4 with twice as many, … at 1/32.
+
+    Each map is normalised over its channels, without scale or bias. `merging` names an entry of OCTANTS. `v2` puts a residual block of
+    convolutions before each stage. With `drop_path`, rates rise from 0 to it over the blocks, and training needs an rng "drop_path".
+    """
+
+    width: int = 48
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    merging: str = "merging"
+    v2: bool = False
+    qkv_bias: bool = True
+    drop_path: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Grid, train: bool = False) -> tuple[Float[jax.Array, "b _ _ _ _"], ...]:
+        b, *size, _ = image.shape
+        multiple = 2 ** (len(self.depths) + 1)
+        if any(n % multiple for n in size):
+            usable = " x ".join(str(-(-n // multiple) * multiple) for n in size)
+            given = " x ".join(map(str, size))
+            raise InputError(f"an image of {given} voxels: Swin takes multiples of {multiple} on every axis; crop or pad it to {usable}")
+        patches = patchify(image, 2).reshape(b, *(n // 2 for n in size), -1)
+        x = nn.Dense(self.width, kernel_init=xavier, dtype=self.dtype, name="patch_embed")(patches)
+        rates = np.linspace(0, self.drop_path if train else 0.0, sum(self.depths)).tolist()
+        residual = nn.remat(ResBlock) if self.remat else ResBlock
+        maps = [self._plain_norm(x)]
+        for i, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True), start=1):
+            if self.v2:
+                x = residual(x.shape[-1], self.dtype, name=f"layers{i}c")(x)
+            of_stage, rates = tuple(rates[:depth]), rates[depth:]
+            stage = Stage(heads, self.window, OCTANTS[self.merging], of_stage, self.qkv_bias, self.remat, self.dtype, name=f"layers{i}")
+            x = stage(x)
+            maps.append(self._plain_norm(x))
+        return tuple(maps)
+
+    def _plain_norm(self, x: Grid) -> Grid:
+        return nn.LayerNorm(EPS, self.dtype, use_bias=False, use_scale=False, use_fast_variance=False)(x)
