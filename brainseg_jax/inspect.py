@@ -3,13 +3,9 @@
 Nothing is trained and no weight is made: parameters are counted on shapes.
 """
 
-import sys
 from typing import Any
 
-from absl import app
-
-from brainseg_jax.errors import InputError
-from brainseg_jax.main import CONFIG, parse
+from brainseg_jax.flags import CONFIG, check_given, run
 
 
 def timm_leftovers(width: int) -> int:
@@ -19,8 +15,7 @@ def timm_leftovers(width: int) -> int:
 
 def main(argv: list[str]) -> None:
     """Prints the table."""
-    if CONFIG.value is None:
-        raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
+    check_given(argv)
     print(table(rows(CONFIG.value)))
 
 
@@ -83,14 +78,5 @@ def table(rows: list[tuple[str, int, str]]) -> str:
     return "\n".join(f"{row[0]:{name}}  {row[1]:>{number},}  {row[2]}" for row in rows)
 
 
-def run() -> None:
-    """The command."""
-    try:
-        app.run(main, flags_parser=parse)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    run(main)

@@ -1,6 +1,8 @@
 """Measures, side by side and in one run, what the documents claim.
 
     python scripts/benchmark.py --mode compute --against monai    the MAE training step, against MONAI's MaskedAutoEncoderViT
+    python scripts/benchmark.py --mode networks --against monai   UNETR and Swin UNETR, forward and training step, against MONAI's
+    python scripts/benchmark.py --mode conv --against monai       one 3-D convolution: ours, XLA's own and PyTorch's
     python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
     python scripts/benchmark.py --mode attention                  our attention against jax.nn.dot_product_attention
     python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +228,203 @@ def matmul_peak(product: Callable[[], Any]) -> float:
     return 2 * 2048**3 / best
 
 
+# ---- UNETR and Swin UNETR
+
+
+# Network, edge of the crop, whether it is a training step, and operations of a forward pass (2 per multiply-add, 36 classes).
+CASES = {
+    "UNETR 160³ forward": ("unetr", 160, False, 709.8e9),
+    "UNETR 96³ training step": ("unetr", 96, True, 147.1e9),
+    "Swin UNETR 48 96³ forward": ("swin_unetr", 96, False, 638.9e9),
+    "Swin UNETR 48 96³ training step": ("swin_unetr", 96, True, 638.9e9),
+}
+
+
+def networks(args: argparse.Namespace) -> tuple[str, Any]:
+    """Median seconds, share of the best matrix product and peak memory while stepping, contestants by turns, for each case."""
+    contestants = ["ours"] + ([args.against] if args.against else [])
+    lines = ["| | | seconds (median) | quartiles | share of matmul peak | peak memory, GiB |", "|---|---|---|---|---|---|"]
+    results: dict[str, Any] = {}
+    for case, (_, _, train, flop) in CASES.items():
+        turns: dict[str, list[Result]] = {name: [] for name in contestants}
+        for _ in range(args.turns):
+            for name in contestants:
+                turns[name].append(in_process(f"{name} {case}", args.steps))
+        medians = {}
+        for name in contestants:
+            low, medians[name], high = statistics.quantiles(sorted(s for turn in turns[name] for s in turn["seconds"]), n=4)
+            memory = statistics.median(turn["memory"] for turn in turns[name])
+            peak = max(turn["matmul"] for turn in turns[name])
+            share = 100 * flop * (3 if train else 1) / medians[name] / peak
+            lines.append(
+                f"| {case} | {turns[name][0]['what']} | {medians[name]:.2f} | {low:.2f}–{high:.2f} "
+                f"| {share:.0f} % of {peak / 1e9:.0f} GFLOP/s | {memory / 2**30:.2f} |"
+            )
+            print(lines[-1], file=sys.stderr)
+        if args.against:
+            lines.append(f"| | ratio | {medians[args.against] / medians['ours']:.2f} | | | |")
+        results[case] = turns
+    lines += [
+        "",
+        "Batch 1, float32, 36 classes, random weights. A training step is Dice and cross entropy, gradient and AdamW. The share counts",
+    ]
+    lines += [
+        "the operations of the plain algorithm, so a form with fewer operations can pass 100 %. Memory: of the process while it steps."
+    ]
+    return "\n".join(lines), results
+
+
+def our_network(kind: str, edge: int, train: bool, steps: int) -> Result:
+    """Seconds of `steps` forwards or training steps of our network."""
+    runtime.keep_compiled_programs()
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from brainseg_jax import config as keys
+    from brainseg_jax.losses import dice_cross_entropy
+    from brainseg_jax.models import segmenter
+
+    config = keys.base()
+    config.dtype, config.data.crop, config.decoder = "float32", (edge, edge, edge), kind
+    config.encoder = "vit" if kind == "unetr" else "swin"
+    config.vit.update(positions="table", class_token=False, qkv_bias=False, eps=1e-5)  # MONAI's dialect
+    network = segmenter(config)
+    image = jax.random.uniform(jax.random.key(0), (1, edge, edge, edge, 1))
+    labels = jax.random.randint(jax.random.key(1), image.shape[:-1], 0, config.classes)
+    params = jax.jit(network.init)(jax.random.key(2), image)["params"]
+    optimizer = optax.adamw(1e-4)
+    forward = jax.jit(lambda params: network.apply({"params": params}, image))
+
+    def update(params: Any, state: Any) -> tuple[Any, Any]:
+        loss = lambda params: dice_cross_entropy(network.apply({"params": params}, image, True), labels).mean()  # noqa: E731
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    step, carried = jax.jit(update, donate_argnums=(0, 1)), (params, optimizer.init(params) if train else None)
+    if train:
+        del params  # the step takes it over
+
+    def once() -> None:
+        nonlocal carried
+        if train:
+            carried = jax.block_until_ready(step(*carried))
+        else:
+            jax.block_until_ready(forward(carried[0]))
+
+    seconds, memory = timed(once, steps)
+    product, square = jax.jit(lambda a: a @ a), jnp.ones((2048, 2048))
+    matmul = matmul_peak(lambda: jax.block_until_ready(product(square)))
+    return {"what": "brainseg_jax", "seconds": seconds, "memory": memory, "matmul": matmul}
+
+
+def monai_network(kind: str, edge: int, train: bool, steps: int) -> Result:
+    """The same of MONAI's."""
+    import torch
+    from monai.losses import DiceCELoss
+    from monai.networks.nets import UNETR, SwinUNETR
+
+    torch.manual_seed(0)
+    torch.set_num_threads(runtime.cores())
+    network = UNETR(1, 36, (edge, edge, edge)) if kind == "unetr" else SwinUNETR(1, 36, feature_size=48)
+    image, labels = torch.rand(1, 1, edge, edge, edge), torch.randint(0, 36, (1, 1, edge, edge, edge))
+    loss = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+
+    def once() -> None:
+        if train:
+            optimizer.zero_grad()
+            loss(network(image), labels).backward()
+            optimizer.step()
+        else:
+            with torch.no_grad():
+                network(image)
+
+    seconds, memory = timed(once, steps)
+    square = torch.ones(2048, 2048)
+    return {"what": "MONAI", "seconds": seconds, "memory": memory, "matmul": matmul_peak(lambda: square @ square)}
+
+
+def timed(once: Callable[[], Any], steps: int) -> tuple[list[float], int]:
+    """Seconds of `steps` calls after one that is not counted, and the most memory the process held in them, in bytes."""
+    once()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from here
+    seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - began)
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return seconds, int(line.split()[1]) * 1024
+
+
+# ---- one convolution
+
+
+SHAPES = ((96, 1, 16), (96, 16, 16), (96, 32, 16), (48, 32, 32), (96, 48, 48), (48, 48, 48), (24, 96, 96), (12, 192, 192), (6, 384, 384))
+
+
+def conv(args: argparse.Namespace) -> tuple[str, Any]:
+    """Milliseconds of a forward pass, and of one with both gradients, in fresh processes by turns."""
+    contestants = ["ours conv", "xla conv"] + (["torch conv"] if args.against else [])
+    turns: dict[str, list[Result]] = {name: [] for name in contestants}
+    for _ in range(args.turns):
+        for name in contestants:
+            turns[name].append(in_process(name, args.steps))
+    lines = ["| edge, channels | pass | ours, ms | XLA's own, ms | PyTorch, ms |", "|---|---|---|---|---|"]
+    for n, i, o in SHAPES:
+        for which in ("forward", "all three"):
+            key = f"{n} {i} {o} {which}"
+            cells = [f"{1e3 * statistics.median([s for turn in turns[name] for s in turn[key]]):.1f}" for name in contestants]
+            lines.append(f"| {n}³, {i} → {o} | {which} | " + " | ".join(cells + [""] * (3 - len(cells))) + " |")
+    return "\n".join([*lines, "", "A 3³ convolution, batch 1, float32; all three: forward and the gradients to image and kernel."]), turns
+
+
+def jax_conv(ours: bool, steps: int) -> Result:
+    """Times of `conv3`, or of XLA's own convolution."""
+    runtime.keep_compiled_programs()
+    import jax
+
+    from brainseg_jax.models import conv as forms
+
+    form = forms.conv3 if ours else forms._plain
+    forward = jax.jit(form)
+    both = jax.jit(lambda x, kernel, g: (form(x, kernel), jax.vjp(form, x, kernel)[1](g)))
+
+    def of(n: int, i: int, o: int) -> Result:
+        x, g = (jax.random.normal(jax.random.key(c), (1, n, n, n, c)) for c in (i, o))
+        kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, i, o))
+        return {
+            f"{n} {i} {o} forward": timed(lambda: jax.block_until_ready(forward(x, kernel)), steps)[0],
+            f"{n} {i} {o} all three": timed(lambda: jax.block_until_ready(both(x, kernel, g)), steps)[0],
+        }
+
+    return {key: seconds for shape in SHAPES for key, seconds in of(*shape).items()}
+
+
+def torch_conv(steps: int) -> Result:
+    """Times of PyTorch's convolution."""
+    import torch
+
+    torch.set_num_threads(runtime.cores())
+
+    def of(n: int, i: int, o: int) -> Result:
+        x, g = torch.randn(1, i, n, n, n, requires_grad=True), torch.randn(1, o, n, n, n)
+        layer = torch.nn.Conv3d(i, o, 3, padding=1, bias=False)
+
+        def forward() -> None:
+            with torch.no_grad():
+                layer(x)
+
+        def both() -> None:
+            x.grad = layer.weight.grad = None
+            layer(x).backward(g)
+
+        return {f"{n} {i} {o} forward": timed(forward, steps)[0], f"{n} {i} {o} all three": timed(both, steps)[0]}
+
+    return {key: seconds for shape in SHAPES for key, seconds in of(*shape).items()}
+
+
 def in_process(worker: str, steps: int) -> Result:
     """A worker's result from a fresh process."""
     command = [sys.executable, __file__, "--worker", worker, "--steps", str(steps)]
@@ -335,11 +535,22 @@ def cache(args: argparse.Namespace) -> tuple[str, Any]:
 
 MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
     "compute": compute,
+    "networks": networks,
+    "conv": conv,
     "loader": loader,
     "attention": attention,
     "cache": cache,
 }
-WORKERS: dict[str, Callable[[int], Result]] = {"ours": ours, "monai": monai}
+WORKERS: dict[str, Callable[[int], Result]] = {
+    "ours": ours,
+    "monai": monai,
+    "ours conv": lambda steps: jax_conv(True, steps),
+    "xla conv": lambda steps: jax_conv(False, steps),
+    "torch conv": torch_conv,
+}
+for _case, (_kind, _edge, _train, _) in CASES.items():
+    WORKERS[f"ours {_case}"] = partial(our_network, _kind, _edge, _train)
+    WORKERS[f"monai {_case}"] = partial(monai_network, _kind, _edge, _train)
 
 if __name__ == "__main__":
     runtime.with_huge_pages()

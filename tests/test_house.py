@@ -16,7 +16,7 @@ FLOORS = (
     ("record",),
     ("step", "optim", "sharding", "checkpoint", "writer", "report"),
     ("objectives", "data"),
-    ("models", "losses", "metrics", "inference", "config"),
+    ("models", "losses", "metrics", "inference", "config", "flags"),
     ("trees", "runtime", "files", "errors", "safetensors"),
 )
 FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
@@ -27,8 +27,8 @@ ROOMS = {
     "nibabel": ("data/nifti.py",),
     "flax": ("models/", "objectives/"),
     "optax": ("optim.py", "step.py"),
-    "torch": (),
-    "monai": (),
+    "torch": ("converters/certify.py",),
+    "monai": ("converters/certify.py",),
     "tensorflow": (),
     "clu": (),
 }

@@ -13,29 +13,29 @@ from brainseg_jax.models.unetr import UNETR
 from brainseg_jax.models.vit import ViT
 
 
-def vit(config: ConfigDict) -> ViT:
+def _vit(config: ConfigDict) -> ViT:
     """The 3-D ViT for the config's crops."""
     x, y, z = (n // config.vit.patch for n in config.data.crop)
     return ViT(grid=(x, y, z), remat=config.remat, dtype=jnp.dtype(config.dtype), **config.vit)
 
 
-def swin(config: ConfigDict) -> Swin:
+def _swin(config: ConfigDict) -> Swin:
     """The 3-D Swin transformer, for crops of any size divisible by 32."""
     return Swin(remat=config.remat, dtype=jnp.dtype(config.dtype), **config.swin)
 
 
-def unetr(config: ConfigDict) -> UNETR:
+def _unetr(config: ConfigDict) -> UNETR:
     """UNETR's decoder, to the config's classes."""
     return UNETR(config.classes, config.unetr.width, config.remat, jnp.dtype(config.dtype))
 
 
-def swin_unetr(config: ConfigDict) -> SwinUNETR:
+def _swin_unetr(config: ConfigDict) -> SwinUNETR:
     """Swin UNETR's decoder, as wide as the config's encoder."""
     return SwinUNETR(config.classes, config.swin.width, config.remat, jnp.dtype(config.dtype))
 
 
-ENCODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"vit": vit, "swin": swin}
-DECODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unetr": unetr, "swin_unetr": swin_unetr}
+ENCODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"vit": _vit, "swin": _swin}
+DECODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unetr": _unetr, "swin_unetr": _swin_unetr}
 
 
 def segmenter(config: ConfigDict) -> Segmenter:

@@ -87,7 +87,7 @@ class ResBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Volume) -> Volume:
+    def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b x y z o"]:
         h = activated_norm(Conv3(self.features, self.dtype, name="conv1")(x))
         h = Conv3(self.features, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -102,7 +102,7 @@ class UpBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Volume, skip: Volume) -> Volume:
+    def __call__(self, x: Float[jax.Array, "b x y z i"], skip: Float[jax.Array, "b x2 y2 z2 o"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
         x = UpConv(self.features, self.dtype, name="transp_conv")(x)
         return ResBlock(self.features, self.dtype, name="conv_block")(jnp.concatenate([x, skip.astype(x.dtype)], axis=-1))
 

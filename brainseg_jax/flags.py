@@ -1,0 +1,48 @@
+"""What the commands share: `--config`, one line for what the user can mend, and answers to mistyped flags."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from brainseg_jax.config import unknown
+from brainseg_jax.errors import InputError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; check the place and its permissions", file=sys.stderr)
+        sys.exit(2)
+
+
+def check_given(argv: list[str]) -> None:
+    """Raises InputError for words that are no flags, and for a missing --config."""
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is no flag; values are given as --config.KEY=VALUE")
+    if CONFIG.value is None:
+        raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    for i, word in enumerate(argv):
+        flag, equals, value = word.lstrip("-").partition("=")
+        value = value if equals else "".join(argv[i + 1 : i + 2])
+        file = Path(value.partition(":")[0])
+        if flag == "config" and (file.suffix != ".py" or not file.is_file()):
+            raise InputError(f"--config={value}: no such config; it is a Python file, e.g. --config=configs/pretrain_vit.py")
+        if flag.startswith("config.") and (fault := unknown(flag.removeprefix("config."))):
+            raise InputError(f"--{flag}: {fault}")
+    try:
+        return flags.FLAGS(argv)
+    except (TypeError, ValueError, flags.Error) as error:
+        raise InputError(" ".join(str(error).split())) from None

@@ -1,0 +1,179 @@
+"""Swin UNETR's decoder: MONAI's numbers forward and backward, and the sizes of the whole network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+
+from brainseg_jax.models.swin import Swin
+from brainseg_jax.models.swin_unetr import SwinUNETR
+from brainseg_jax.trees import count, paths
+
+SIZE = (32, 32, 64)
+RESIDUAL = ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
+
+
+class Given(torch.nn.Module):
+    """In place of MONAI's encoder: maps that are there already."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, x, normalize):
+        return self.maps
+
+
+def monai(channels, maps):
+    """MONAI's network on given maps, every parameter random, in double precision."""
+    torch.manual_seed(0)
+    net = MonaiSwinUNETR(in_channels=channels, out_channels=3, feature_size=12)
+    net.swinViT = Given(maps)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return net.double()
+
+
+def as_flax(net, of):
+    """`of(parameter)` for each of the parameters of MONAI's decoder, in our tree."""
+
+    def kernel(layer):
+        return {"kernel": of(layer.conv.weight).transpose(2, 3, 4, 1, 0)}
+
+    def residual(block):
+        tree = {"conv1": kernel(block.conv1), "conv2": kernel(block.conv2)}
+        return tree | ({"conv3": {"kernel": kernel(block.conv3)["kernel"][0, 0, 0]}} if block.downsample else {})
+
+    def doubling(block):
+        weight = of(block.transp_conv.conv.weight)
+        up = weight.transpose(0, 2, 3, 4, 1).reshape(len(weight), -1)
+        return {"transp_conv": {"kernel": up}, "conv_block": residual(block.conv_block)}
+
+    tree = {name: residual(getattr(net, name).layer) for name in RESIDUAL}
+    tree |= {f"decoder{i}": doubling(getattr(net, f"decoder{i}")) for i in (1, 2, 3, 4, 5)}
+    head = net.out.conv.conv
+    return tree | {"out": {"kernel": of(head.weight)[:, :, 0, 0, 0].T, "bias": of(head.bias)}}
+
+
+def draws(rng, channels, size=SIZE):
+    """An image and five maps for it, of width 12."""
+    grids = [(tuple(n >> i for n in size), 12 << (i - 1)) for i in range(1, 6)]
+    return rng.normal(size=(1, *size, channels)), [rng.normal(size=(1, *grid, width)) for grid, width in grids]
+
+
+def first(array):
+    return torch.tensor(np.moveaxis(array, -1, 1)).requires_grad_()
+
+
+def last(tensor):
+    return np.moveaxis(tensor.detach().numpy(), 1, -1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 2])
+def test_is_monai_forward_and_backward(x64, rng, close, channels):
+    """In double precision: in single, one voxel in a million rounds to the other side of the leaky ReLU, and has another slope."""
+    image, maps = draws(rng, channels)
+    cotangent = rng.normal(size=(1, *SIZE, 3))
+    theirs_in, their_maps = first(image), [first(m) for m in maps]
+    net = monai(channels, their_maps)
+    theirs = net(theirs_in)
+    (theirs.movedim(1, -1) * torch.tensor(cotangent)).sum().backward()
+    expected = as_flax(net, lambda p: p.grad.numpy()), last(theirs_in.grad), [last(m.grad) for m in their_maps]
+
+    ours = SwinUNETR(classes=3, width=12, dtype=jnp.float64)
+
+    @jax.jit
+    def run(params, image, maps, cotangent):
+        out, pull = jax.vjp(lambda p, i, m: ours.apply({"params": p}, i, tuple(m)), params, image, maps)
+        return out, pull(cotangent)
+
+    params = as_flax(net, lambda p: p.detach().numpy())
+    out, grads = run(*jax.tree.map(jnp.asarray, (params, image, maps, cotangent)))
+    close(out, last(theirs), "float64")
+    close(grads, expected, "float64")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "size"),
+    [("float64", 1, SIZE), pytest.param("float32", 2, (32, 64, 64), marks=pytest.mark.slow)],
+)
+def test_is_monai(x64, rng, close, dtype, channels, size):
+    image, maps = draws(rng, channels, size)
+    net = monai(channels, [first(m) for m in maps])
+    with torch.no_grad():
+        theirs = last(net(first(image)))
+    ours = SwinUNETR(classes=3, width=12, dtype=jnp.dtype(dtype))
+    params = as_flax(net, lambda p: p.detach().numpy())
+    params, image, maps = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, image, tuple(maps)))
+    logits = jax.jit(ours.apply)({"params": params}, image, maps)
+    assert logits.dtype == jnp.dtype(dtype)
+    close(logits, theirs, dtype)
+
+
+@pytest.mark.parametrize(
+    ("width", "v2", "classes", "whole"),
+    [
+        (48, False, 36, 62_188_374),
+        (48, False, 2, 62_186_708),
+        (48, True, 36, 72_763_734),
+        (36, False, 36, 35_073_810),
+        (36, True, 36, 41_022_450),
+        (24, False, 36, 15_703_854),
+        (24, True, 36, 18_347_694),
+        (12, False, 36, 4_078_506),
+        (12, True, 36, 4_739_466),
+    ],
+)
+def test_sizes_at_full_size(width, v2, classes, whole):
+    image = jnp.zeros((1, 96, 96, 96, 1))
+
+    def build(key):
+        maps, encoder = Swin(width=width, v2=v2).init_with_output(key, image)
+        logits, decoder = SwinUNETR(classes, width).init_with_output(key, image, maps)
+        return logits, encoder["params"], decoder["params"]
+
+    logits, encoder, decoder = jax.eval_shape(build, jax.random.key(0))
+    assert logits.shape == (1, 96, 96, 96, classes)
+    assert count(encoder) + count(decoder) == whole
+    if (width, v2) == (48, False):
+        # Table I of the paper counts this much of it.
+        assert count(encoder) + sum(count(decoder[name]) for name in RESIDUAL) == 42_588_786
+
+
+def test_leaves_are_named_as_the_converter_expects(rng):
+    image, maps = draws(rng, 1)
+    shapes = jax.eval_shape(SwinUNETR(classes=3, width=12).init, jax.random.key(0), jnp.asarray(image), tuple(map(jnp.asarray, maps)))
+    theirs = as_flax(monai(1, maps), lambda p: p.detach().numpy())
+    assert {k: v.shape for k, v in paths(shapes["params"]).items()} == {k: v.shape for k, v in paths(theirs).items()}
+
+
+@pytest.fixture
+def small(rng):
+    """Random parameters, an image and its maps, in single precision."""
+    image, maps = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), draws(rng, 1))
+    shapes = jax.eval_shape(SwinUNETR(classes=3, width=12).init, jax.random.key(0), image, tuple(maps))
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape, scale=s.size**-0.25), s.dtype), shapes)
+    return params, image, tuple(maps)
+
+
+@pytest.mark.slow
+def test_recomputing_blocks_changes_nothing(small, close):
+    params, *inputs = small
+    plain, remat = (SwinUNETR(classes=3, width=12, remat=r) for r in (False, True))
+    run = lambda net: jax.jit(jax.value_and_grad(lambda p: jnp.sum(net.apply(p, *inputs) ** 2)))(params)  # noqa: E731
+    close(run(remat), run(plain), times=3)
+    assert "remat" in str(jax.make_jaxpr(lambda p: remat.apply(p, *inputs))(params))
+
+
+@pytest.mark.slow
+def test_computes_in_bfloat16_with_parameters_and_logits_in_float32(small, close):
+    params, *inputs = small
+    half = SwinUNETR(classes=3, width=12, dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    out = jax.jit(half.apply)(params, *inputs)
+    full = jax.jit(SwinUNETR(classes=3, width=12).apply)(params, *inputs)
+    assert out.dtype == jnp.float32
+    close(out, full, "bfloat16", times=3)
