@@ -1,1 +1,5 @@
-"""The room for exchanging weights with MONAI's PyTorch checkpoints; nothing is in it yet."""
+"""The room for exchanging weights with PyTorch: `python -m converters.convert IN OUT`, and the tables it reads.
+
+`rules` is the engine; `unetr`, `swin_unetr` and `paper` are tables; `torchfile` reads .pt and .pth files. Only `certify` needs PyTorch: it
+compares with MONAI's networks where they are installed.
+"""

@@ -1,0 +1,209 @@
+"""A certificate that a converted network is MONAI's: block by block and as a whole, in float32 and float64, on random numbers.
+
+The only file of the converters that imports PyTorch and MONAI, and only when asked to.
+"""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
+from converters import swin_unetr
+from converters.rules import MONAI, Dialect, Leaves, Tensors, at_least, place, synthesise, to_ours, to_theirs
+
+PACKAGES = ("brainseg_jax", "jax", "flax", "numpy", "torch", "monai")
+# Largest difference that is rounding, as a share of the largest number of an output.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+WHOLE = "whole network"
+
+
+def write(out: Path, config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect, facts: dict[str, Any]) -> list[str]:
+    """Writes OUT.certificate.json and .md beside `out`, and says so.
+
+    `leaves` are the network, `tensors` the same in the file, `facts` what is known of the conversion. Raises InputError, after writing, if
+    the networks differ.
+    """
+    certificate = certify(config, leaves, tensors, dialect, facts)
+    files = [out.with_name(f"{out.name}.certificate.{suffix}") for suffix in ("json", "md")]
+    for file, text in zip(files, (json.dumps(certificate, indent=1) + "\n", markdown(certificate)), strict=True):
+        with whole(file) as part:
+            part.write_text(text)
+    total = certificate["blocks"][WHOLE]
+    worst = ", ".join(f"{dtype} {total[dtype]['relative']:.1e}" for dtype in TOLERANCE)
+    if not certificate["passed"]:
+        raise InputError(f"{files[1]}: the converted network is not MONAI's (relative difference {worst}); do not use it, and report this")
+    return [f"{files[1]}: equal to MONAI {certificate['versions']['monai']} (relative difference {worst})"]
+
+
+def check(dialect: Dialect, left: list[str]) -> None:
+    """Raises InputError, before anything is written, if there can be no certificate for a file of which `left` is left out."""
+    if not dialect.constructor:
+        raise InputError(f"--certify: compares with MONAI's networks, and MONAI has none for {dialect.name}; leave it out")
+    if left:
+        raise InputError("--certify: compares whole networks; leave out --partial, or leave out --certify")
+    for package in ("torch", "monai"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise InputError('--certify: PyTorch and MONAI are not installed; pip install "brainseg_jax[test]", or leave it out') from None
+    _installed()
+
+
+def certify(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect, facts: dict[str, Any]) -> dict[str, Any]:
+    """The certificate, ready for JSON: every block's difference by its path, versions, and whether the round trip keeps every bit."""
+    config = ConfigDict(config)
+    if config.encoder == "swin":
+        config.data.crop = (64, 64, 64)  # it takes any size
+    image = np.random.default_rng(0).normal(size=(1, *config.data.crop, config.channels))
+    blocks: dict[str, dict[str, Any]] = {}
+    for dtype in TOLERANCE:
+        ours, theirs = _ours(config, leaves, dialect, image, dtype), _theirs(config, leaves, dialect, image, dtype)
+        for path, expected in theirs.items():
+            absolute = float(np.max(np.abs(ours[path].reshape(expected.shape).astype(np.float64) - expected)))
+            blocks.setdefault(path, {})[dtype] = {"absolute": absolute, "relative": absolute / float(np.max(np.abs(expected)))}
+    trip = _bit_equal(config, leaves, tensors, dialect)
+    return {
+        **{key: facts[key] for key in ("file", "sha256", "dialect", "merging")},
+        "written_for_monai": facts["monai"],
+        "image": list(image.shape),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "tolerance": TOLERANCE,
+        "blocks": blocks,
+        "round_trip": {"tensors": len(tensors), "bit_equal": trip},
+        "passed": trip and all(blocks[WHOLE][dtype]["relative"] <= limit for dtype, limit in TOLERANCE.items()),
+    }
+
+
+def markdown(certificate: dict[str, Any]) -> str:
+    """The certificate as a page with a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in certificate["versions"].items())
+    merging = f", merging {certificate['merging']}" if certificate["merging"] else ""
+    trip = certificate["round_trip"]
+    lines = [
+        f"# {certificate['file']}: {'passed' if certificate['passed'] else 'FAILED'}",
+        "",
+        f"Dialect {certificate['dialect']}{merging}; SHA-256 {certificate['sha256']}; image {certificate['image']}.",
+        f"{versions}.",
+        f"Round trip of {trip['tensors']} tensors: {'every bit the same' if trip['bit_equal'] else 'NOT the same'}.",
+        "",
+        "Largest difference from MONAI of each block's output, absolute and as a share of the largest number:",
+        "",
+        "| block | float32 | relative | float64 | relative |",
+        "|---|---|---|---|---|",
+    ]
+    for path, found in certificate["blocks"].items():
+        cells = [f"{found[dtype][kind]:.1e}" for dtype in TOLERANCE for kind in ("absolute", "relative")]
+        lines.append(f"| {path} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _installed() -> str:
+    version = importlib.metadata.version("monai")
+    found = ".".join(version.split(".")[:2])
+    if found not in MONAI:
+        raise InputError(f"--certify: MONAI {version} is installed, and {MONAI[0]} to {MONAI[-1]} are known; install monai=={MONAI[-1]}.*")
+    return found
+
+
+def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Outputs of our modules, by path, and of the whole."""
+    import jax
+
+    from brainseg_jax import models
+    from brainseg_jax.trees import paths
+    from converters.convert import tree
+
+    config = ConfigDict(config)
+    config.dtype = dtype
+    with jax.enable_x64(dtype == "float64"):
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree(leaves))
+        x = np.asarray(image, dtype)
+        encoder = models.ENCODERS[config.encoder](config)
+        found: dict[str, Any] = {}
+        if config.encoder == "vit":
+            # nn.scan hides the outputs of its blocks; the encoder hands them out.
+            every = encoder.clone(features=tuple(range(config.vit.depth)))
+            *blocks, last = jax.jit(lambda p, i: every.apply({"params": p}, i))(params["encoder"], x)
+            found |= {f"encoder/blocks/{i}": block for i, block in enumerate(blocks)} | {"encoder/norm": last}
+        network = models.segmenter(config) if "decoder" in dialect.parts else encoder
+        prefix = "" if "decoder" in dialect.parts else "encoder/"
+        run = jax.jit(lambda p, i: network.apply({"params": p}, i, capture_intermediates=True, mutable=["intermediates"]))
+        out, state = run(params if prefix == "" else params["encoder"], x)
+        for path, value in paths(state["intermediates"]).items():
+            if path.endswith("/__call__/0"):
+                found.setdefault(prefix + path.removesuffix("/__call__/0"), value)
+        found[WHOLE] = _joined(out)
+        return {path: np.asarray(value) for path, value in found.items()}
+
+
+def _theirs(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+    """Outputs of MONAI's modules, channels last, under our paths, and of the whole; the weights are loaded strictly."""
+    import monai
+    import torch
+
+    config, installed = ConfigDict(config), _installed()
+    legacy = config.encoder == "swin" and config.swin.merging == "legacy"
+    if config.encoder == "swin" and not legacy:
+        before, config.swin.merging = config.swin.merging, swin_unetr.exported_merging(config.swin.merging, installed, "")
+        leaves = swin_unetr.reorder(leaves, before, config.swin.merging)
+    name, arguments = dialect.constructor(config, installed)
+    if legacy and at_least(installed, "1.5"):
+        arguments["downsample"] = _legacy_merging()
+    net = getattr(monai.networks.nets, name)(**arguments).eval()
+    part = net.get_submodule(dialect.holds.removeprefix("net").removeprefix("."))
+    theirs = to_theirs(dialect.rows, leaves, config.channels)
+    state = {key: torch.from_numpy(np.array(value)) for key, value in (theirs | synthesise(dialect.dead, theirs, installed)).items()}
+    part.load_state_dict(state, strict=True)
+    net.to(getattr(torch, dtype))
+    found: dict[str, np.ndarray] = {}
+    for module_name, module in net.named_modules():
+        if at := place(dialect.blocks, module_name):
+            path, channels = at
+
+            def keep(_: Any, __: Any, output: Any, path: str = path, channels: str = channels) -> None:
+                value = output.detach().numpy()
+                found[path] = np.moveaxis(value, 1, -1) if channels == "first" else value
+
+            module.register_forward_hook(keep)
+    with torch.no_grad():
+        x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 1))).to(getattr(torch, dtype))
+        out = net(x) if part is net else part(x, True)
+    maps = [np.moveaxis(m.numpy(), 1, -1) for m in (out if isinstance(out, list | tuple) else [out])]
+    return found | {WHOLE: _joined(maps)}
+
+
+def _joined(out: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(part).ravel() for part in (out if isinstance(out, list | tuple) else [out])])
+
+
+def _legacy_merging() -> type:
+    """The patch merging of MONAI 0.9 to 1.4, as later releases take it: a class for `downsample`."""
+    import torch
+
+    from brainseg_jax.models.swin import OCTANTS
+
+    class LegacyMerging(torch.nn.Module):
+        def __init__(self, dim: int, norm_layer: Any = torch.nn.LayerNorm, spatial_dims: int = 3):
+            super().__init__()
+            self.norm = norm_layer(8 * dim)
+            self.reduction = torch.nn.Linear(8 * dim, 2 * dim, bias=False)
+
+        def forward(self, x: Any) -> Any:
+            octants = [tuple(int(offset) for offset in octant) for octant in OCTANTS["legacy"]]
+            return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in octants], -1)))
+
+    return LegacyMerging
+
+
+def _bit_equal(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect) -> bool:
+    """Whether theirs, ours, theirs again gives the file's bits, and ours, theirs, ours again gives ours."""
+    written = to_theirs(dialect.rows, leaves, config.channels)
+    again, _ = to_ours(dialect.rows, (), written)
+    back = all(written[key].astype(tensor.dtype).tobytes() == tensor.tobytes() for key, tensor in tensors.items() if key in written)
+    return back and again.keys() == leaves.keys() and all(again[path].tobytes() == leaf.tobytes() for path, leaf in leaves.items())

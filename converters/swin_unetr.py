@@ -1,0 +1,259 @@
+"""MONAI's Swin UNETR, 0.9 to 1.6, and the files of its pretraining, as tables; the orders of patch merging; how to construct it."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from brainseg_jax.errors import InputError
+from converters.rules import Dead, Dialect, Leaves, Row, at_least, table, under
+
+SWIN = table("""
+    patch_embed.proj.weight                                 patch_embed/kernel                      patch
+    patch_embed.proj.bias                                   patch_embed/bias                        vector
+    layers{s}c.0.layer.conv1.conv.weight                    layers{s}c/conv1/kernel                 conv
+    layers{s}c.0.layer.conv2.conv.weight                    layers{s}c/conv2/kernel                 conv
+    layers{s}.0.blocks.{b}.norm{n}.weight                   layers{s}/blocks_{b}/norm{n}/scale      vector
+    layers{s}.0.blocks.{b}.norm{n}.bias                     layers{s}/blocks_{b}/norm{n}/bias       vector
+    layers{s}.0.blocks.{b}.attn.qkv.weight                  layers{s}/blocks_{b}/attn/qkv/kernel    linear
+    layers{s}.0.blocks.{b}.attn.qkv.bias                    layers{s}/blocks_{b}/attn/qkv/bias      vector
+    layers{s}.0.blocks.{b}.attn.proj.weight                 layers{s}/blocks_{b}/attn/proj/kernel   linear
+    layers{s}.0.blocks.{b}.attn.proj.bias                   layers{s}/blocks_{b}/attn/proj/bias     vector
+    layers{s}.0.blocks.{b}.attn.relative_position_bias_table    layers{s}/blocks_{b}/attn/relative_position_bias_table  matrix
+    layers{s}.0.blocks.{b}.mlp.linear{n}.weight             layers{s}/blocks_{b}/mlp/linear{n}/kernel   linear
+    layers{s}.0.blocks.{b}.mlp.linear{n}.bias               layers{s}/blocks_{b}/mlp/linear{n}/bias     vector
+    layers{s}.0.downsample.norm.weight                      layers{s}/downsample/norm/scale         vector
+    layers{s}.0.downsample.norm.bias                        layers{s}/downsample/norm/bias          vector
+    layers{s}.0.downsample.reduction.weight                 layers{s}/downsample/reduction/kernel   linear
+
+    layers{s}.0.blocks.{b}.mlp.fc{n}.weight                 layers{s}/blocks_{b}/mlp/linear{n}/kernel   linear
+    layers{s}.0.blocks.{b}.mlp.fc{n}.bias                   layers{s}/blocks_{b}/mlp/linear{n}/bias     vector
+""")  # the last two: as pretraining names them
+
+DECODER = table("""
+    encoder{n}.layer.conv1.conv.weight          decoder/encoder{n}/conv1/kernel                 conv
+    encoder{n}.layer.conv2.conv.weight          decoder/encoder{n}/conv2/kernel                 conv
+    encoder{n}.layer.conv3.conv.weight          decoder/encoder{n}/conv3/kernel                 conv1
+    decoder{n}.transp_conv.conv.weight          decoder/decoder{n}/transp_conv/kernel           up
+    decoder{n}.conv_block.conv1.conv.weight     decoder/decoder{n}/conv_block/conv1/kernel      conv
+    decoder{n}.conv_block.conv2.conv.weight     decoder/decoder{n}/conv_block/conv2/kernel      conv
+    decoder{n}.conv_block.conv3.conv.weight     decoder/decoder{n}/conv_block/conv3/kernel      conv1
+    out.conv.conv.weight                        decoder/out/kernel                              conv1
+    out.conv.conv.bias                          decoder/out/bias                                vector
+""")
+
+HEADS = table("""
+    rotation_head.weight        rotation/kernel             linear
+    rotation_head.bias          rotation/bias               vector
+    contrastive_head.weight     contrast/kernel             linear
+    contrastive_head.bias       contrast/bias               vector
+    conv.0.weight               reconstruct/conv0/kernel    conv
+    conv.0.bias                 reconstruct/conv0/bias      vector
+    conv.4.weight               reconstruct/conv1/kernel    conv
+    conv.4.bias                 reconstruct/conv1/bias      vector
+    conv.8.weight               reconstruct/conv2/kernel    conv
+    conv.8.bias                 reconstruct/conv2/bias      vector
+    conv.12.weight              reconstruct/conv3/kernel    conv
+    conv.12.bias                reconstruct/conv3/bias      vector
+    conv.16.weight              reconstruct/conv4/kernel    conv
+    conv.16.bias                reconstruct/conv4/bias      vector
+    conv.20.weight              reconstruct/out/kernel      conv1
+    conv.20.bias                reconstruct/out/bias        vector
+""")
+
+
+def _index(bias_table: np.ndarray) -> np.ndarray:
+    from brainseg_jax.models.swin import relative
+
+    return relative(_window(bias_table)).astype(np.int64)
+
+
+def _window(bias_table: np.ndarray) -> int:
+    return (round(len(bias_table) ** (1 / 3)) + 1) // 2
+
+
+def _dead(prefix: str) -> tuple[Dead, ...]:
+    """What a Swin encoder's files have besides, its keys beginning with `prefix`."""
+    attention = f"{prefix}layers{{s}}.0.blocks.{{b}}.attn."
+    return (
+        Dead(
+            f"{attention}relative_position_index", "a constant, which is made again on export",
+            beside=f"{attention}relative_position_bias_table", make=_index,
+        ),
+        Dead(f"{prefix}norm.weight", "a final norm that Swin UNETR does not have"),
+        Dead(f"{prefix}norm.bias", "a final norm that Swin UNETR does not have"),
+    )  # fmt: skip
+
+
+def _encoder(leaves: Leaves) -> dict[str, Any]:
+    rows, width = leaves["encoder/patch_embed/kernel"].shape
+    tables = [f"encoder/layers{s}/blocks_{{}}/attn/relative_position_bias_table" for s in (1, 2, 3, 4)]
+    missing = [path.format(0) for path in tables if path.format(0) not in leaves]
+    if missing:
+        raise InputError(f"{missing[0]} is missing; a Swin encoder here has four stages")
+    return {
+        "channels": rows // 8,
+        "swin.width": width,
+        "swin.depths": tuple(next(b for b in range(len(leaves)) if path.format(b) not in leaves) for path in tables),
+        "swin.heads": tuple(leaves[path.format(0)].shape[1] for path in tables),
+        "swin.window": _window(leaves[tables[0].format(0)]),
+        "swin.qkv_bias": "encoder/layers1/blocks_0/attn/qkv/bias" in leaves,
+        "swin.v2": "encoder/layers1c/conv1/kernel" in leaves,
+    }
+
+
+def _network(leaves: Leaves) -> dict[str, Any]:
+    return _encoder(leaves) | {"classes": leaves["decoder/out/kernel"].shape[1]}
+
+
+def head_shapes(width: int, channels: int, contrast: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the pretraining heads on an encoder of `width`; `contrast` is the length of the contrastive embedding."""
+    deep = 16 * width
+    shapes = {"rotation/kernel": (deep, 4), "rotation/bias": (4,), "contrast/kernel": (deep, contrast), "contrast/bias": (contrast,)}
+    sides = (16, 8, 4, 2, 1, 1)
+    for i, (before, after) in enumerate(pairwise(sides)):
+        shapes |= {f"reconstruct/conv{i}/kernel": (3, 3, 3, before * width, after * width), f"reconstruct/conv{i}/bias": (after * width,)}
+    return shapes | {"reconstruct/out/kernel": (width, channels), "reconstruct/out/bias": (channels,)}
+
+
+# ---- patch merging
+
+MERGE_UNKNOWN = (
+    "the order of patch merging cannot be seen in weights; add --merge legacy (trained with MONAI 0.9 to 1.4: all published weights), "
+    '--merge merging (MONAI 1.5 or newer) or --merge mergingv2 (constructed with downsample="mergingv2")'
+)
+
+
+def merging_of(monai: str) -> str:
+    """The order that MONAI's `merging`, its default, means in a release."""
+    return "merging" if at_least(monai, "1.5") else "legacy"
+
+
+def exported_merging(ours: str, monai: str, wanted: str) -> str:
+    """The order to write for a release; `wanted` may be "". Raises InputError where it does not have it, or the weights cannot take it."""
+    if ours == "legacy" and wanted not in ("", "legacy"):
+        raise InputError(f"--merge {wanted}: legacy merging, which this was trained with, reads two octants twice; leave --merge out")
+    if ours != "legacy" and wanted == "legacy":
+        raise InputError(f"--merge legacy: it never reads two of the octants that this was trained with ({ours}); leave --merge out")
+    if ours == "legacy" and at_least(monai, "1.5"):
+        raise InputError(
+            f"trained with legacy merging, which reads two octants twice; MONAI {monai} has no such order since it was changed in 1.5, and "
+            "would give wrong outputs; use --monai 1.4"
+        )
+    written = wanted or (ours if at_least(monai, "1.5") else "legacy" if ours == "legacy" else "mergingv2")
+    if written == "merging" and not at_least(monai, "1.5"):
+        raise InputError(f"--merge merging: what MONAI {monai} calls so is the legacy order; use --merge mergingv2 or --monai 1.5")
+    if written == "mergingv2" and not at_least(monai, "1.0"):
+        raise InputError(f"trained with {ours}, and MONAI {monai} has the legacy order only; use --monai 1.0 or newer")
+    return written
+
+
+def reorder(leaves: Leaves, old: str, new: str) -> Leaves:
+    """The same network under another order of octants: exact, the eight blocks of channels before the reduction change places."""
+    from brainseg_jax.models.swin import OCTANTS
+
+    order = [OCTANTS[old].index(octant) for octant in OCTANTS[new]]
+
+    def moved(path: str, leaf: np.ndarray) -> np.ndarray:
+        if "/downsample/" not in path:
+            return leaf
+        return leaf.reshape(8, -1, *leaf.shape[1:])[order].reshape(leaf.shape)
+
+    return {path: moved(path, leaf) for path, leaf in leaves.items()}
+
+
+def constructor(config: Any, monai: str) -> tuple[str, dict[str, Any]]:
+    """MONAI's class and the arguments that make the config's network in a release. Raises InputError if that release cannot."""
+    swin = config.swin
+    later = {"use_v2": ("1.2", swin.v2, False), "window_size": ("1.5", swin.window, 7), "qkv_bias": ("1.5", swin.qkv_bias, True)}
+    chosen = {}
+    for name, (since, value, default) in later.items():
+        if value != default:
+            if not at_least(monai, since):
+                raise InputError(f"{name}={value} cannot be had with MONAI {monai}; use --monai {since} or newer")
+            chosen[name] = value
+    shape = {"depths": (tuple(swin.depths), (2, 2, 2, 2)), "num_heads": (tuple(swin.heads), (3, 6, 12, 24))}
+    chosen |= {name: value for name, (value, default) in shape.items() if value != default}
+    if at_least(monai, "1.0"):
+        chosen["downsample"] = "merging" if swin.merging == "legacy" else swin.merging
+    size = {} if at_least(monai, "1.5") else {"img_size": tuple(config.data.crop)}
+    return "SwinUNETR", size | {"in_channels": config.channels, "out_channels": config.classes, "feature_size": swin.width} | chosen
+
+
+BLOCKS = table("""
+    swinViT.patch_embed                 encoder/patch_embed             first
+    swinViT.layers{s}c.0                encoder/layers{s}c              first
+    swinViT.layers{s}.0.blocks.{b}      encoder/layers{s}/blocks_{b}    last
+    swinViT.layers{s}.0.downsample      encoder/layers{s}/downsample    last
+    encoder{n}                          decoder/encoder{n}              first
+    decoder{n}                          decoder/decoder{n}              first
+    out                                 decoder/out                     first
+""")
+
+_MARKS = ("patch_embed.proj.weight", "layers1.0.blocks.0.attn.relative_position_bias_table")
+
+SWIN_UNETR = Dialect(
+    name="monai-swin-unetr",
+    what="MONAI's Swin UNETR",
+    fixed={"objective": "segmentation", "encoder": "swin", "decoder": "swin_unetr"},
+    parts=("encoder", "decoder"),
+    marks=(*(f"swinViT.{key}" for key in _MARKS), "encoder1.layer.conv1.conv.weight", "out.conv.conv.weight"),
+    rows=under(SWIN, "swinViT.", "encoder/") + DECODER,
+    dead=_dead("swinViT."),
+    sizes=_network,
+    since="0.9",
+    constructor=constructor,
+    blocks=BLOCKS,
+)
+
+_PRETRAINED = {"objective": "ssl", "encoder": "swin", "decoder": "swin_unetr"}
+
+SSL = Dialect(
+    name="ssl-head",
+    what="the Swin encoder and heads of self-supervised pretraining (SSLHead of research-contributions)",
+    fixed=_PRETRAINED,
+    parts=("encoder", "rotation", "contrast", "reconstruct"),
+    marks=(*(f"swinViT.{key}" for key in _MARKS), "rotation_head.weight", "contrastive_head.weight"),
+    rows=under(SWIN, "swinViT.", "encoder/") + HEADS,
+    dead=_dead("swinViT."),
+    sizes=_encoder,
+)
+
+SWINVIT = Dialect(
+    name="swinvit",
+    what="a Swin encoder alone (model_swinvit.pt of research-contributions)",
+    fixed=_PRETRAINED,
+    parts=("encoder",),
+    marks=_MARKS,
+    rows=under(SWIN, "", "encoder/"),
+    dead=_dead(""),
+    sizes=_encoder,
+    since="0.9",
+    constructor=constructor,
+    blocks=BLOCKS,
+    holds="net.swinViT",
+)
+
+
+def _nested(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    return tuple(row._replace(theirs="encoder." + row.theirs.replace("}.0.", "}.0.0.")) for row in rows)
+
+
+_OTHER = "of a pretraining decoder, which MONAI leaves out too"
+
+DISRUPTIVE = Dialect(
+    name="ssl-pretrained",
+    what="the Swin encoder of ssl_pretrained_weights.pth (disruptive autoencoders)",
+    fixed=_PRETRAINED,
+    parts=("encoder",),
+    marks=("encoder.patch_embed.proj.weight", "encoder.layers1.0.0.blocks.0.attn.relative_position_bias_table"),
+    rows=_nested(SWINVIT.rows),
+    dead=(
+        Dead("encoder.layers{s}.0.0.blocks.{b}.attn.relative_position_index", "a constant"),
+        Dead("encoder.norm.*", "a final norm that Swin UNETR does not have"),
+        Dead("encoder.mask_token", "of the pretraining task"),
+        Dead("decoder*", _OTHER),
+        Dead("out.conv.conv.*", _OTHER),
+    ),
+    sizes=_encoder,
+)
