@@ -84,6 +84,15 @@ def base() -> ConfigDict:
     c.mae.heads = 16
     c.mae.normalize_targets = False  # predict each patch standardised by its own mean and variance
 
+    c.ssl = ConfigDict()
+    c.ssl.cut = "share"  # boxes of noise or another crop until ssl.share of a view is overwritten; "paper": see objectives/ssl.py
+    c.ssl.share = 0.3
+    c.ssl.heads = "pooled"  # rotation and contrast read the mean of the deepest map; "tokens": its first and second voxel (published)
+    c.ssl.decoder = "vae"  # of the reconstruction, by published names: "vae" convolves and interpolates, "deconv" convolves transposed
+    c.ssl.embedding = 512  # length of the vector that contrast compares
+    c.ssl.temperature = 0.5  # of contrast; its negatives are all other crops of the step, so a batch of 1 has none
+    c.ssl.weights = (1.0, 1.0, 1.0)  # of rotation, contrast and reconstruction in the loss
+
     c.optim = ConfigDict()
     c.optim.peak = 4e-4  # learning rate after warm-up
     c.optim.warmup = 0.05  # share of the run in which it rises from 0, linearly; then it falls to 0 along half a cosine
@@ -112,7 +121,7 @@ def base() -> ConfigDict:
 FREE = ("log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
 
 CHOICES = {
-    "objective": ("mae",),
+    "objective": ("mae", "ssl"),
     "encoder": ("vit", "swin"),
     "decoder": ("unetr", "swin_unetr"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -121,19 +130,27 @@ CHOICES = {
     "data.dtype": ("uint8", "float16"),
     "vit.positions": ("sincos", "separable", "table"),
     "swin.merging": ("legacy", "merging", "mergingv2"),
+    "ssl.cut": ("share", "paper"),
+    "ssl.heads": ("pooled", "tokens"),
+    "ssl.decoder": ("vae", "deconv"),
 }
 POSITIVE = (
     *("data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads"),
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
-    *("channels", "classes", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window"),
+    *("channels", "classes", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
     *("optim.peak", "optim.accumulate", "log_every", "eval_volumes"),
 )
 NOT_NEGATIVE = (
     *("seed", "steps", "epochs", "data.split_seed", "data.workers", "augment.scale", "augment.shift"),
-    *("optim.weight_decay", "optim.clip", "save_every"),
+    *("optim.weight_decay", "optim.clip", "save_every", "ssl.weights"),
 )
-SHARES = ("data.max_failures", "augment.chance", "mae.mask_ratio", "vit.drop_path", "swin.drop_path", "optim.warmup", "eval_every")
-TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float)}
+SHARES = (
+    *("data.max_failures", "augment.chance", "mae.mask_ratio", "ssl.share", "vit.drop_path", "swin.drop_path"),
+    *("optim.warmup", "eval_every"),
+)
+TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float), "ssl.weights": (int, float)}
+# Objectives that are made for one encoder.
+MADE_FOR = {"mae": "vit", "ssl": "swin"}
 
 
 def check(c: ConfigDict) -> None:
@@ -180,6 +197,29 @@ def check(c: ConfigDict) -> None:
         tokens *= n // c.vit.patch
     if c.objective == "mae" and not 1 <= int(tokens * (1 - c.mae.mask_ratio) + 1e-6) < tokens:
         raise InputError(f"mae.mask_ratio {c.mae.mask_ratio} of {tokens} patches leaves none visible or none hidden; use e.g. 0.75")
+    if c.encoder != MADE_FOR.get(c.objective, c.encoder):
+        raise InputError(f"encoder is {c.encoder}; objective {c.objective} is made for encoder {MADE_FOR[c.objective]}")
+    if c.best.endswith(("accuracy", "top1")):
+        raise InputError(f"best is {c.best!r}, and the smallest is kept; use a loss, e.g. loss")
+    if c.objective == "ssl":
+        check_ssl(c)
+
+
+def check_ssl(c: ConfigDict) -> None:
+    """What self-supervised pretraining of the Swin asks of a config besides; raises InputError."""
+    x, y, z = c.data.crop
+    multiple = 2 ** (len(c.swin.depths) + 1)
+    if y != z:
+        raise InputError(f"data.crop {c.data.crop}: ssl turns crops in the plane of the last two axes, which must be equal: {(x, z, z)}")
+    if x % multiple or y % multiple or x * y == multiple**2:
+        raise InputError(f"data.crop {c.data.crop}: ssl takes multiples of {multiple}, more than one; use e.g. {(2 * multiple,) * 3}")
+    if c.ssl.cut == "share" and c.ssl.share > 0.75:
+        raise InputError(f"ssl.share {c.ssl.share} takes too many boxes to draw; use at most 0.75")
+    if c.optim.accumulate > 1:
+        raise InputError(
+            f"optim.accumulate {c.optim.accumulate} would give contrast as many small batches, with fewer negatives; use 1, and remat=True "
+            "to save memory"
+        )
 
 
 def pairs(rates: Any) -> list[tuple[str, float]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 Heads = Float[jax.Array, "b n h e"]
@@ -22,7 +23,7 @@ def attend(q: Heads, k: Float[jax.Array, "b m h e"], v: Float[jax.Array, "b m h 
 
 
 def _forward(q, k, v):
-    out, log_sum = jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_fused)
+    out, log_sum = checkpoint_name(jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_fused), "attended")
     return out, (q, k, v, out, log_sum)
 
 

@@ -92,10 +92,12 @@ def _kernel_gradient_by_planes(x, g):
         after = jnp.where(plane + 1 < nx, g[sample, jnp.minimum(plane + 1, nx - 1)], 0)
         before = jnp.where(plane > 0, g[sample, jnp.maximum(plane - 1, 0)], 0)
         seen = jnp.concatenate([after, g[sample, plane], before], axis=-1)
-        return total + jnp.einsum("yzc,yzo->co", columns, seen), None
+        return total + jnp.einsum("yzc,yzo->co", columns, seen, preferred_element_type=exact), None
 
-    total, _ = jax.lax.scan(add, jnp.zeros((9 * i, 3 * o), x.dtype), jnp.arange(b * nx))
-    return total.reshape(3, 3, i, 3, o).transpose(3, 0, 1, 2, 4)
+    # Not in bfloat16: a sum over all planes would stop growing.
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    total, _ = jax.lax.scan(add, jnp.zeros((9 * i, 3 * o), exact), jnp.arange(b * nx))
+    return total.reshape(3, 3, i, 3, o).transpose(3, 0, 1, 2, 4).astype(x.dtype)
 
 
 class Conv3(nn.Module):

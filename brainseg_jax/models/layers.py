@@ -14,6 +14,50 @@ from brainseg_jax.models.attention import attend
 
 xavier = nn.initializers.xavier_uniform()
 
+# Up to so many rows a CPU multiplies faster with a transposed copy of the inputs (`scripts/benchmark.py --mode linear`).
+FEW_ROWS = 4096
+
+
+@jax.custom_vjp
+def product(x: Float[jax.Array, "*rows i"], kernel: Float[jax.Array, "i o"]) -> Float[jax.Array, "*rows o"]:
+    """x @ kernel. XLA leaves the kernel's gradient, whose sum runs over rows, to a slower product on a CPU unless it is handed xᵀ."""
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved, g):
+    x, kernel = saved
+    if x.size // x.shape[-1] <= FEW_ROWS:
+        d_kernel = jax.lax.platform_dependent(x, g, cpu=_over_rows_transposed, default=_over_rows)
+    else:
+        d_kernel = _over_rows(x, g)
+    return g @ kernel.T, d_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _over_rows(x, g):
+    return jnp.tensordot(x, g, axes=(tuple(range(x.ndim - 1)),) * 2)
+
+
+def _over_rows_transposed(x, g):
+    # The barrier keeps XLA from folding the transpose into the product again.
+    return jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T) @ g.reshape(-1, g.shape[-1])
+
+
+def linear(features: int, dtype: Any, name: str | None = None, use_bias: bool = True) -> nn.Dense:
+    """A dense layer of a transformer, with Xavier's initial weights."""
+    return nn.Dense(features, use_bias, dtype, kernel_init=xavier, dot_general=_dot_general, name=name)
+
+
+def _dot_general(x, kernel, dimension_numbers, precision):
+    """What `nn.Dense` calls: its dimension numbers are always those of x @ kernel."""
+    return product(x, kernel)
+
 
 def gelu(x: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
     """x·Φ(x) by erf: PyTorch's default, not Flax's tanh form. `jax.nn.gelu` takes erfc, which costs a CPU twice the time."""
@@ -28,8 +72,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
-        h = nn.Dense(self.hidden, kernel_init=xavier, dtype=self.dtype, name="linear1")(x)
-        return nn.Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="linear2")(gelu(h))
+        h = linear(self.hidden, self.dtype, "linear1")(x)
+        return linear(x.shape[-1], self.dtype, "linear2")(gelu(h))
 
 
 class Attention(nn.Module):
@@ -42,9 +86,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b n d"]) -> Float[jax.Array, "b n d"]:
         b, n, d = x.shape
-        qkv = nn.Dense(3 * d, use_bias=self.qkv_bias, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
+        qkv = linear(3 * d, self.dtype, "qkv", self.qkv_bias)(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
-        return nn.Dense(d, kernel_init=xavier, dtype=self.dtype, name="out_proj")(attend(q, k, v).reshape(b, n, d))
+        return linear(d, self.dtype, "out_proj")(attend(q, k, v).reshape(b, n, d))
 
 
 class Block(nn.Module):
@@ -84,5 +128,9 @@ def stack(depth: int, remat: bool, **block: Any) -> nn.Module:
 
     Called with x and the blocks' chances to be left out, [depth] or None.
     """
-    body = nn.remat(Block, prevent_cse=False) if remat else Block
+    policies = jax.checkpoint_policies
+    policy = None if remat else policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attended")
+    )
+    body = nn.remat(Block, prevent_cse=False, policy=policy)
     return nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=depth)(**block)

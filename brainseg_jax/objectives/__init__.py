@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives.mae import MAE
+from brainseg_jax.objectives.ssl import SSL
 
 
 def mae(config: ConfigDict) -> MAE:
@@ -14,4 +15,9 @@ def mae(config: ConfigDict) -> MAE:
     return MAE(ENCODERS[config.encoder](config), **config.mae)
 
 
-OBJECTIVES: dict[str, Callable[[ConfigDict], nn.Module]] = {"mae": mae}
+def ssl(config: ConfigDict) -> SSL:
+    """Cut-out, rotation and contrast for the config's encoder."""
+    return SSL(ENCODERS[config.encoder](config), config.channels, **config.ssl)
+
+
+OBJECTIVES: dict[str, Callable[[ConfigDict], nn.Module]] = {"mae": mae, "ssl": ssl}

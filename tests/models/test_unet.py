@@ -1,0 +1,221 @@
+"""The blocks of the decoders: norms whose gradients are written out against PyTorch and JAX's own, and MONAI's blocks number by number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from monai.networks.blocks.unetr_block import UnetrUpBlock
+
+from brainseg_jax.models.conv import conv3
+from brainseg_jax.models.unet import ResBlock, UpBlock, activated_norm, instance_norm
+
+SHAPE = (2, 3, 4, 5, 3)
+BOTH = pytest.mark.parametrize("dtype", ["float64", "float32"])
+SHORTCUT = pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "with a shortcut"])
+
+
+def draws(rng, count, shape=SHAPE):
+    """Volumes whose channels differ in mean and size."""
+    c = np.arange(1, shape[-1] + 1)
+    return [rng.normal(size=shape) * c + c for _ in range(count)]
+
+
+def cast(arrays, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
+
+
+def first(array):
+    """Channels where PyTorch has them."""
+    return torch.tensor(np.moveaxis(array, -1, 1)).requires_grad_()
+
+
+def last(tensor):
+    return np.moveaxis(tensor.detach().numpy(), 1, -1)
+
+
+def torchs(f, g, *inputs):
+    """The result of a PyTorch function of volumes, and its gradients for the cotangent g."""
+    tensors = [first(a) for a in inputs]
+    out = f(*tensors)
+    out.backward(torch.tensor(np.moveaxis(g, -1, 1)))
+    return last(out), [last(t.grad) for t in tensors]
+
+
+def run(f, g, *inputs):
+    """The result of one of ours, and its gradients for the cotangent g."""
+
+    def both(g, *inputs):
+        out, pull = jax.vjp(f, *inputs)
+        return out, list(pull(g))
+
+    return jax.jit(both)(g, *inputs)
+
+
+def torch_norm(x, shortcut=0.0):
+    return torch.nn.functional.leaky_relu(torch.nn.functional.instance_norm(x, eps=1e-5) + shortcut, 0.01)
+
+
+def formula(x):
+    """Instance norm in one line, for JAX to differentiate."""
+    centred = x - jnp.mean(x, (1, 2, 3), keepdims=True)
+    return centred / jnp.sqrt(jnp.mean(centred**2, (1, 2, 3), keepdims=True) + 1e-5)
+
+
+def activated_formula(x, shortcut=0.0):
+    return jax.nn.leaky_relu(formula(x) + shortcut, 0.01)
+
+
+@BOTH
+def test_instance_norm_is_pytorchs(x64, rng, close, dtype):
+    x, g = draws(rng, 2)
+    expected = torchs(lambda x: torch.nn.functional.instance_norm(x, eps=1e-5), g, x)
+    out, grads = run(instance_norm, *cast((g, x), dtype))
+    assert out.dtype == grads[0].dtype == jnp.dtype(dtype)
+    close((out, grads), expected, dtype)
+
+
+@BOTH
+@SHORTCUT
+def test_activated_norm_is_pytorchs(x64, rng, close, dtype, shortcut):
+    g, *inputs = draws(rng, 3 if shortcut else 2)
+    close(run(activated_norm, *cast((g, *inputs), dtype)), torchs(torch_norm, g, *inputs), dtype)
+
+
+@BOTH
+@SHORTCUT
+def test_gradients_are_jaxs_own_of_the_formulas(x64, rng, close, dtype, shortcut):
+    g, *inputs = cast(draws(rng, 3 if shortcut else 2), dtype)
+    close(run(activated_norm, g, *inputs), run(activated_formula, g, *inputs), dtype)
+    close(run(instance_norm, g, inputs[0]), run(formula, g, inputs[0]), dtype)
+
+
+def test_activated_norm_by_hand():
+    """Values 1 and 3 are -1 and 1 normalised; the shortcut is added before the activation."""
+    x = jnp.asarray([1.0, 3.0]).reshape(1, 2, 1, 1, 1)
+    shortcut = jnp.asarray([-2.0, 4.0]).reshape(x.shape)
+    np.testing.assert_allclose(instance_norm(x).ravel(), [-1, 1], rtol=1e-4)
+    np.testing.assert_allclose(activated_norm(x).ravel(), [-0.01, 1], rtol=1e-4)
+    np.testing.assert_allclose(activated_norm(x, shortcut).ravel(), [-0.03, 5], rtol=1e-4)
+
+
+def test_channels_and_samples_are_apart(rng, close):
+    """Each channel of each sample is normalised as if it were alone; scale and mean do not matter."""
+    (x,) = cast(draws(rng, 1), "float32")
+    close(activated_norm(x)[1:, ..., 2:], activated_norm(x[1:, ..., 2:]))
+    close(activated_norm(x * 50 - 7), activated_norm(x), times=3)
+
+
+@SHORTCUT
+def test_bfloat16_is_near_single_precision(rng, close, shortcut):
+    g, *inputs = cast(draws(rng, 3 if shortcut else 2), "bfloat16")
+    half, full = (run(activated_norm, *cast((g, *inputs), dtype)) for dtype in ("bfloat16", "float32"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
+    close(half, full, "bfloat16")
+    close(run(instance_norm, g, inputs[0]), run(instance_norm, *cast((g, inputs[0]), "float32")), "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_means_of_many_voxels_are_taken_in_single_precision(rng, close, dtype):
+    """In bfloat16 a sum of 32768 values near 100 would have stopped at a fraction of it."""
+    x = jnp.asarray(rng.normal(100, 1, size=(1, 32, 32, 32, 1)), dtype)
+    exact = np.asarray(x, np.float64)
+    close(jax.jit(instance_norm)(x), (exact - exact.mean()) / exact.std(), dtype, times=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 2, 4, 8, 3), (1, 1, 1, 1, 2)], ids=["many voxels", "one voxel"])
+def test_what_is_constant_stays_finite(rng, shape, dtype):
+    """Background, or the single voxel of a coarse grid: variance 0. (64 voxels, whose mean is exact.)"""
+    g, shortcut = cast(draws(rng, 2, shape), dtype)
+    for value in (0, 3):
+        out, grads = run(activated_norm, g, jnp.full(shape, value, dtype), shortcut)
+        np.testing.assert_array_equal(out, jax.nn.leaky_relu(shortcut.astype(jnp.float32)).astype(dtype))
+        assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in grads)
+        assert not instance_norm(jnp.full(shape, value, dtype)).any()
+
+
+def kept(f, *inputs):
+    """What the backward pass of f keeps, equal arrays counted once, by their shapes."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.vjp(f, *inputs)[1])]
+    return [leaf.shape for leaf in {(leaf.shape, leaf.tobytes()): leaf for leaf in leaves}.values()]
+
+
+def test_of_a_convolution_with_norm_and_activation_one_map_is_kept(rng):
+    """Its result, which the next convolution reads anyway. The plain formula keeps more."""
+    (x,) = cast(draws(rng, 1), "float32")
+    kernels = [jnp.asarray(rng.normal(size=(3, 3, 3, i, 4)), jnp.float32) for i in (3, 4)]
+    maps = (*SHAPE[:4], 4)
+
+    def twice(norm):
+        return lambda x, a, b: norm(conv3(norm(conv3(x, a)), b))
+
+    assert kept(lambda x, kernel: activated_norm(conv3(x, kernel)), x, kernels[0]).count(maps) == 1
+    assert kept(twice(activated_norm), x, *kernels).count(maps) == 2
+    assert kept(twice(activated_formula), x, *kernels).count(maps) > 4
+
+
+def test_of_a_residual_block_one_map_for_each_convolution_is_kept(rng):
+    (x,) = cast(draws(rng, 1), "float32")
+    for features, maps in ((4, 3), (3, 3)):  # three convolutions; or two, and x itself as the shortcut
+        block = ResBlock(features)
+        params = jax.jit(block.init)(jax.random.key(0), x)
+        assert kept(block.apply, params, x).count((*SHAPE[:4], features)) == maps
+
+
+def conv_kernel(layer, of):
+    return {"kernel": of(layer.conv.weight).transpose(2, 3, 4, 1, 0)}
+
+
+def res_tree(block, of):
+    """`of(parameter)` for each of a UnetResBlock's parameters, in our tree."""
+    tree = {"conv1": conv_kernel(block.conv1, of), "conv2": conv_kernel(block.conv2, of)}
+    return tree | ({"conv3": {"kernel": conv_kernel(block.conv3, of)["kernel"][0, 0, 0]}} if block.downsample else {})
+
+
+def up_tree(block, of):
+    weight = of(block.transp_conv.conv.weight)
+    up = weight.transpose(0, 2, 3, 4, 1).reshape(len(weight), -1)
+    return {"transp_conv": {"kernel": up}, "conv_block": res_tree(block.conv_block, of)}
+
+
+def check_block(theirs, tree, ours, dtype, rng, close, inputs):
+    """Values and every gradient of MONAI's block, its parameters random, are ours."""
+    torch.manual_seed(0)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs = theirs.double()
+    value, grad = (lambda p: p.detach().numpy()), (lambda p: p.grad.numpy())
+    g = rng.normal(size=(*inputs[-1].shape[:4], ours.features))
+    out, grads = torchs(theirs, g, *inputs)
+    params = tree(theirs, value)
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), *map(jnp.asarray, inputs))["params"]
+    assert jax.tree.map(lambda s: s.shape, shapes) == jax.tree.map(lambda a: a.shape, params)
+    result = run(lambda params, *inputs: ours.apply({"params": params}, *inputs), *cast((g, params, *inputs), dtype))
+    close(result, (out, [tree(theirs, grad), *grads]), dtype)
+
+
+@BOTH
+@pytest.mark.parametrize("features", [5, 3], ids=["other channels", "same channels"])
+def test_residual_block_is_monais(x64, rng, close, dtype, features):
+    theirs = UnetResBlock(3, 3, features, kernel_size=3, stride=1, norm_name="instance")
+    check_block(theirs, res_tree, ResBlock(features, jnp.dtype(dtype)), dtype, rng, close, draws(rng, 1))
+
+
+@BOTH
+def test_up_block_is_monais(x64, rng, close, dtype):
+    """What was raised comes before the map from the other side."""
+    theirs = UnetrUpBlock(3, 6, 4, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True)
+    inputs = [rng.normal(size=(2, 2, 1, 3, 6)), rng.normal(size=(2, 4, 2, 6, 4))]
+    check_block(theirs, up_tree, UpBlock(4, jnp.dtype(dtype)), dtype, rng, close, inputs)
+
+
+def test_blocks_compute_in_bfloat16_with_parameters_in_float32(rng, close):
+    x, skip = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 2, 3, 2, 6), (2, 4, 6, 4, 4)))
+    half, full = UpBlock(4, jnp.bfloat16), UpBlock(4)
+    params = jax.jit(half.init)(jax.random.key(0), x, skip)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    out = jax.jit(half.apply)(params, x, skip)
+    assert out.dtype == jnp.bfloat16
+    close(out, jax.jit(full.apply)(params, x, skip), "bfloat16", times=3)
