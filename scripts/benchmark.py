@@ -1,6 +1,7 @@
 """Measures, side by side and in one run, what the documents claim.
 
     python scripts/benchmark.py --mode compute --against monai    the MAE training step, against MONAI's MaskedAutoEncoderViT
+    python scripts/benchmark.py --mode ssl --against monai        the Swin's pretraining step, against the published one of MONAI's parts
     python scripts/benchmark.py --mode networks --against monai   UNETR and Swin UNETR, forward and training step, against MONAI's
     python scripts/benchmark.py --mode conv --against monai       one 3-D convolution: ours, XLA's own and PyTorch's
     python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
@@ -8,11 +9,12 @@
     python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
 
 Machines are shared and noisy, so contestants take turns, each turn in a fresh process, and medians and ratios are reported. On a CPU all
-of them get the huge pages that the main command takes for itself.
+of them get the huge pages that the main command takes for itself; where it says "as installed", the peer runs as it does by itself.
 `--out FILE.md` keeps the table, with FILE.json beside it.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -37,7 +39,7 @@ Result = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=MODES, default="compute")
-    parser.add_argument("--against", choices=("monai",), help="for compute: also measure the peer")
+    parser.add_argument("--against", choices=("monai",), help="also measure the peer")
     parser.add_argument("--steps", type=int, default=12, help="timed steps in each turn (%(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="turns of each contestant (%(default)s)")
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
@@ -74,12 +76,23 @@ def shown(argv: list[str]) -> list[str]:
 
 
 def compute(args: argparse.Namespace) -> tuple[str, Any]:
+    """The MAE's step, of MONAI's network and loss."""
+    table, turns = steps_by_turns(args, "ours", "monai")
+    table += [
+        f"160³ crops, batch 1, float32, mask ratio 0.85, AdamW with clipping; loss after the last step {turns['ours'][0]['loss']:.4f}.",
+        "GFLOP: 2 per multiply-add in linear layers and attention, forward + 2 × forward for the gradient.",
+    ]
+    return "\n".join(table), turns
+
+
+def steps_by_turns(args: argparse.Namespace, ours: str, peer: str) -> tuple[list[str], dict[str, list[Result]]]:
     """Median step of each contestant over all turns, its share of the best matrix product it reaches itself, and its memory."""
-    contestants = ["ours"] + ([args.against] if args.against else [])
+    as_installed = f"{peer}, as installed"
+    contestants = [ours, *([peer, as_installed] if args.against else [])]
     turns: dict[str, list[Result]] = {name: [] for name in contestants}
     for turn in range(args.turns):
         for name in contestants:
-            turns[name].append(in_process(name, args.steps))
+            turns[name].append(in_process(name.removesuffix(", as installed"), args.steps, huge_pages=name != as_installed))
             last = turns[name][-1]
             print(f"turn {turn + 1}, {name}: {statistics.median(last['seconds']):.3f} s a step", file=sys.stderr)
     lines = [
@@ -94,22 +107,19 @@ def compute(args: argparse.Namespace) -> tuple[str, Any]:
         flop = turns[name][0]["flop"]
         peak = max(turn["matmul"] for turn in turns[name])
         memory = max(turn["memory"] for turn in turns[name])
+        what = turns[name][0]["what"] + (", as installed" if name == as_installed else "")
         lines.append(
-            f"| {turns[name][0]['what']} | {middle:.3f} | {low:.3f}–{high:.3f} | {1 / middle:.2f} | {flop / 1e9:.0f} "
+            f"| {what} | {middle:.3f} | {low:.3f}–{high:.3f} | {1 / middle:.2f} | {flop / 1e9:.0f} "
             f"| {100 * flop / middle / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s | {memory / 2**30:.2f} |"
         )
-    if args.against:
-        ratios = [statistics.median(b["seconds"]) / statistics.median(a["seconds"]) for a, b in zip(*turns.values(), strict=True)]
+    for name in contestants[1:]:
+        ratios = [statistics.median(b["seconds"]) / statistics.median(a["seconds"]) for a, b in zip(turns[ours], turns[name], strict=True)]
+        which = "The peer as installed" if name == as_installed else "The peer with huge pages"
         lines += [
             "",
-            f"Ratio of medians {medians[args.against] / medians['ours']:.2f}; turn by turn {', '.join(f'{r:.2f}' for r in ratios)}.",
+            f"{which}: ratio of medians {medians[name] / medians[ours]:.2f}; turn by turn {', '.join(f'{r:.2f}' for r in ratios)}.",
         ]
-    lines += [
-        "",
-        f"160³ crops, batch 1, float32, mask ratio 0.85, AdamW with clipping; loss after the last step {turns['ours'][0]['loss']:.4f}.",
-    ]
-    lines += ["GFLOP: 2 per multiply-add in linear layers and attention, forward + 2 × forward for the gradient."]
-    return "\n".join(lines), turns
+    return [*lines, ""], turns
 
 
 def ours(steps: int) -> Result:
@@ -226,6 +236,121 @@ def matmul_peak(product: Callable[[], Any]) -> float:
         product()
         best = min(best, time.perf_counter() - began)
     return 2 * 2048**3 / best
+
+
+# ---- the Swin's pretraining step
+
+
+SSL_FLOP = 70.1e9  # operations of a forward pass of one view, 2 per multiply-add
+
+
+def ssl(args: argparse.Namespace) -> tuple[str, Any]:
+    """The step with two views of a crop, published heads and cut-out on both sides."""
+    table, _ = result = steps_by_turns(args, "ours ssl", "monai ssl")
+    table += ["Swin-T of width 48, 96³ crops, batch 1 × 2 views, float32, published cut-out and heads, AdamW with clipping."]
+    return "\n".join(table), result[1]
+
+
+def our_ssl(steps: int) -> Result:
+    """Seconds of `steps` training steps on one crop of noise."""
+    runtime.keep_compiled_programs()
+    import jax
+    import jax.numpy as jnp
+
+    from brainseg_jax import config as keys
+    from brainseg_jax import optim
+    from brainseg_jax.data.augment import prepare_train
+    from brainseg_jax.objectives import OBJECTIVES
+    from brainseg_jax.step import init_params, init_state, make_train_step
+
+    config = keys.base()
+    config.update(steps=1000, dtype="float32", objective="ssl", encoder="swin", data={"crop": (96, 96, 96)})
+    config.ssl.update(cut="paper", heads="tokens")
+    objective = OBJECTIVES["ssl"](config)
+    batch = {"image": jax.random.randint(jax.random.key(0), (1, 96, 96, 96, 1), 0, 255, jnp.uint8)}
+
+    def params() -> Any:
+        return init_params(objective, {"image": jnp.zeros(batch["image"].shape)}, 0)
+
+    optimizer = optim.optimizer(config.optim, config.steps, jax.eval_shape(params))
+    state = jax.jit(lambda: init_state(params(), optimizer))()
+    step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0)
+    metrics = {}
+
+    def once() -> None:
+        nonlocal state, metrics
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+
+    seconds, memory = timed(once, steps)
+    product, square = jax.jit(lambda a: a @ a), jnp.ones((2048, 2048))
+    return {
+        "what": "brainseg_jax",
+        "seconds": seconds,
+        "flop": 6 * SSL_FLOP,
+        "matmul": matmul_peak(lambda: jax.block_until_ready(product(square))),
+        "loss": float(metrics["loss"][0] / metrics["loss"][1]),
+        "memory": memory,
+    }
+
+
+def monai_ssl(steps: int) -> Result:
+    """The same of MONAI's Swin with the heads, the decoder and the views of the research contributions' SSLHead."""
+    import torch
+    from monai.losses import ContrastiveLoss
+    from monai.networks.nets.swin_unetr import SwinTransformer
+
+    torch.manual_seed(0)
+    torch.set_num_threads(runtime.cores())
+    swin = SwinTransformer(1, 48, (7,) * 3, (2,) * 3, (2, 2, 2, 2), (3, 6, 12, 24), norm_layer=torch.nn.LayerNorm, spatial_dims=3)
+    rotation, contrast = torch.nn.Linear(768, 4), torch.nn.Linear(768, 512)
+    layers: list[Any] = []
+    for before, after in itertools.pairwise((768, 384, 192, 96, 48, 48)):
+        layers += [torch.nn.Conv3d(before, after, 3, padding=1), torch.nn.InstanceNorm3d(after), torch.nn.LeakyReLU(0.01)]
+        layers += [torch.nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False)]
+    decoder = torch.nn.Sequential(*layers, torch.nn.Conv3d(48, 1, 1))
+    network = torch.nn.ModuleList([swin, rotation, contrast, decoder])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-4, fused=True)
+    likeness = ContrastiveLoss(temperature=0.5)
+    image, random = torch.rand(1, 1, 96, 96, 96), np.random.default_rng(0)
+
+    def view() -> tuple[Any, Any, int]:
+        k = int(random.integers(4))
+        turned = torch.rot90(image, k, (3, 4))
+        cut, total, target = turned.clone(), 0, random.uniform(0, 0.3) * 96**3
+        while total < target:
+            at = random.integers(0, 96 - 4, 3)
+            box = tuple(slice(a, a + side) for a, side in zip(at, random.integers(4, 24, 3), strict=True))
+            noise = torch.randn(cut[0, 0][box].shape)
+            cut[0, 0][box] = (noise - noise.min()) / (noise.max() - noise.min() + 1e-6)
+            total += noise.numel()
+        return turned, cut, k
+
+    loss = torch.zeros(())
+
+    def once() -> None:
+        nonlocal loss
+        (turned1, cut1, k1), (turned2, cut2, k2) = view(), view()
+        deepest = swin(torch.cat([cut1, cut2]), True)[-1]
+        tokens = deepest.flatten(2).transpose(1, 2)
+        z = contrast(tokens[:, 1])
+        loss = torch.nn.functional.cross_entropy(rotation(tokens[:, 0]), torch.tensor([k1, k2])) + likeness(z[:1], z[1:])
+        loss = loss + torch.nn.functional.l1_loss(decoder(deepest), torch.cat([turned1, turned2]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+
+    seconds, memory = timed(once, steps)
+    square = torch.ones(2048, 2048)
+    return {
+        "what": "SSLHead of MONAI's parts",
+        "seconds": seconds,
+        "flop": 6 * SSL_FLOP,
+        "matmul": matmul_peak(lambda: square @ square),
+        "loss": loss.item(),
+        "memory": memory,
+    }
 
 
 # ---- UNETR and Swin UNETR
@@ -425,10 +550,11 @@ def torch_conv(steps: int) -> Result:
     return {key: seconds for shape in SHAPES for key, seconds in of(*shape).items()}
 
 
-def in_process(worker: str, steps: int) -> Result:
+def in_process(worker: str, steps: int, huge_pages: bool = True) -> Result:
     """A worker's result from a fresh process."""
     command = [sys.executable, __file__, "--worker", worker, "--steps", str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ if huge_pages else os.environ | {"GLIBC_TUNABLES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"the worker {worker} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -535,6 +661,7 @@ def cache(args: argparse.Namespace) -> tuple[str, Any]:
 
 MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
     "compute": compute,
+    "ssl": ssl,
     "networks": networks,
     "conv": conv,
     "loader": loader,
@@ -544,6 +671,8 @@ MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
 WORKERS: dict[str, Callable[[int], Result]] = {
     "ours": ours,
     "monai": monai,
+    "ours ssl": our_ssl,
+    "monai ssl": monai_ssl,
     "ours conv": lambda steps: jax_conv(True, steps),
     "xla conv": lambda steps: jax_conv(False, steps),
     "torch conv": torch_conv,

@@ -14,7 +14,7 @@ from brainseg_jax.models.attention import attend
 
 xavier = nn.initializers.xavier_uniform()
 
-# Up to so many rows a CPU multiplies faster with a transposed copy of the inputs (`scripts/benchmark.py --mode linear`).
+# Up to so many rows a CPU multiplies faster with a transposed copy of the inputs.
 FEW_ROWS = 4096
 
 
@@ -51,11 +51,11 @@ def _over_rows_transposed(x, g):
 
 def linear(features: int, dtype: Any, name: str | None = None, use_bias: bool = True) -> nn.Dense:
     """A dense layer of a transformer, with Xavier's initial weights."""
-    return nn.Dense(features, use_bias, dtype, kernel_init=xavier, dot_general=_dot_general, name=name)
+    return nn.Dense(features, use_bias, dtype, kernel_init=xavier, dot_general=dot_general, name=name)
 
 
-def _dot_general(x, kernel, dimension_numbers, precision):
-    """What `nn.Dense` calls: its dimension numbers are always those of x @ kernel."""
+def dot_general(x, kernel, dimension_numbers, precision):
+    """`product` as `nn.Dense` calls it: with dimension numbers that are always those of x @ kernel."""
     return product(x, kernel)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from brainseg_jax.models.conv import Conv3, UpConv, he
+from brainseg_jax.models.layers import dot_general
 
 Volume = Float[jax.Array, "b x y z c"]
 PerChannel = Float[jax.Array, "b 1 1 1 c"]
@@ -91,7 +92,7 @@ class ResBlock(nn.Module):
         h = activated_norm(Conv3(self.features, self.dtype, name="conv1")(x))
         h = Conv3(self.features, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = instance_norm(nn.Dense(self.features, use_bias=False, kernel_init=he, dtype=self.dtype, name="conv3")(x))
+            x = instance_norm(nn.Dense(self.features, False, self.dtype, kernel_init=he, dot_general=dot_general, name="conv3")(x))
         return activated_norm(h, x)
 
 
@@ -104,9 +105,11 @@ class UpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b x y z i"], skip: Float[jax.Array, "b x2 y2 z2 o"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
         x = UpConv(self.features, self.dtype, name="transp_conv")(x)
-        return ResBlock(self.features, self.dtype, name="conv_block")(jnp.concatenate([x, skip.astype(x.dtype)], axis=-1))
+        # The barrier makes one map of it for both of its readers, where XLA would write it twice.
+        both = jax.lax.optimization_barrier(jnp.concatenate([x, skip.astype(x.dtype)], axis=-1))
+        return ResBlock(self.features, self.dtype, name="conv_block")(both)
 
 
 def head(classes: int, dtype: Any) -> nn.Dense:
     """A 1³ convolution to logits, with bias."""
-    return nn.Dense(classes, kernel_init=he, dtype=dtype, name="out")
+    return nn.Dense(classes, dtype=dtype, kernel_init=he, dot_general=dot_general, name="out")

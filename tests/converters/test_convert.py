@@ -153,7 +153,10 @@ def test_swin_unetr_is_monais_network(x64, rng, close, converted, merging, v2):
 
 @pytest.mark.slow
 def test_swin_unetr_in_single_precision(x64, rng, close, converted):
-    """Rounding moves a few of its values over the bend of leaky ReLU: PyTorch's own gradient is 0.8 % off, and ours must not be more."""
+    """Rounding may move one of its values over the bend of leaky ReLU, which changes that voxel's slope a hundredfold.
+
+    Which values, differs from processor to processor: PyTorch's own gradient was seen to be off by 2e-5 and by 0.8 %. Forward it is exact.
+    """
     net, given = swin("legacy"), draws(rng, (32, 64, 64), 2)
     here = ours(converted(state(net), "--merge", "legacy"), *given, "float32")
     exact, single = (theirs(net, convert.swin_unetr.SWIN_UNETR, *given, dtype) for dtype in (torch.float64, torch.float32))
@@ -163,7 +166,7 @@ def test_swin_unetr_in_single_precision(x64, rng, close, converted):
         pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(exact[1]), strict=True)
         return max(np.max(np.abs(np.asarray(g, np.float64) - e)) / np.max(np.abs(e)) for g, e in pairs)
 
-    assert worst(here[1]) < 1.5 * worst(single[1])
+    assert max(worst(here[1]), worst(single[1])) < 0.01
 
 
 # ---- there and back

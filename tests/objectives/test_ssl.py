@@ -115,7 +115,7 @@ def test_one_box(rng):
         assert (high - low).prod() == len(at)
         assert all(least <= side or end == n for least, side, end, n in zip((2, 1, 3), high - low, high, box.shape, strict=True))
         inside = after[box == NOISE]
-        assert inside.min() == 0 and inside.max() == pytest.approx(1, abs=1e-6)
+        assert inside.min() == pytest.approx(0, abs=1e-6) and inside.max() == pytest.approx(1, abs=1e-6)
         np.testing.assert_array_equal(after[box == OWN], before[box == OWN])
         lengths.append(high - low)
     np.testing.assert_array_equal(np.max(lengths, axis=0), (9, 4, 14))

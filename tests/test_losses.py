@@ -1,0 +1,48 @@
+"""The loss of segmentation by hand, and against MONAI's: values and gradients, any number of slabs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from brainseg_jax.losses import dice_cross_entropy
+
+
+def test_by_hand():
+    """Two voxels, two classes, probabilities 3/4 and 1/4 for the true class and the other."""
+    logits = jnp.log(jnp.array([[3.0, 1.0], [1.0, 3.0]])).reshape(1, 2, 1, 1, 2)
+    labels = jnp.array([0, 1]).reshape(1, 2, 1, 1)
+    # Each class: p t sums to 3/4, p² to 9/16 + 1/16, t² to 1.
+    dice = 1 - 2 * 0.75 / (10 / 16 + 1)
+    np.testing.assert_allclose(dice_cross_entropy(logits, labels), [dice - np.log(0.75)], rtol=1e-5)
+
+
+def test_an_absent_class_counts_one_and_pulls_nothing():
+    logits = jnp.zeros((1, 4, 2, 2, 3)).at[..., 2].set(-50.0)
+    labels = jnp.zeros((1, 4, 2, 2), jnp.int32).at[0, 0].set(1)
+    gradient = jax.grad(lambda x: dice_cross_entropy(x, labels).sum())(logits)
+    assert np.abs(gradient[..., 2]).max() < 1e-12 < np.abs(gradient[..., 0]).max()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 3), (2, 8, 3, 2), (3, 7, 2, 2), (1, 10, 2, 2), (1, 11, 1, 2)], ids=str)
+def test_is_monais(x64, rng, close, shape):
+    k = 4
+    values, labels = 3 * rng.normal(size=(*shape, k)), rng.integers(0, k - 1, shape)  # the last class is absent
+    theirs = torch.tensor(np.moveaxis(values, -1, 1)).requires_grad_()
+    of_monai = DiceCELoss(softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
+    # Given where each class is, in double precision: MONAI's own conversion of labels is in single.
+    loss = of_monai(theirs, torch.tensor(np.moveaxis(np.eye(k)[labels], -1, 1)))
+    loss.backward()
+    ours, gradient = jax.value_and_grad(lambda x: dice_cross_entropy(x, jnp.asarray(labels, jnp.int32)).mean())(jnp.asarray(values))
+    close((ours, gradient), (loss.item(), np.moveaxis(theirs.grad.numpy(), 1, -1)), "float64")
+
+
+def test_bfloat16_logits_are_taken_in_single_precision(rng):
+    values = jnp.asarray(rng.normal(size=(1, 8, 4, 4, 3)), jnp.bfloat16)
+    labels = jnp.asarray(rng.integers(0, 3, (1, 8, 4, 4)), jnp.int32)
+    loss, gradient = jax.value_and_grad(lambda x: dice_cross_entropy(x, labels).sum())(values)
+    exact = dice_cross_entropy(values.astype(jnp.float32), labels).sum()
+    assert loss.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(loss, exact, rtol=1e-6)
