@@ -455,7 +455,8 @@ def test_the_loss_is_the_same_on_every_mesh(rng, close):
     def step(params, image):
         loss = lambda p: objective.apply({"params": p}, {"image": image}, True, rngs={"views": jax.random.key(5)})  # noqa: E731
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        return metrics, gradient["contrast"], gradient["encoder"]["patch_embed"]
+        # Not the bias of contrast: in its gradient views cancel to rounding.
+        return metrics, gradient["contrast"]["kernel"], gradient["encoder"]["patch_embed"]
 
     results = {}
     for devices in (1, 2, 4, 8):
