@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import UNETR, SwinUNETR
+from torch_trees import last
 
 import brainseg_jax
 from brainseg_jax import checkpoint, models, objectives, safetensors
@@ -85,10 +86,6 @@ def refused(tmp_path, capsys):
         return error
 
     return refuse
-
-
-def last(tensor):
-    return np.moveaxis(tensor.detach().numpy(), 1, -1)
 
 
 def theirs(net, dialect, image, cotangent, dtype=torch.float64):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch_trees import first, last
 
 from brainseg_jax.models import conv
 from brainseg_jax.models.conv import Conv3, UpConv, conv3
@@ -33,15 +34,6 @@ def name(value):
 def draws(rng, shape, outputs):
     """A volume, a kernel, and a cotangent of the result."""
     return rng.normal(size=shape), rng.normal(size=(3, 3, 3, shape[-1], outputs)), rng.normal(size=(*shape[:-1], outputs))
-
-
-def first(array):
-    """Channels where PyTorch has them."""
-    return torch.tensor(np.moveaxis(array, -1, 1)).requires_grad_()
-
-
-def last(tensor):
-    return np.moveaxis(tensor.detach().numpy(), 1, -1)
 
 
 def torchs(x, kernel, g):

@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 from monai.networks.nets.swin_unetr import MERGING_MODE, BasicLayer
 from monai.networks.nets.swin_unetr import WindowAttention as MonaiAttention
+from torch_trees import last, slope, swin, swin_stage, value
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.models.swin import (
@@ -64,60 +65,20 @@ def draw(net):
     return net.double()
 
 
-def stage_as_flax(stage, of):
-    """`of(parameter)` for each of a MONAI stage's parameters, in our tree."""
-
-    def linear(layer):
-        leaves = {"kernel": of(layer.weight).T}
-        return leaves if layer.bias is None else leaves | {"bias": of(layer.bias)}
-
-    def norm(layer):
-        return {"scale": of(layer.weight), "bias": of(layer.bias)}
-
-    def block(b):
-        table = {"relative_position_bias_table": of(b.attn.relative_position_bias_table)}
-        return {
-            "norm1": norm(b.norm1),
-            "attn": {"qkv": linear(b.attn.qkv), "proj": linear(b.attn.proj)} | table,
-            "norm2": norm(b.norm2),
-            "mlp": {"linear1": linear(b.mlp.linear1), "linear2": linear(b.mlp.linear2)},
-        }
-
-    down = {"norm": norm(stage.downsample.norm), "reduction": linear(stage.downsample.reduction)}
-    return {f"blocks_{j}": block(b) for j, b in enumerate(stage.blocks)} | {"downsample": down}
-
-
-def as_flax(net, of):
-    """The same for MONAI's whole encoder."""
-    embed = net.patch_embed.proj
-    tree = {"patch_embed": {"kernel": of(embed.weight).transpose(2, 3, 4, 1, 0).reshape(-1, embed.out_channels), "bias": of(embed.bias)}}
-    for i in (1, 2, 3, 4):
-        tree[f"layers{i}"] = stage_as_flax(getattr(net, f"layers{i}")[0], of)
-        if net.use_v2:
-            convs = getattr(net, f"layers{i}c")[0].layer
-            tree[f"layers{i}c"] = {n: {"kernel": of(getattr(convs, n).conv.weight).transpose(2, 3, 4, 1, 0)} for n in ("conv1", "conv2")}
-    return tree
-
-
-def last(tensor):
-    """Torch's channels, moved last."""
-    return np.moveaxis(tensor.detach().numpy(), 1, -1)
-
-
 def both(theirs, ours, image, rng, dtype, tree):
     """(maps, gradients to parameters, gradient to the image) of the two networks, under the same random cotangents."""
     theirs_in = torch.tensor(np.moveaxis(image, -1, 1)).requires_grad_()
     maps = theirs(theirs_in)
     weights = [rng.normal(size=last(m).shape) for m in maps]
     sum((m.movedim(1, -1) * torch.tensor(w)).sum() for m, w in zip(maps, weights, strict=True)).backward()
-    expected = [last(m) for m in maps], tree(lambda p: p.grad.numpy()), last(theirs_in.grad)
+    expected = [last(m) for m in maps], tree(slope), last(theirs_in.grad)
 
     @jax.jit
     def run(params, image, weights):
         out, pull = jax.vjp(lambda p, i: ours(p, i), params, image)
         return (list(out), *pull(tuple(weights)))
 
-    return run(*jax.tree.map(lambda a: jnp.asarray(a, dtype), (tree(lambda p: p.detach().numpy()), image, weights))), expected
+    return run(*jax.tree.map(lambda a: jnp.asarray(a, dtype), (tree(value), image, weights))), expected
 
 
 @pytest.mark.slow
@@ -135,7 +96,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, dtype, merging, v2, chan
     net = monai(merging, v2, channels)
     ours = Swin(width=12, merging=merging, v2=v2, dtype=jnp.dtype(dtype))
     image = rng.normal(size=(2, *SIZE, channels))
-    tree = lambda of: as_flax(net, of)  # noqa: E731
+    tree = lambda of: swin(net, of)  # noqa: E731
     close(*both(lambda x: net(x, True), lambda p, x: ours.apply({"params": p}, x), image, rng, dtype, tree), dtype)
 
 
@@ -148,7 +109,7 @@ def test_stage_is_monais_forward_and_backward(x64, rng, close, dtype, merging):
     net = draw(net)
     ours = Stage(3, 7, OCTANTS[merging], (0.0, 0.0), dtype=jnp.dtype(dtype))
     x = rng.normal(size=(2, 10, 4, 2, 12))
-    tree = lambda of: stage_as_flax(net, of)  # noqa: E731
+    tree = lambda of: swin_stage(net, of)  # noqa: E731
     close(*both(lambda x: [net(x)], lambda p, x: (ours.apply({"params": p}, x),), x, rng, dtype, tree), dtype)
 
 
@@ -353,4 +314,4 @@ def test_sizes_at_full_size():
     maps, params = shapes(width=48)
     assert count(params) == 8_062_002
     assert [m.shape for m in maps] == [(1, n, n, n, d) for n, d in ((48, 48), (24, 96), (12, 192), (6, 384), (3, 768))]
-    assert set(paths(params["params"])) == set(paths(as_flax(monai("merging", False, 1), lambda p: p.detach().numpy())))
+    assert set(paths(params["params"])) == set(paths(swin(monai("merging", False, 1), value)))

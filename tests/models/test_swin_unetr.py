@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+from torch_trees import first, head, joining, last, residual, slope, value
 
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.swin_unetr import SwinUNETR
@@ -39,36 +39,15 @@ def monai(channels, maps):
 def as_flax(net, of):
     """`of(parameter)` for each of the parameters of MONAI's decoder, in our tree."""
 
-    def kernel(layer):
-        return {"kernel": of(layer.conv.weight).transpose(2, 3, 4, 1, 0)}
-
-    def residual(block):
-        tree = {"conv1": kernel(block.conv1), "conv2": kernel(block.conv2)}
-        return tree | ({"conv3": {"kernel": kernel(block.conv3)["kernel"][0, 0, 0]}} if block.downsample else {})
-
-    def doubling(block):
-        weight = of(block.transp_conv.conv.weight)
-        up = weight.transpose(0, 2, 3, 4, 1).reshape(len(weight), -1)
-        return {"transp_conv": {"kernel": up}, "conv_block": residual(block.conv_block)}
-
-    tree = {name: residual(getattr(net, name).layer) for name in RESIDUAL}
-    tree |= {f"decoder{i}": doubling(getattr(net, f"decoder{i}")) for i in (1, 2, 3, 4, 5)}
-    head = net.out.conv.conv
-    return tree | {"out": {"kernel": of(head.weight)[:, :, 0, 0, 0].T, "bias": of(head.bias)}}
+    tree = {name: residual(getattr(net, name).layer, of) for name in RESIDUAL}
+    tree |= {f"decoder{i}": joining(getattr(net, f"decoder{i}"), of) for i in (1, 2, 3, 4, 5)}
+    return tree | {"out": head(net.out.conv.conv, of)}
 
 
 def draws(rng, channels, size=SIZE):
     """An image and five maps for it, of width 12."""
     grids = [(tuple(n >> i for n in size), 12 << (i - 1)) for i in range(1, 6)]
     return rng.normal(size=(1, *size, channels)), [rng.normal(size=(1, *grid, width)) for grid, width in grids]
-
-
-def first(array):
-    return torch.tensor(np.moveaxis(array, -1, 1)).requires_grad_()
-
-
-def last(tensor):
-    return np.moveaxis(tensor.detach().numpy(), 1, -1)
 
 
 @pytest.mark.slow
@@ -81,7 +60,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, channels):
     net = monai(channels, their_maps)
     theirs = net(theirs_in)
     (theirs.movedim(1, -1) * torch.tensor(cotangent)).sum().backward()
-    expected = as_flax(net, lambda p: p.grad.numpy()), last(theirs_in.grad), [last(m.grad) for m in their_maps]
+    expected = as_flax(net, slope), last(theirs_in.grad), [last(m.grad) for m in their_maps]
 
     ours = SwinUNETR(classes=3, width=12, dtype=jnp.float64)
 
@@ -90,7 +69,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, channels):
         out, pull = jax.vjp(lambda p, i, m: ours.apply({"params": p}, i, tuple(m)), params, image, maps)
         return out, pull(cotangent)
 
-    params = as_flax(net, lambda p: p.detach().numpy())
+    params = as_flax(net, value)
     out, grads = run(*jax.tree.map(jnp.asarray, (params, image, maps, cotangent)))
     close(out, last(theirs), "float64")
     close(grads, expected, "float64")
@@ -106,7 +85,7 @@ def test_is_monai(x64, rng, close, dtype, channels, size):
     with torch.no_grad():
         theirs = last(net(first(image)))
     ours = SwinUNETR(classes=3, width=12, dtype=jnp.dtype(dtype))
-    params = as_flax(net, lambda p: p.detach().numpy())
+    params = as_flax(net, value)
     params, image, maps = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, image, tuple(maps)))
     logits = jax.jit(ours.apply)({"params": params}, image, maps)
     assert logits.dtype == jnp.dtype(dtype)
@@ -146,7 +125,7 @@ def test_sizes_at_full_size(width, v2, classes, whole):
 def test_leaves_are_named_as_the_converter_expects(rng):
     image, maps = draws(rng, 1)
     shapes = jax.eval_shape(SwinUNETR(classes=3, width=12).init, jax.random.key(0), jnp.asarray(image), tuple(map(jnp.asarray, maps)))
-    theirs = as_flax(monai(1, maps), lambda p: p.detach().numpy())
+    theirs = as_flax(monai(1, maps), value)
     assert {k: v.shape for k, v in paths(shapes["params"]).items()} == {k: v.shape for k, v in paths(theirs).items()}
 
 

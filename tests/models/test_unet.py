@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from monai.networks.blocks.unetr_block import UnetrUpBlock
+from torch_trees import first, joining, last, residual, slope, value
 
 from brainseg_jax.models.conv import conv3
 from brainseg_jax.models.unet import ResBlock, UpBlock, activated_norm, instance_norm
@@ -24,15 +25,6 @@ def draws(rng, count, shape=SHAPE):
 
 def cast(arrays, dtype):
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), arrays)
-
-
-def first(array):
-    """Channels where PyTorch has them."""
-    return torch.tensor(np.moveaxis(array, -1, 1)).requires_grad_()
-
-
-def last(tensor):
-    return np.moveaxis(tensor.detach().numpy(), 1, -1)
 
 
 def torchs(f, g, *inputs):
@@ -129,11 +121,11 @@ def test_means_of_many_voxels_are_taken_in_single_precision(rng, close, dtype):
 def test_what_is_constant_stays_finite(rng, shape, dtype):
     """Background, or the single voxel of a coarse grid: variance 0. (64 voxels, whose mean is exact.)"""
     g, shortcut = cast(draws(rng, 2, shape), dtype)
-    for value in (0, 3):
-        out, grads = run(activated_norm, g, jnp.full(shape, value, dtype), shortcut)
+    for constant in (0, 3):
+        out, grads = run(activated_norm, g, jnp.full(shape, constant, dtype), shortcut)
         np.testing.assert_array_equal(out, jax.nn.leaky_relu(shortcut.astype(jnp.float32)).astype(dtype))
         assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in grads)
-        assert not instance_norm(jnp.full(shape, value, dtype)).any()
+        assert not instance_norm(jnp.full(shape, constant, dtype)).any()
 
 
 def kept(f, *inputs):
@@ -164,43 +156,26 @@ def test_of_a_residual_block_one_map_for_each_convolution_is_kept(rng):
         assert kept(block.apply, params, x).count((*SHAPE[:4], features)) == maps
 
 
-def conv_kernel(layer, of):
-    return {"kernel": of(layer.conv.weight).transpose(2, 3, 4, 1, 0)}
-
-
-def res_tree(block, of):
-    """`of(parameter)` for each of a UnetResBlock's parameters, in our tree."""
-    tree = {"conv1": conv_kernel(block.conv1, of), "conv2": conv_kernel(block.conv2, of)}
-    return tree | ({"conv3": {"kernel": conv_kernel(block.conv3, of)["kernel"][0, 0, 0]}} if block.downsample else {})
-
-
-def up_tree(block, of):
-    weight = of(block.transp_conv.conv.weight)
-    up = weight.transpose(0, 2, 3, 4, 1).reshape(len(weight), -1)
-    return {"transp_conv": {"kernel": up}, "conv_block": res_tree(block.conv_block, of)}
-
-
 def check_block(theirs, tree, ours, dtype, rng, close, inputs):
     """Values and every gradient of MONAI's block, its parameters random, are ours."""
     torch.manual_seed(0)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     theirs = theirs.double()
-    value, grad = (lambda p: p.detach().numpy()), (lambda p: p.grad.numpy())
     g = rng.normal(size=(*inputs[-1].shape[:4], ours.features))
     out, grads = torchs(theirs, g, *inputs)
     params = tree(theirs, value)
     shapes = jax.eval_shape(ours.init, jax.random.key(0), *map(jnp.asarray, inputs))["params"]
     assert jax.tree.map(lambda s: s.shape, shapes) == jax.tree.map(lambda a: a.shape, params)
     result = run(lambda params, *inputs: ours.apply({"params": params}, *inputs), *cast((g, params, *inputs), dtype))
-    close(result, (out, [tree(theirs, grad), *grads]), dtype)
+    close(result, (out, [tree(theirs, slope), *grads]), dtype)
 
 
 @BOTH
 @pytest.mark.parametrize("features", [5, 3], ids=["other channels", "same channels"])
 def test_residual_block_is_monais(x64, rng, close, dtype, features):
     theirs = UnetResBlock(3, 3, features, kernel_size=3, stride=1, norm_name="instance")
-    check_block(theirs, res_tree, ResBlock(features, jnp.dtype(dtype)), dtype, rng, close, draws(rng, 1))
+    check_block(theirs, residual, ResBlock(features, jnp.dtype(dtype)), dtype, rng, close, draws(rng, 1))
 
 
 @BOTH
@@ -208,7 +183,7 @@ def test_up_block_is_monais(x64, rng, close, dtype):
     """What was raised comes before the map from the other side."""
     theirs = UnetrUpBlock(3, 6, 4, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True)
     inputs = [rng.normal(size=(2, 2, 1, 3, 6)), rng.normal(size=(2, 4, 2, 6, 4))]
-    check_block(theirs, up_tree, UpBlock(4, jnp.dtype(dtype)), dtype, rng, close, inputs)
+    check_block(theirs, joining, UpBlock(4, jnp.dtype(dtype)), dtype, rng, close, inputs)
 
 
 def test_blocks_compute_in_bfloat16_with_parameters_in_float32(rng, close):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import UNETR as MonaiUNETR  # noqa: N811 (the field's name)
+from torch_trees import doubling, first, head, joining, last, residual, slope, value, vit
 
 from brainseg_jax import models
 from brainseg_jax.config import base
@@ -41,71 +42,16 @@ def ours(qkv_bias, dtype="float64", remat=False, **changes):
 def as_flax(net, of):
     """`of(parameter)` for each of the parameters of MONAI's UNETR that it uses, in our tree."""
 
-    def linear(layer):
-        leaves = {"kernel": of(layer.weight).T}
-        return leaves if layer.bias is None else leaves | {"bias": of(layer.bias)}
-
-    def norm(layer):
-        return {"scale": of(layer.weight), "bias": of(layer.bias)}
-
-    def kernel(layer):
-        return {"kernel": of(layer.conv.weight).transpose(2, 3, 4, 1, 0)}
-
-    def residual(block):
-        tree = {"conv1": kernel(block.conv1), "conv2": kernel(block.conv2)}
-        return tree | ({"conv3": {"kernel": kernel(block.conv3)["kernel"][0, 0, 0]}} if block.downsample else {})
-
-    def doubling(layer):
-        weight = of(layer.conv.weight)
-        return {"kernel": weight.transpose(0, 2, 3, 4, 1).reshape(len(weight), -1)}
-
     def raised(block):
-        tree = {"transp_conv_init": doubling(block.transp_conv_init)}
+        tree = {"transp_conv_init": doubling(block.transp_conv_init.conv, of)}
         for i, (up, res) in enumerate(block.blocks):
-            tree |= {f"blocks_{i}_transp_conv": doubling(up), f"blocks_{i}_conv_block": residual(res)}
+            tree |= {f"blocks_{i}_transp_conv": doubling(up.conv, of), f"blocks_{i}_conv_block": residual(res, of)}
         return tree
 
-    def embedding(layer):
-        if not isinstance(layer, torch.nn.Conv3d):
-            return linear(layer[1])
-        weight = of(layer.weight)
-        return {"kernel": weight.transpose(2, 3, 4, 1, 0).reshape(-1, len(weight)), "bias": of(layer.bias)}
-
-    vit = net.vit
-    blocks = [
-        {
-            "norm1": norm(block.norm1),
-            "attn": {"qkv": linear(block.attn.qkv), "out_proj": linear(block.attn.out_proj)},
-            "norm2": norm(block.norm2),
-            "mlp": {"linear1": linear(block.mlp.linear1), "linear2": linear(block.mlp.linear2)},
-        }
-        for block in vit.blocks
-    ]
-    encoder = {
-        "patch_embed": embedding(vit.patch_embedding.patch_embeddings),
-        "position": {"table": of(vit.patch_embedding.position_embeddings)[0]},
-        "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
-        "norm": norm(vit.norm),
-    }
-    decoder = {"encoder1": residual(net.encoder1.layer)} | {f"encoder{i}": raised(getattr(net, f"encoder{i}")) for i in (2, 3, 4)}
-    for i in (2, 3, 4, 5):
-        block = getattr(net, f"decoder{i}")
-        decoder[f"decoder{i}"] = {"transp_conv": doubling(block.transp_conv), "conv_block": residual(block.conv_block)}
-    head = net.out.conv.conv
-    return {"encoder": encoder, "decoder": decoder | {"out": {"kernel": of(head.weight)[:, :, 0, 0, 0].T, "bias": of(head.bias)}}}
-
-
-def value(parameter):
-    return parameter.detach().numpy()
-
-
-def first(array):
-    """Channels where PyTorch has them."""
-    return torch.tensor(np.moveaxis(array, -1, 1)).requires_grad_()
-
-
-def last(tensor):
-    return np.moveaxis(tensor.detach().numpy(), 1, -1)
+    decoder = {"encoder1": residual(net.encoder1.layer, of), "out": head(net.out.conv.conv, of)}
+    decoder |= {f"encoder{i}": raised(getattr(net, f"encoder{i}")) for i in (2, 3, 4)}
+    decoder |= {f"decoder{i}": joining(getattr(net, f"decoder{i}"), of) for i in (2, 3, 4, 5)}
+    return {"encoder": vit(net.vit, of), "decoder": decoder}
 
 
 def both(net):
@@ -134,7 +80,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, channels, projection, qk
     out, grads = both(ours(qkv_bias))(params, jnp.asarray(image), jnp.asarray(g))
     assert out.dtype == jnp.float64
     close(out, last(theirs), "float64")
-    close(grads, (as_flax(net, lambda p: p.grad.numpy()), last(theirs_in.grad)), "float64")
+    close(grads, (as_flax(net, slope), last(theirs_in.grad)), "float64")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import ViT as MonaiViT
+from torch_trees import slope, value, vit
 
 from brainseg_jax.models.layers import gelu
 from brainseg_jax.models.vit import ViT, gather, patchify, sincos_table, unpatchify
@@ -30,33 +31,6 @@ def monai(qkv_bias):
     return net.double()
 
 
-def as_flax(net, of):
-    """`of(parameter)` for each of MONAI's parameters, in our tree."""
-
-    def linear(layer):
-        leaves = {"kernel": of(layer.weight).T}
-        return leaves if layer.bias is None else leaves | {"bias": of(layer.bias)}
-
-    def norm(layer):
-        return {"scale": of(layer.weight), "bias": of(layer.bias)}
-
-    blocks = [
-        {
-            "norm1": norm(block.norm1),
-            "attn": {"qkv": linear(block.attn.qkv), "out_proj": linear(block.attn.out_proj)},
-            "norm2": norm(block.norm2),
-            "mlp": {"linear1": linear(block.mlp.linear1), "linear2": linear(block.mlp.linear2)},
-        }
-        for block in net.blocks
-    ]
-    return {
-        "patch_embed": linear(net.patch_embedding.patch_embeddings[1]),
-        "position": {"table": of(net.patch_embedding.position_embeddings)[0]},
-        "blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
-        "norm": norm(net.norm),
-    }
-
-
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_is_monai_forward_and_backward(x64, rng, close, dtype, qkv_bias):
@@ -69,7 +43,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, dtype, qkv_bias):
     sum((m.reshape(2, 2, 3, 1, 12) * torch.tensor(w)).sum() for m, w in zip(maps, weights, strict=True)).backward()
 
     ours = ViT(**TINY, positions="table", class_token=False, qkv_bias=qkv_bias, eps=1e-5, features=(0, 2), dtype=jnp.dtype(dtype))
-    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), as_flax(net, lambda p: p.detach().numpy()))
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), vit(net, value))
 
     @jax.jit
     def run(params, image):
@@ -82,7 +56,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, dtype, qkv_bias):
     (_, out), (grads, image_grad) = run(params, jnp.asarray(image, dtype))
     assert set(paths(params)) == set(paths(jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 8, 12, 4, 2)))["params"]))
     close(list(out), [m.detach().numpy().reshape(2, 2, 3, 1, 12) for m in maps], dtype)
-    close(grads, as_flax(net, lambda p: p.grad.numpy()), dtype)
+    close(grads, vit(net, slope), dtype)
     close(image_grad, theirs_in.grad.permute(0, 2, 3, 4, 1).numpy(), dtype)
 
 
