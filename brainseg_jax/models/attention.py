@@ -14,6 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 Heads = Float[jax.Array, "b n h e"]
+# By this name a policy of rematerialisation keeps what attention gives.
+ATTENDED = "attended"
 
 
 @jax.custom_vjp
@@ -23,7 +25,7 @@ def attend(q: Heads, k: Float[jax.Array, "b m h e"], v: Float[jax.Array, "b m h 
 
 
 def _forward(q, k, v):
-    out, log_sum = checkpoint_name(jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_fused), "attended")
+    out, log_sum = checkpoint_name(jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_fused), ATTENDED)
     return out, (q, k, v, out, log_sum)
 
 

@@ -3,6 +3,7 @@
 Leaves carry MONAI's names (qkv, out_proj, linear1, linear2, norm1, norm2), so that a converter is a table.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,9 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.models.attention import attend
+from brainseg_jax.models.attention import ATTENDED, attend
 
 xavier = nn.initializers.xavier_uniform()
+
+# What `stack` keeps for the backward pass where it does not recompute whole blocks.
+PRODUCTS_AND_ATTENTION = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(ATTENDED)
+)
 
 # Up to so many rows a CPU multiplies faster with a transposed copy of the inputs.
 FEW_ROWS = 4096
@@ -49,12 +55,12 @@ def _over_rows_transposed(x, g):
     return jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T) @ g.reshape(-1, g.shape[-1])
 
 
-def linear(features: int, dtype: Any, name: str | None = None, use_bias: bool = True) -> nn.Dense:
-    """A dense layer of a transformer, with Xavier's initial weights."""
-    return nn.Dense(features, use_bias, dtype, kernel_init=xavier, dot_general=dot_general, name=name)
+def linear(features: int, dtype: Any, name: str | None = None, use_bias: bool = True, kernel_init: Callable = xavier) -> nn.Dense:
+    """A dense layer, or a 1³ convolution, that multiplies by `product`."""
+    return nn.Dense(features, use_bias, dtype, kernel_init=kernel_init, dot_general=_dot_general, name=name)
 
 
-def dot_general(x, kernel, dimension_numbers, precision):
+def _dot_general(x, kernel, dimension_numbers, precision):
     """`product` as `nn.Dense` calls it: with dimension numbers that are always those of x @ kernel."""
     return product(x, kernel)
 
@@ -124,13 +130,10 @@ def layer_norm(eps: float, dtype: Any, name: str | None) -> nn.LayerNorm:
 
 
 def stack(depth: int, remat: bool, **block: Any) -> nn.Module:
-    """`depth` blocks scanned over one stacked set of weights: compiled once, and with `remat` recomputed in the backward pass.
+    """`depth` blocks scanned over one stacked set of weights: compiled once.
 
+    The backward pass recomputes what lies between products and attention, which costs little; with `remat` whole blocks.
     Called with x and the blocks' chances to be left out, [depth] or None.
     """
-    policies = jax.checkpoint_policies
-    policy = None if remat else policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attended")
-    )
-    body = nn.remat(Block, prevent_cse=False, policy=policy)
+    body = nn.remat(Block, prevent_cse=False, policy=None if remat else PRODUCTS_AND_ATTENTION)
     return nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True, "drop_path": True}, length=depth)(**block)

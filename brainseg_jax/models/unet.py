@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from brainseg_jax.models.conv import Conv3, UpConv, he
-from brainseg_jax.models.layers import dot_general
+from brainseg_jax.models.layers import linear
 
 Volume = Float[jax.Array, "b x y z c"]
 PerChannel = Float[jax.Array, "b 1 1 1 c"]
@@ -92,7 +92,7 @@ class ResBlock(nn.Module):
         h = activated_norm(Conv3(self.features, self.dtype, name="conv1")(x))
         h = Conv3(self.features, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = instance_norm(nn.Dense(self.features, False, self.dtype, kernel_init=he, dot_general=dot_general, name="conv3")(x))
+            x = instance_norm(linear(self.features, self.dtype, "conv3", use_bias=False, kernel_init=he)(x))
         return activated_norm(h, x)
 
 
@@ -112,4 +112,4 @@ class UpBlock(nn.Module):
 
 def head(classes: int, dtype: Any) -> nn.Dense:
     """A 1³ convolution to logits, with bias."""
-    return nn.Dense(classes, dtype=dtype, kernel_init=he, dot_general=dot_general, name="out")
+    return linear(classes, dtype, "out", kernel_init=he)
