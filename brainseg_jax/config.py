@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -220,6 +221,13 @@ def check_ssl(c: ConfigDict) -> None:
             f"optim.accumulate {c.optim.accumulate} would give contrast as many small batches, with fewer negatives; use 1, and remat=True "
             "to save memory"
         )
+
+
+def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file: str) -> Callable[[ConfigDict], None]:
+    """The recipe of a config file's variant; InputError, with their names, if there is none of this name."""
+    if variant not in recipes:
+        raise InputError(f"{file} has no variant {variant!r}; use one of {', '.join(recipes)}")
+    return recipes[variant]
 
 
 def pairs(rates: Any) -> list[tuple[str, float]]:

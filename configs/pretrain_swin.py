@@ -12,20 +12,18 @@ python -m brainseg_jax.main --config=configs/pretrain_swin.py:2mm --config.data.
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config import base
-from brainseg_jax.errors import InputError
+from brainseg_jax.config import base, recipe
 
 
 def get_config(variant: str = "trial") -> ConfigDict:
     recipes = {"trial": trial, "full": full, "paper": paper, "2mm": two_millimetres}
-    if variant not in recipes:
-        raise InputError(f"configs/pretrain_swin.py has no variant {variant!r}; use one of {', '.join(recipes)}")
+    change = recipe(variant, recipes, "configs/pretrain_swin.py")
     config = base()
     config.objective = "ssl"
     config.encoder = "swin"
     config.decoder = "swin_unetr"
     config.data.crop = (96, 96, 96)
-    recipes[variant](config)
+    change(config)
     return config
 
 

@@ -12,16 +12,14 @@ python -m brainseg_jax.main --config=configs/pretrain_vit.py:2mm --config.data.m
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config import base
-from brainseg_jax.errors import InputError
+from brainseg_jax.config import base, recipe
 
 
 def get_config(variant: str = "trial") -> ConfigDict:
     recipes = {"trial": trial, "full": full, "paper": paper, "2mm": two_millimetres}
-    if variant not in recipes:
-        raise InputError(f"configs/pretrain_vit.py has no variant {variant!r}; use one of {', '.join(recipes)}")
+    change = recipe(variant, recipes, "configs/pretrain_vit.py")
     config = base()
-    recipes[variant](config)
+    change(config)
     return config
 
 
