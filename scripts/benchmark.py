@@ -124,42 +124,54 @@ def steps_by_turns(args: argparse.Namespace, ours: str, peer: str) -> tuple[list
 
 def ours(steps: int) -> Result:
     """Seconds of `steps` training steps, with learned positions as the peer has, of one crop of noise."""
+    from brainseg_jax.config import base
+
+    config = base()
+    config.steps, config.dtype, config.vit.positions = 1000, "float32", "separable"
+    once, loss = training(config)
+    seconds = []
+    for i in range(steps + 2):
+        began = time.perf_counter()
+        once()
+        seconds += [time.perf_counter() - began] if i >= 2 else []
+    tokens = math.prod(n // config.vit.patch for n in config.data.crop)
+    return {
+        "what": "brainseg_jax",
+        "seconds": seconds,
+        "flop": mae_flop(tokens, kept=150, embedded=150, predicted=tokens - 150, encoder=config.vit, decoder=config.mae),
+        "matmul": jax_matmul_peak(),
+        "loss": loss(),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def training(config: Any) -> tuple[Callable[[], None], Callable[[], float]]:
+    """(a training step of the config's objective on one crop of noise, again and again; the loss of the last one)."""
     runtime.keep_compiled_programs()
     import jax
     import jax.numpy as jnp
 
-    from brainseg_jax import config as keys
     from brainseg_jax import optim
     from brainseg_jax.data.augment import prepare_train
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.step import init_params, init_state, make_train_step
 
-    config = keys.base()
-    config.steps, config.dtype, config.vit.positions = 1000, "float32", "separable"
     objective = OBJECTIVES[config.objective](config)
     batch = {"image": jax.random.randint(jax.random.key(0), (1, *config.data.crop, 1), 0, 255, jnp.uint8)}
-    params = jax.eval_shape(lambda: init_params(objective, {"image": jnp.zeros(batch["image"].shape)}, 0))
-    optimizer = optim.optimizer(config.optim, config.steps, params)
-    state = jax.jit(lambda: init_state(init_params(objective, {"image": jnp.zeros(batch["image"].shape)}, 0), optimizer))()
+
+    def params() -> Any:
+        return init_params(objective, {"image": jnp.zeros(batch["image"].shape)}, 0)
+
+    optimizer = optim.optimizer(config.optim, config.steps, jax.eval_shape(params))
+    state, metrics = jax.jit(lambda: init_state(params(), optimizer))(), {}
     step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0)
-    seconds, metrics = [], {}
-    for i in range(steps + 2):
-        began = time.perf_counter()
+
+    def once() -> None:
+        nonlocal state, metrics
         state, metrics = step(state, batch)
         jax.block_until_ready(state)
-        seconds += [time.perf_counter() - began] if i >= 2 else []
-    tokens = math.prod(n // config.vit.patch for n in config.data.crop)
-    flop = mae_flop(tokens, kept=150, embedded=150, predicted=tokens - 150, encoder=config.vit, decoder=config.mae)
-    product = jax.jit(lambda a: a @ a)
-    square = jnp.ones((2048, 2048))
-    return {
-        "what": "brainseg_jax",
-        "seconds": seconds,
-        "flop": flop,
-        "matmul": matmul_peak(lambda: jax.block_until_ready(product(square))),
-        "loss": float(metrics["loss"][0]),
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+
+    return once, lambda: float(metrics["loss"][0] / metrics["loss"][1])
 
 
 def monai(steps: int) -> Result:
@@ -202,12 +214,11 @@ def monai(steps: int) -> Result:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         seconds += [time.perf_counter() - began] if i >= 2 else []
-    square = torch.ones(2048, 2048)
     return {
         "what": "MONAI MaskedAutoEncoderViT",
         "seconds": seconds,
         "flop": mae_flop(1000, kept=150, embedded=1000, predicted=1000, encoder=c.vit, decoder=c.mae),
-        "matmul": matmul_peak(lambda: square @ square),
+        "matmul": torch_matmul_peak(),
         "loss": loss.item(),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -225,6 +236,23 @@ def mae_flop(tokens: int, kept: int, embedded: int, predicted: int, encoder: Any
     both += blocks(tokens + 1, decoder.depth, decoder.width, 4 * decoder.width)
     both += 2 * predicted * decoder.width * voxels
     return 3 * both + 2 * (2 * embedded * voxels * encoder.width)
+
+
+def jax_matmul_peak() -> float:
+    """`matmul_peak` of XLA's product."""
+    import jax
+    import jax.numpy as jnp
+
+    product, square = jax.jit(lambda a: a @ a), jnp.ones((2048, 2048))
+    return matmul_peak(lambda: jax.block_until_ready(product(square)))
+
+
+def torch_matmul_peak() -> float:
+    """`matmul_peak` of PyTorch's product."""
+    import torch
+
+    square = torch.ones(2048, 2048)
+    return matmul_peak(lambda: square @ square)
 
 
 def matmul_peak(product: Callable[[], Any]) -> float:
@@ -246,50 +274,26 @@ SSL_FLOP = 70.1e9  # operations of a forward pass of one view, 2 per multiply-ad
 
 def ssl(args: argparse.Namespace) -> tuple[str, Any]:
     """The step with two views of a crop, published heads and cut-out on both sides."""
-    table, _ = result = steps_by_turns(args, "ours ssl", "monai ssl")
+    table, turns = steps_by_turns(args, "ours ssl", "monai ssl")
     table += ["Swin-T of width 48, 96³ crops, batch 1 × 2 views, float32, published cut-out and heads, AdamW with clipping."]
-    return "\n".join(table), result[1]
+    return "\n".join(table), turns
 
 
 def our_ssl(steps: int) -> Result:
     """Seconds of `steps` training steps on one crop of noise."""
-    runtime.keep_compiled_programs()
-    import jax
-    import jax.numpy as jnp
+    from brainseg_jax.config import base
 
-    from brainseg_jax import config as keys
-    from brainseg_jax import optim
-    from brainseg_jax.data.augment import prepare_train
-    from brainseg_jax.objectives import OBJECTIVES
-    from brainseg_jax.step import init_params, init_state, make_train_step
-
-    config = keys.base()
+    config = base()
     config.update(steps=1000, dtype="float32", objective="ssl", encoder="swin", data={"crop": (96, 96, 96)})
     config.ssl.update(cut="paper", heads="tokens")
-    objective = OBJECTIVES["ssl"](config)
-    batch = {"image": jax.random.randint(jax.random.key(0), (1, 96, 96, 96, 1), 0, 255, jnp.uint8)}
-
-    def params() -> Any:
-        return init_params(objective, {"image": jnp.zeros(batch["image"].shape)}, 0)
-
-    optimizer = optim.optimizer(config.optim, config.steps, jax.eval_shape(params))
-    state = jax.jit(lambda: init_state(params(), optimizer))()
-    step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0)
-    metrics = {}
-
-    def once() -> None:
-        nonlocal state, metrics
-        state, metrics = step(state, batch)
-        jax.block_until_ready(state)
-
+    once, loss = training(config)
     seconds, memory = timed(once, steps)
-    product, square = jax.jit(lambda a: a @ a), jnp.ones((2048, 2048))
     return {
         "what": "brainseg_jax",
         "seconds": seconds,
         "flop": 6 * SSL_FLOP,
-        "matmul": matmul_peak(lambda: jax.block_until_ready(product(square))),
-        "loss": float(metrics["loss"][0] / metrics["loss"][1]),
+        "matmul": jax_matmul_peak(),
+        "loss": loss(),
         "memory": memory,
     }
 
@@ -342,12 +346,11 @@ def monai_ssl(steps: int) -> Result:
         optimizer.step()
 
     seconds, memory = timed(once, steps)
-    square = torch.ones(2048, 2048)
     return {
         "what": "SSLHead of MONAI's parts",
         "seconds": seconds,
         "flop": 6 * SSL_FLOP,
-        "matmul": matmul_peak(lambda: square @ square),
+        "matmul": torch_matmul_peak(),
         "loss": loss.item(),
         "memory": memory,
     }
@@ -403,7 +406,6 @@ def our_network(kind: str, edge: int, train: bool, steps: int) -> Result:
     """Seconds of `steps` forwards or training steps of our network."""
     runtime.keep_compiled_programs()
     import jax
-    import jax.numpy as jnp
     import optax
 
     from brainseg_jax import config as keys
@@ -438,9 +440,7 @@ def our_network(kind: str, edge: int, train: bool, steps: int) -> Result:
             jax.block_until_ready(forward(carried[0]))
 
     seconds, memory = timed(once, steps)
-    product, square = jax.jit(lambda a: a @ a), jnp.ones((2048, 2048))
-    matmul = matmul_peak(lambda: jax.block_until_ready(product(square)))
-    return {"what": "brainseg_jax", "seconds": seconds, "memory": memory, "matmul": matmul}
+    return {"what": "brainseg_jax", "seconds": seconds, "memory": memory, "matmul": jax_matmul_peak()}
 
 
 def monai_network(kind: str, edge: int, train: bool, steps: int) -> Result:
@@ -466,8 +466,7 @@ def monai_network(kind: str, edge: int, train: bool, steps: int) -> Result:
                 network(image)
 
     seconds, memory = timed(once, steps)
-    square = torch.ones(2048, 2048)
-    return {"what": "MONAI", "seconds": seconds, "memory": memory, "matmul": matmul_peak(lambda: square @ square)}
+    return {"what": "MONAI", "seconds": seconds, "memory": memory, "matmul": torch_matmul_peak()}
 
 
 def timed(once: Callable[[], Any], steps: int) -> tuple[list[float], int]:
