@@ -101,7 +101,7 @@ def boxes(
             new = jnp.where(where & (kind == NOISE), scaled, old)
             image = jax.lax.dynamic_update_slice(image, new.astype(image.dtype), (x, y, z, 0))
             held = jax.lax.dynamic_update_slice(held, jnp.where(inside, kind, before), (x, y, z))
-            return (image, held, total + jnp.sum(counted(inside, before))), None
+            return (image, held, total + jnp.sum(counted(inside, before), dtype=jnp.int32)), None
 
         empty = jnp.pad(image, [*room, (0, 0)]), jnp.pad(jnp.zeros(size, jnp.int8), room), jnp.int32(0)
         (image, held, _), _ = jax.lax.scan(put, empty, (start, extent, kinds, jax.random.split(noise, n)))
