@@ -19,9 +19,14 @@ def base() -> ConfigDict:
     c.encoder = "vit"  # what learns it: a name in models/
     c.decoder = "unetr"  # for segmentation, what turns its features into logits: a name in models/
     c.channels = 1  # of the image
-    c.classes = 36  # of a segmentation, background included
+    c.classes = 36  # of a segmentation, background included; 0: as many as the label table has
     c.dtype = "auto"  # compute in float32 or bfloat16; auto: bfloat16 on an accelerator, float32 on a CPU. Parameters are float32
     c.remat = False  # recompute blocks in the backward pass: less memory, about a third more computing
+
+    # What fine-tuning begins with.
+    c.init = ConfigDict()
+    c.init.checkpoint = ""  # the folder of a pretraining run's checkpoint, or one of converters.convert; empty: from scratch
+    c.init.parts = ("encoder",)  # what is taken of it, wholly or not at all: encoder, decoder, head
 
     # How long. One of the two is 0.
     c.steps = 0
@@ -39,6 +44,10 @@ def base() -> ConfigDict:
     c.data.size = (192, 192, 192)  # its voxels
     c.data.dtype = "uint8"  # of the cached volume: uint8 or float16
     c.data.cache = ""  # folder for standardised volumes; empty: $XDG_CACHE_HOME/brainseg_jax or ~/.cache/brainseg_jax
+    c.data.labels = ""  # for segmentation, the label table whose structures are the classes: a name in data/tables/, or a TSV file
+    c.data.lacking = "refuse"  # structures of it that a scan's labels do not tell apart: "refuse" the scan, or take them as "background"
+    c.data.target = ""  # a data set of the manifest: the others are sources, which give all their masks; empty: all are targets
+    c.data.masks = -1  # labelled training scans of the target that are used, drawn by split_seed, more of them including fewer; -1: all
     c.data.max_failures = 0.1  # share of scans that may be unusable before the run stops
     c.data.crop = (160, 160, 160)  # voxels the model sees
     c.data.crops_per_volume = 1  # crops taken from a volume each time it is read
@@ -46,11 +55,45 @@ def base() -> ConfigDict:
     c.data.threads = 4  # that read ahead, in each process
     c.data.workers = 0  # processes that read ahead; 0: threads only
 
-    # Intensity augmentation, on the device.
+    # Augmentation of training crops, on the device. Every chance is for each crop anew; 0: never.
     c.augment = ConfigDict()
     c.augment.scale = 0.1  # values times 1 ± this at most
     c.augment.shift = 0.1  # values plus or minus this at most
     c.augment.chance = 0.2  # of each of the two
+    c.augment.mirror = ConfigDict()
+    c.augment.mirror.sides = 0.0  # chance that left and right change places; labels become their partners of the label table
+    c.augment.mirror.others = 0.0  # chance of each other axis, e.g. of heads upside down
+    c.augment.affine = ConfigDict()
+    c.augment.affine.chance = 0.0
+    c.augment.affine.rotation = (10.0, 10.0, 10.0)  # degrees about each axis of the array at most
+    c.augment.affine.scaling = (0.1, 0.1, 0.1)  # factor of each axis, from 1 / (1 + this) to 1 + this
+    c.augment.affine.shear = (0.05, 0.05, 0.05)  # of each axis along the next one
+    c.augment.affine.translation = (5.0, 5.0, 5.0)  # mm
+    c.augment.elastic = ConfigDict()
+    c.augment.elastic.chance = 0.0
+    c.augment.elastic.mm = 8.0  # largest displacement along each axis; a fifth of it is usual
+    c.augment.elastic.nodes = 32.0  # mm between the nodes of the displacement; 2.5 times the largest one and more, so that nothing folds
+    c.augment.contrast = ConfigDict()
+    c.augment.contrast.chance = 0.0  # of each of the two
+    c.augment.contrast.gamma = 0.4  # values to a power from 1 / (1 + this) to 1 + this
+    c.augment.contrast.curve = 0.8  # values along a rising curve; how much its slope may change, at most 1
+    c.augment.bias = ConfigDict()
+    c.augment.bias.chance = 0.0
+    c.augment.bias.log = 0.5  # values times exp(± this) at most, smooth in space; a fifth of it is usual
+    c.augment.bias.nodes = 60.0  # mm between the nodes of the field
+    c.augment.blur = ConfigDict()
+    c.augment.blur.chance = 0.0
+    c.augment.blur.mm = 1.0  # largest standard deviation
+    c.augment.noise = ConfigDict()
+    c.augment.noise.chance = 0.0
+    c.augment.noise.kind = "gaussian"  # or "rician", the magnitude of a complex signal
+    c.augment.noise.sigma = 0.05  # largest standard deviation
+    c.augment.low_resolution = ConfigDict()
+    c.augment.low_resolution.chance = 0.0
+    c.augment.low_resolution.mm = 5.0  # largest thickness of a slice
+    c.augment.cut = ConfigDict()
+    c.augment.cut.chance = 0.0
+    c.augment.cut.share = 0.25  # largest part of an axis that is missing at one end
 
     c.vit = ConfigDict()
     c.vit.patch = 16
@@ -94,6 +137,11 @@ def base() -> ConfigDict:
     c.ssl.temperature = 0.5  # of contrast; its negatives are all other crops of the step, so a batch of 1 has none
     c.ssl.weights = (1.0, 1.0, 1.0)  # of rotation, contrast and reconstruction in the loss
 
+    c.segmentation = ConfigDict()
+    c.segmentation.loss = "present"  # cross entropy and Dice, over the classes that a crop has ("present") or over all ("paper")
+    c.segmentation.overlap = 0.5  # of neighbouring windows where a whole volume is segmented, as a share of a window
+    c.segmentation.blend = "gaussian"  # how overlapping windows are weighted: "gaussian" or "constant" (the paper)
+
     c.optim = ConfigDict()
     c.optim.peak = 4e-4  # learning rate after warm-up
     c.optim.warmup = 0.05  # share of the run in which it rises from 0, linearly; then it falls to 0 along half a cosine
@@ -103,6 +151,8 @@ def base() -> ConfigDict:
     c.optim.decay = (r".*kernel",)  # which parameters decay, as regular expressions of their paths
     c.optim.clip = 1.0  # largest global norm of the gradient; 0: no clipping
     c.optim.rates = ()  # (pattern, factor) pairs: parameters that learn slower or, with factor 0, not at all
+    c.optim.layer_decay = 1.0  # each block of the encoder learns by this factor slower than the next deeper one; 1: all alike
+    c.optim.unfreeze = 0.0  # share of the run in which the encoder is frozen; then its blocks are freed, the deepest first
     c.optim.accumulate = 1  # parts a batch is cut into, one after the other, to save memory
 
     # Devices: mesh.data copies of the state, each cut into mesh.fsdp parts. -1: all that are left.
@@ -115,6 +165,7 @@ def base() -> ConfigDict:
     c.eval_volumes = 64  # held-out volumes used at most; each gives its central crop
     c.save_every = 0  # steps between further checkpoints; 0: only at evaluations
     c.best = "loss"  # the evaluation metric, smallest is best, whose best checkpoint is kept beside the latest
+    c.patience = 0  # evaluations without a better one of it after which the run ends early; 0: it never does
     return c
 
 
@@ -122,13 +173,17 @@ def base() -> ConfigDict:
 FREE = ("log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
 
 CHOICES = {
-    "objective": ("mae", "ssl"),
+    "objective": ("mae", "ssl", "segmentation"),
     "encoder": ("vit", "swin"),
     "decoder": ("unetr", "swin_unetr"),
     "dtype": ("auto", "float32", "bfloat16"),
     "data.spec": ("default", "paper"),
     "data.split_rule": ("subject", "paper"),
     "data.dtype": ("uint8", "float16"),
+    "data.lacking": ("refuse", "background"),
+    "segmentation.loss": ("present", "paper"),
+    "segmentation.blend": ("gaussian", "constant"),
+    "augment.noise.kind": ("gaussian", "rician"),
     "vit.positions": ("sincos", "separable", "table"),
     "swin.merging": ("legacy", "merging", "mergingv2"),
     "ssl.cut": ("share", "paper"),
@@ -137,19 +192,27 @@ CHOICES = {
 }
 POSITIVE = (
     *("data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads"),
+    *("augment.elastic.nodes", "augment.bias.nodes", "augment.low_resolution.mm"),
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
-    *("channels", "classes", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
+    *("channels", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
     *("optim.peak", "optim.accumulate", "log_every", "eval_volumes"),
 )
 NOT_NEGATIVE = (
     *("seed", "steps", "epochs", "data.split_seed", "data.workers", "augment.scale", "augment.shift"),
-    *("optim.weight_decay", "optim.clip", "save_every", "ssl.weights"),
+    *("augment.affine.rotation", "augment.affine.scaling", "augment.affine.shear", "augment.affine.translation", "augment.elastic.mm"),
+    *("augment.contrast.gamma", "augment.bias.log", "augment.blur.mm", "augment.noise.sigma"),
+    *("classes", "optim.weight_decay", "optim.clip", "save_every", "ssl.weights", "patience"),
 )
 SHARES = (
+    *("augment.mirror.sides", "augment.mirror.others", "augment.affine.chance", "augment.elastic.chance", "augment.contrast.chance"),
+    *("augment.contrast.curve", "augment.bias.chance", "augment.blur.chance", "augment.noise.chance", "augment.low_resolution.chance"),
+    *("augment.cut.chance", "augment.cut.share"),
     *("data.max_failures", "augment.chance", "mae.mask_ratio", "ssl.share", "vit.drop_path", "swin.drop_path"),
-    *("optim.warmup", "eval_every"),
+    *("segmentation.overlap", "optim.warmup", "optim.layer_decay", "optim.unfreeze", "eval_every"),
 )
-TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float), "ssl.weights": (int, float)}
+TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float), "ssl.weights": (int, float)} | dict.fromkeys(
+    ("augment.affine.rotation", "augment.affine.scaling", "augment.affine.shear", "augment.affine.translation"), (int, float)
+)
 # Objectives that are made for one encoder.
 MADE_FOR = {"mae": "vit", "ssl": "swin"}
 
@@ -200,10 +263,20 @@ def check(c: ConfigDict) -> None:
         raise InputError(f"mae.mask_ratio {c.mae.mask_ratio} of {tokens} patches leaves none visible or none hidden; use e.g. 0.75")
     if c.encoder != MADE_FOR.get(c.objective, c.encoder):
         raise InputError(f"encoder is {c.encoder}; objective {c.objective} is made for encoder {MADE_FOR[c.objective]}")
+    if c.augment.elastic.mm > 0.4 * c.augment.elastic.nodes:
+        raise InputError(
+            f"augment.elastic.mm {c.augment.elastic.mm} would fold heads; use at most 0.4 × augment.elastic.nodes {c.augment.elastic.nodes}"
+        )
+    if c.augment.low_resolution.chance and c.augment.low_resolution.mm <= c.data.spacing:
+        raise InputError(
+            f"augment.low_resolution.mm {c.augment.low_resolution.mm} is not above data.spacing {c.data.spacing}; use more, or chance=0"
+        )
     if c.best.endswith(("accuracy", "top1")):
         raise InputError(f"best is {c.best!r}, and the smallest is kept; use a loss, e.g. loss")
     if c.objective == "ssl":
         check_ssl(c)
+    if c.objective == "segmentation":
+        check_segmentation(c)
 
 
 def check_ssl(c: ConfigDict) -> None:
@@ -221,6 +294,25 @@ def check_ssl(c: ConfigDict) -> None:
             f"optim.accumulate {c.optim.accumulate} would give contrast as many small batches, with fewer negatives; use 1, and remat=True "
             "to save memory"
         )
+
+
+def check_segmentation(c: ConfigDict) -> None:
+    """What fine-tuning asks of a config besides; raises InputError."""
+    if not c.data.labels:
+        raise InputError("data.labels is empty; name the label table of the task, e.g. --config.data.labels=seg4, or a TSV file")
+    if (c.encoder, c.decoder) not in (("vit", "unetr"), ("swin", "swin_unetr")):
+        raise InputError(f"encoder {c.encoder} and decoder {c.decoder} do not fit; use vit with unetr, or swin with swin_unetr")
+    multiple = 2 ** (len(c.swin.depths) + 1)
+    if c.encoder == "swin" and any(n % multiple for n in c.data.crop):
+        nearest = tuple(max(1, n // multiple) * multiple for n in c.data.crop)
+        raise InputError(f"data.crop {c.data.crop} is no multiple of {multiple}, which Swin UNETR takes; use e.g. {nearest}")
+    if c.data.masks < -1:
+        raise InputError(f"data.masks is {c.data.masks}; give a number of scans, or -1 for all")
+    if not c.init.parts or set(c.init.parts) - {"encoder", "decoder", "head"}:
+        raise InputError(f"init.parts is {tuple(c.init.parts)}; use some of encoder, decoder, head")
+    for key, bad in (("segmentation.overlap", 1), ("optim.unfreeze", 1), ("optim.layer_decay", 0)):
+        if c_get(c, key) == bad:
+            raise InputError(f"{key} is {bad}, which is just outside what it may be; use e.g. {c_get(base(), key)}")
 
 
 def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file: str) -> Callable[[ConfigDict], None]:

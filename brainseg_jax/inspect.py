@@ -57,7 +57,7 @@ def rows(config: Any) -> list[tuple[str, int, str]]:
         ]
         unetr = segmenter("vit", "unetr", (x, y, z))
         out += [
-            ("UNETR", count(unetr), f"encoder and decoder, width {config.unetr.width}, {config.classes} classes"),
+            ("UNETR", count(unetr), f"encoder, decoder and head, width {config.unetr.width}, {config.classes} classes"),
             ("  its decoder", count(unetr["decoder"]), "convolutions only"),
         ]
     swin = segmenter("swin", "swin_unetr", (32, 32, 32))
@@ -67,7 +67,7 @@ def rows(config: Any) -> list[tuple[str, int, str]]:
         ("Swin-T", count(swin["encoder"]), f"the transformer alone, width {config.swin.width}"),
         ("Swin-T, as the paper counts", paper, "and Swin UNETR's convolutions on the encoder's side (42.6 M at width 48)"),
         ("  of these, encoder10", side["encoder10"], "the convolutions at 1/32 of the grid"),
-        ("Swin UNETR", count(swin), f"encoder and decoder, {config.classes} classes"),
+        ("Swin UNETR", count(swin), f"encoder, decoder and head, {config.classes} classes"),
     ]
     return out
 

@@ -1,6 +1,8 @@
 """Losses of segmentation, per sample, with the formula and its source. The gradients are written out: they keep one map where automatic
 ones keep five, and with 36 classes a map is large."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
@@ -11,14 +13,36 @@ VOXELS = (1, 2, 3)
 TINY = 1e-6
 
 
-@jax.custom_vjp
 def dice_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
     """Soft Dice loss plus cross entropy, as the paper's code has it (MONAI's DiceCELoss with softmax, squared_pred, smooth_nr 0).
 
     Dice: 1 − 2 Σ p t / (Σ p² + Σ t² + 1e-6) over voxels, averaged over all classes, background included; a class that is absent from
     the labels counts 1 and pulls nothing. Cross entropy: mean over voxels. `labels` are classes from 0. In float32 at least.
     """
-    return _forward(logits, labels)[0]
+    return _dice_cross_entropy(_all_alike, logits, labels)
+
+
+def dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
+    """The same with Dice averaged over the classes that are in the sample's labels: how many a crop lacks does not change the balance.
+
+    What is predicted of an absent class costs its cross entropy.
+    """
+    return _dice_cross_entropy(_those_present, logits, labels)
+
+
+def _all_alike(voxels):
+    return jnp.full_like(voxels, 1 / voxels.shape[-1])
+
+
+def _those_present(voxels):
+    present = (voxels > 0).astype(voxels.dtype)
+    return present / jnp.sum(present, axis=-1, keepdims=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dice_cross_entropy(weigh, logits, labels):
+    """`weigh` turns voxels of each class [b 1 1 1 k] into what the class counts in the mean of Dice."""
+    return _forward(weigh, logits, labels)[0]
 
 
 def _slabs(logits, labels):
@@ -35,37 +59,37 @@ def _slabs(logits, labels):
     return n, slab
 
 
-def _forward(logits, labels):
+def _forward(weigh, logits, labels):
     n, slab = _slabs(logits, labels)
 
     def add(totals, i):
         own, here = slab(i)
         logs = jax.nn.log_softmax(own)
         p = jnp.exp(logs)
-        parts = (jnp.where(here, p, 0), jnp.square(p) + here, jnp.where(here, logs, 0))
+        parts = (jnp.where(here, p, 0), jnp.square(p), here.astype(p.dtype), jnp.where(here, logs, 0))
         return jax.tree.map(lambda total, part: total + jnp.sum(part, axis=VOXELS, keepdims=True), totals, parts), None
 
     zeros = jnp.zeros((len(logits), 1, 1, 1, logits.shape[-1]), jnp.promote_types(logits.dtype, jnp.float32))
-    (both, sizes, logs), _ = jax.lax.scan(add, (zeros, zeros, zeros), jnp.arange(n))
-    sizes = sizes + TINY
-    dice = 1 - jnp.mean(2 * both / sizes, axis=(*VOXELS, 4))
+    (both, squares, voxels, logs), _ = jax.lax.scan(add, (zeros,) * 4, jnp.arange(n))
+    sizes, weights = squares + voxels + TINY, weigh(voxels)
+    dice = 1 - jnp.sum(weights * 2 * both / sizes, axis=(*VOXELS, 4))
     entropy = -jnp.sum(logs, axis=(*VOXELS, 4)) / labels[0].size
-    return dice + entropy, (logits, labels, both, sizes)
+    return dice + entropy, (logits, labels, both, sizes, weights)
 
 
-def _backward(saved, g):
-    logits, labels, both, sizes = saved
+def _backward(weigh, saved, g):
+    logits, labels, both, sizes, weights = saved
     n, slab = _slabs(logits, labels)
-    classes, voxels = logits.shape[-1], labels[0].size
+    voxels = labels[0].size
 
     def one(i):
         own, here = slab(i)
         p = jax.nn.softmax(own)
-        towards_p = (4 * both / jnp.square(sizes) * p - 2 * jnp.where(here, 1 / sizes, 0)) / classes
+        towards_p = weights * (4 * both / jnp.square(sizes) * p - 2 * jnp.where(here, 1 / sizes, 0))
         through_softmax = p * (towards_p - jnp.sum(towards_p * p, axis=-1, keepdims=True))
         return (g[:, None, None, None, None] * (through_softmax + (p - here) / voxels)).astype(logits.dtype)
 
     return jnp.moveaxis(jax.lax.map(one, jnp.arange(n)), 0, 1).reshape(logits.shape), None
 
 
-dice_cross_entropy.defvjp(_forward, _backward)
+_dice_cross_entropy.defvjp(_forward, _backward)

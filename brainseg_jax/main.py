@@ -23,6 +23,7 @@ def main(argv: list[str]) -> None:
     # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
     import jax
 
+    from brainseg_jax.data.labels import read_table
     from brainseg_jax.train import train
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
@@ -32,7 +33,9 @@ def main(argv: list[str]) -> None:
     if config.dtype == "auto":
         config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         resolved["dtype"]["value"] = config.dtype
-    name = Path(path).stem + (f"_{variant}" if variant else "")
+    if config.objective == "segmentation" and config.data.labels and not config.classes:
+        config.classes = resolved["classes"]["value"] = 1 + len(read_table(config.data.labels).structures)
+    name = Path(path).stem + (f"_{variant.replace(',', '_')}" if variant else "")
     train(config, resolved, Path(WORKDIR.value or f"runs/{name}"))
 
 

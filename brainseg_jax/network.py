@@ -18,8 +18,8 @@ from brainseg_jax.trees import paths
 class Network:
     """A segmentation network with its weights.
 
-    `config`: the experiment's values, a ConfigDict. `params`: a nested dict of arrays, {"encoder": …, "decoder": …}. `card`: what else the
-    checkpoint says about itself.
+    `config`: the experiment's values, a ConfigDict. `params`: a nested dict of arrays, {"encoder": …, "decoder": …, "head": …}.
+    `card`: what else the checkpoint says about itself.
     """
 
     def __init__(self, config: ConfigDict, params: Any, card: dict[str, Any]):
@@ -66,7 +66,7 @@ def load(path: str | Path) -> Network:
     folder = Path(path)
     params, card = checkpoint.load(folder)
     config = from_resolved(card["config"])
-    if config.objective != "segmentation" or "decoder" not in params:
+    if config.objective != "segmentation" or "head" not in params:
         kind = config.objective if config.objective != "segmentation" else "encoder"
         raise InputError(f"{folder}: holds the weights of {kind}, which give no logits; fine-tune it first, or load a segmentation")
     if config.dtype == "auto":

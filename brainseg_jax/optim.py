@@ -1,4 +1,4 @@
-"""From the config to an optax chain: clip, Adam, decoupled weight decay, a warm-up cosine, and per-path rates (0 freezes)."""
+"""From the config to an optax chain: clip, Adam, decoupled weight decay, a warm-up cosine, and rates by path (0 freezes) or depth."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from brainseg_jax import layerwise
 from brainseg_jax.trees import by_pattern
 
 
@@ -28,6 +29,10 @@ def optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTrans
     if optim.rates:
         factors = by_pattern(tuple(optim.rates), params, 1.0, "optim.rates")
         chain.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)))
+    if optim.layer_decay != 1:
+        chain.append(layerwise.decay(layerwise.layers(params), optim.layer_decay))
+    if optim.unfreeze:
+        chain.append(layerwise.unfreeze(layerwise.layers(params), steps, optim.unfreeze))
     return optax.chain(*chain)
 
 

@@ -17,14 +17,14 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def to_ras(volume: Float[np.ndarray, "x y z"], codes: str) -> Float[np.ndarray, "x2 y2 z2"]:
+def to_ras(volume: Float[np.ndarray, "x y z *rgb"], codes: str) -> Float[np.ndarray, "x2 y2 z2 *rgb"]:
     """A volume whose axes point to `codes` (e.g. "RSP"), turned so that they point right, anterior, superior."""
     axes = [next(i for i, code in enumerate(codes) if code in pair) for pair in ("RL", "AP", "SI")]
-    return np.flip(volume.transpose(axes), [i for i, axis in enumerate(axes) if codes[axis] in "LPI"])
+    return np.flip(np.moveaxis(volume, axes, (0, 1, 2)), [i for i, axis in enumerate(axes) if codes[axis] in "LPI"])
 
 
-def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: str, planes: Sequence[Plane] = PLANES) -> None:
-    """Writes a PNG: a row per plane, a column per named volume [x y z] in RAS and [0, 1]; NaN is drawn blue."""
+def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z *rgb"]], title: str, planes: Sequence[Plane] = PLANES) -> None:
+    """Writes a PNG: a row per plane, a column per named volume [x y z], or in colours [x y z 3], in RAS and [0, 1]; NaN is drawn blue."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -38,7 +38,7 @@ def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z"]], title: st
         for column, (name, volume) in enumerate(columns.items()):
             panel = axes[row, column]
             cut = np.take(volume, int(where * volume.shape[axis]), axis)
-            panel.imshow(cut.T, origin="lower", cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+            panel.imshow(cut.swapaxes(0, 1), origin="lower", cmap=colours, vmin=0, vmax=1, interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
             if row == 0:

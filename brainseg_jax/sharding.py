@@ -4,7 +4,7 @@
 of `jax.jit` follows these placements through the step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,3 +59,10 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(["fsdp" if i == axis else None for i in range(axis + 1)])))
 
     return jax.tree.map(place, state)
+
+
+def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """Each process's rows become its part of one global array; stored types travel, and become floats on the device."""
+    rows = batch_sharding(mesh)
+    for batch in batches:
+        yield {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}

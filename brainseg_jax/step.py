@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Batch = dict[str, jax.Array]
@@ -112,3 +113,10 @@ def eval_streams(objective: Objective, seed: int, index: jax.Array | int) -> tup
     """The key and the random streams of evaluation batch `index`."""
     key = jax.random.fold_in(jax.random.key(seed + 1), index)
     return key, dict(zip(objective.streams, jax.random.split(key, len(objective.streams)), strict=True))
+
+
+def averaged(metrics: list[Metrics]) -> dict[str, float]:
+    """sum / count of each metric over a list of steps; waits for the device, so it is called between steps, seldom."""
+    fetched = jax.device_get(metrics)
+    totals = {name: np.sum([np.asarray(step[name], np.float64) for step in fetched], axis=0) for name in fetched[0]}
+    return {name: float(total / number) if number else float("nan") for name, (total, number) in totals.items()}

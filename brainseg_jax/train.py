@@ -18,26 +18,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from brainseg_jax import checkpoint, optim, record, report, sharding
+from brainseg_jax import checkpoint, heldout, optim, record, report, sharding
 from brainseg_jax.config import check, differing
-from brainseg_jax.data import dataset
-from brainseg_jax.data.augment import prepare_eval, prepare_train
-from brainseg_jax.data.pipeline import Share, eval_batches, train_batches
+from brainseg_jax.data import dataset, labels
+from brainseg_jax.data.augment import prepare_train
+from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
+from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.step import (
-    Batch,
-    Metrics,
-    Objective,
-    TrainState,
-    eval_streams,
-    init_params,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
+from brainseg_jax.step import Batch, Metrics, Objective, TrainState, averaged, init_params, init_state, make_train_step
+from brainseg_jax.transfer import transfer
 from brainseg_jax.trees import count
-from brainseg_jax.writer import Writer
+from brainseg_jax.writer import Writer, read_metrics
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class Run(NamedTuple):
@@ -50,23 +44,8 @@ class Run(NamedTuple):
     share: Share
     steps: int
 
-    @property
-    def held_out(self) -> list[Path]:
-        """At most eval_volumes of the held-out volumes, spread over all of them: a manifest may be sorted by site."""
-        n = len(self.data.val)
-        chosen = min(n, self.config.eval_volumes)
-        return [self.data.val[i * n // chosen].file for i in range(chosen)]
-
     def picture(self, step: int) -> Path:
         return self.folder / "pictures" / f"step_{step:06d}.png"
-
-
-class Compiled(NamedTuple):
-    """The functions of a run: train(state, batch), evaluate(params, batch, index), draw(params, batch)."""
-
-    train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    evaluate: Callable[[Any, Batch, jax.Array], Metrics]
-    draw: Callable[[Any, Batch], dict[str, jax.Array]]
 
 
 def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -88,9 +67,12 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
     """Data, network, state and loop of a run whose folder is ours."""
     say = print if share.index == 0 else lambda _: None
     objective = OBJECTIVES[config.objective](config)
-    data = dataset.prepare(config.data, objective.labels, folder, say, record.progress)
+    target = labels.read_table(config.data.labels) if objective.labels else None
+    if target and config.classes != 1 + len(target.structures):
+        raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
+    data = dataset.prepare(config.data, target, folder, say, record.progress)
     run = Run(config, folder, data, mesh, share, length(config, len(data.train)))
-    one_crop = {"image": jnp.zeros((1, *config.data.crop, 1))}
+    one_crop = {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts_of_batch(config).items()}
     params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
     optimizer = optim.optimizer(config.optim, run.steps, params)
 
@@ -106,28 +88,36 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             record.check_same_data(folder, data)
         state = checkpoints.restore_latest(like, say)
         start = int(state.step) if state else 0
-        if start >= run.steps:
-            say(finished(run))
+        if start >= run.steps or (state and stale(history(run), config.patience)):
+            say(finished(run, start))
             return
         record.write(folder, resolved, config, data, mesh, params, start)
         began = time.perf_counter()
-        compiled = compile_steps(objective, optimizer, run, like)
+        held_out = heldout.of(objective, config, data, mesh, share, like.params)
+        if config.best not in held_out.names:
+            raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(held_out.names)}")
+        train_step = compile_step(objective, optimizer, run, like)
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
-            f"{len(data.train)} training and {len(run.held_out)} held-out volumes; {run.steps} steps of {config.data.batch} crops "
-            f"{config.data.crop} in {config.dtype} on {mesh.size} × {mesh.devices.flat[0].device_kind}; "
-            f"compiled in {time.perf_counter() - began:.1f} s" + (f"; going on from step {start}" if state else "")
+            f"{len(data.train)} training and {min(len(data.val), config.eval_volumes)} held-out volumes; "
+            f"{run.steps} steps of {config.data.batch} crops {config.data.crop} in {config.dtype} on "
+            f"{mesh.size} × {mesh.devices.flat[0].device_kind}; compiled in {time.perf_counter() - began:.1f} s" + (f"; going on from step {start}" if state else "")
         )
-        state = state or jax.jit(init, out_shardings=places)()
+        state = state or begin(config, jax.jit(init, out_shardings=places)(), say)
         writer = Writer(folder, run.steps, start)
         try:
             with stop_requests() as stopped:
-                last = loop(run, compiled, state, checkpoints, writer, stopped)
+                last = loop(run, train_step, held_out, state, checkpoints, writer, stopped)
                 checkpoints.wait()
         finally:
             writer.close()
-        stopped_at = f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there"
-        say(finished(run) if last == run.steps else stopped_at)
+        done = last == run.steps or stale(history(run), config.patience)
+        say(finished(run, last) if done else f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there")
+
+
+def begin(config: ConfigDict, state: TrainState, say: Callable[[str], None]) -> TrainState:
+    """The state before the first batch, with what config.init takes from another checkpoint."""
+    return state._replace(params=transfer(state.params, config, say)) if config.init.checkpoint else state
 
 
 def length(config: ConfigDict, volumes: int) -> int:
@@ -138,35 +128,31 @@ def length(config: ConfigDict, volumes: int) -> int:
     return steps
 
 
-def compile_steps(objective: Objective, optimizer: Any, run: Run, like: TrainState) -> Compiled:
-    """The run's functions, compiled ahead for its shapes and places."""
-    config = run.config
-    rows, everywhere = sharding.batch_sharding(run.mesh), sharding.replicated(run.mesh)
-    image = jax.ShapeDtypeStruct((config.data.batch, *config.data.crop, 1), jnp.dtype(config.data.dtype), sharding=rows)
-    weight = jax.ShapeDtypeStruct((config.data.batch,), jnp.float32, sharding=rows)
-    index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape of each sample and stored type of what a training batch holds."""
+    crop = tuple(config.data.crop)
+    parts = {"image": ((*crop, 1), np.dtype(config.data.dtype))}
+    return parts | ({"label": (crop, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
+
+
+def compile_step(objective: Objective, optimizer: Any, run: Run, like: TrainState) -> Step:
+    """The training step, compiled ahead for the run's shapes and places."""
+    config, rows = run.config, sharding.batch_sharding(run.mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
+        for name, (shape, dtype) in parts_of_batch(config).items()
+    }
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
-    train_step = make_train_step(objective, optimizer, prepare_train(config), config.seed, config.optim.accumulate)
-    eval_step = make_eval_step(objective, prepare_eval, config.seed)
-    metrics = jax.eval_shape(eval_step, like.params, {"image": image, "weight": weight}, index)
-    if config.best not in metrics:
-        raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(metrics)}")
-
-    @jax.jit
-    def pictures(params: Any, batch: Batch) -> tuple[jax.Array, ...]:
-        key, rngs = eval_streams(objective, config.seed, 0)
-        return objective.apply({"params": params}, prepare_eval(key, batch), method="pictures", rngs=rngs)
-
-    return Compiled(
-        jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere)).lower(like, {"image": image}).compile(),
-        jax.jit(eval_step, out_shardings=everywhere).lower(like.params, {"image": image, "weight": weight}, index).compile(),
-        lambda params, batch: dict(zip(objective.picture_names, pictures(params, batch), strict=True)),
-    )
+    swap = labels.swap(run.data.target) if run.data.target else None
+    step = make_train_step(objective, optimizer, prepare_train(config, swap), config.seed, config.optim.accumulate)
+    out = places, sharding.replicated(run.mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=out).lower(like, batch).compile()
 
 
 def loop(
     run: Run,
-    compiled: Compiled,
+    train_step: Step,
+    held_out: HeldOut,
     state: TrainState,
     checkpoints: checkpoint.Checkpoints,
     writer: Writer,
@@ -174,12 +160,13 @@ def loop(
 ) -> int:
     """Trains from where `state` stands to the end or to a request to stop, and returns the step that was reached and saved."""
     config, start = run.config, int(state.step)
-    batches = to_devices(batches_from(run, start), run.mesh)
+    batches = sharding.to_devices(batches_from(run, start), run.mesh)
     batch = next(batches)
     rate = optim.schedule(config.optim, run.steps)
     evaluate_every = max(1, round(config.eval_every * run.steps))
     clock = Clock(config.data.batch)
     pending: list[Metrics] = []
+    judged = history(run)
 
     def save(step: int, values: dict[str, float] | None = None) -> None:
         # Never a state that is lost already: what has not been looked at since the last line is looked at now.
@@ -191,18 +178,20 @@ def loop(
         if scheduled and (step > start or step == 0):
             jax.block_until_ready(state)  # steps that are under way are steps' time
             with clock.paused():
-                values = evaluate(run, compiled, state.params)
+                values = held_out.evaluate(state.params)
                 refuse_nan(run, step, values)
                 writer.scalars(step, "eval", values)
-                writer.say(f"step {step}: held-out " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
-                draw(run, compiled, state.params, step, writer)
+                shown = [f"{name} {value:.5g}" for name, value in values.items() if "/" not in name]
+                writer.say(f"step {step}: held-out " + ", ".join(shown))
+                judged.append(values[config.best])
+                draw(run, held_out, state.params, step, writer)
                 if step:
                     save(step, values)
         elif step > start and config.save_every and step % config.save_every == 0:
             save(step)
-        if step == run.steps or stopped():
+        if step == run.steps or stopped() or stale(judged, config.patience):
             break
-        state, metrics = compiled.train(state, batch)
+        state, metrics = train_step(state, batch)
         pending.append(metrics)
         # Fetched while the step is under way.
         with clock.waiting():
@@ -219,6 +208,16 @@ def loop(
     if last > start:
         save(last)
     return last
+
+
+def history(run: Run) -> list[float]:
+    """The metric that checkpoints are judged by, of every evaluation so far."""
+    return [row[run.config.best] for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval"]
+
+
+def stale(judged: list[float], patience: int) -> bool:
+    """Whether the last `patience` evaluations brought nothing better than before; 0: never."""
+    return 0 < patience < len(judged) and min(judged[-patience:]) >= min(judged[:-patience])
 
 
 def refuse_nan(run: Run, step: int, values: dict[str, float]) -> None:
@@ -278,22 +277,15 @@ def batches_from(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
     )
 
 
-def evaluate(run: Run, compiled: Compiled, params: Any) -> dict[str, float]:
-    """Every metric's mean over the central crops of the held-out volumes."""
-    batches = to_devices(eval_batches(run.held_out, crop=run.config.data.crop, batch=run.config.data.batch, share=run.share), run.mesh)
-    return averaged([compiled.evaluate(params, batch, jnp.int32(i)) for i, batch in enumerate(batches)])
-
-
-def draw(run: Run, compiled: Compiled, params: Any, step: int, writer: Writer) -> None:
+def draw(run: Run, held_out: HeldOut, params: Any, step: int, writer: Writer) -> None:
     """A PNG of what the objective shows of the first held-out volume."""
     if not report.available():
         if step == 0:
             writer.say('no pictures: matplotlib is missing; pip install "brainseg_jax[view]"')
         return
-    batch = next(eval_batches(run.held_out[:1], crop=run.config.data.crop, batch=1))
-    shown = compiled.draw(params, {"image": jnp.asarray(batch["image"])})
+    shown = held_out.draw(params)
     if run.share.index == 0:
-        volumes = {name: report.to_ras(np.asarray(volume)[0, ..., 0], run.data.spec.orientation) for name, volume in shown.items()}
+        volumes = {name: report.to_ras(volume, run.data.spec.orientation) for name, volume in shown.items()}
         report.slices(run.picture(step), volumes, f"{run.config.objective}, {run.config.encoder}: held-out volume after {step} steps")
 
 
@@ -305,20 +297,6 @@ def card(run: Run) -> dict[str, Any]:
         "subjects": run.data.subjects(),
         "steps": run.steps,
     }
-
-
-def averaged(metrics: list[Metrics]) -> dict[str, float]:
-    """sum / count of each metric over a list of steps; the one place where the loop waits for the device."""
-    fetched = jax.device_get(metrics)
-    totals = {name: np.sum([np.asarray(step[name], np.float64) for step in fetched], axis=0) for name in fetched[0]}
-    return {name: float(total / number) if number else float("nan") for name, (total, number) in totals.items()}
-
-
-def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
-    """Each process's rows become its part of one global array; stored types travel, and become floats on the device."""
-    rows = sharding.batch_sharding(mesh)
-    for batch in batches:
-        yield {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
 
 
 @contextmanager
@@ -352,11 +330,16 @@ def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
 
 
-def finished(run: Run) -> str:
+def finished(run: Run, last: int) -> str:
     """Where everything is, and what to do next."""
-    lines = [f"finished: {run.steps} steps, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(run.steps)}"]
-    if run.picture(run.steps).exists():
-        lines.append(f"  picture     {run.picture(run.steps)}")
+    early = f", ended early: {run.config.patience} evaluations without a better {run.config.best}" if last < run.steps else ""
+    lines = [f"finished: {last} steps{early}, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(last)}"]
+    evaluated = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval" and row["step"]]
+    best = min(evaluated, key=lambda row: row[run.config.best])
+    if best["step"] != last:
+        lines.append(f"  best        {run.folder / 'checkpoints' / str(best['step'])}, {run.config.best} {best[run.config.best]:.5g}")
+    if run.picture(last).exists():
+        lines.append(f"  picture     {run.picture(last)}")
     lines.append(f"  curves      tensorboard --logdir {run.folder}")
     if not run.config.data.manifest:
         lines.append("next, with your own scans:")

@@ -270,8 +270,8 @@ def _adapted(done: Converted, options: argparse.Namespace) -> Converted:
         leaves = to_channels(leaves, config.channels, options.to_channels)
         adapted.append(f"channels {config.channels} to {options.to_channels}: all take the mean kernel, scaled")
         config.channels = options.to_channels
-    if options.to_classes and options.to_classes != config.classes and "decoder/out/kernel" in leaves:
-        head = [path for path in leaves if path.startswith("decoder/out/")]
+    if options.to_classes and options.to_classes != config.classes and "head/kernel" in leaves:
+        head = [path for path in leaves if path.startswith("head/")]
         leaves = {path: leaf for path, leaf in leaves.items() if path not in head}
         facts["left"] = [*facts["left"], *head]
         adapted.append(f"classes {config.classes} to {options.to_classes}: the head is left out, to be trained anew")
@@ -290,7 +290,7 @@ def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
 
     Raises InputError for heads that reconstruct the image, and where a decoder would need another shortcut.
     """
-    if any(path.split("/")[0] not in ("encoder", "decoder") for path in leaves):
+    if any(path.split("/")[0] not in ("encoder", "decoder", "head") for path in leaves):
         raise InputError("--to-channels: the heads of pretraining reconstruct the image they were trained on; leave it out")
 
     def mean(kernel: np.ndarray) -> np.ndarray:

@@ -38,8 +38,8 @@ DECODER = table("""
     decoder{n}.conv_block.conv1.conv.weight     decoder/decoder{n}/conv_block/conv1/kernel      conv
     decoder{n}.conv_block.conv2.conv.weight     decoder/decoder{n}/conv_block/conv2/kernel      conv
     decoder{n}.conv_block.conv3.conv.weight     decoder/decoder{n}/conv_block/conv3/kernel      conv1
-    out.conv.conv.weight                        decoder/out/kernel                              conv1
-    out.conv.conv.bias                          decoder/out/bias                                vector
+    out.conv.conv.weight                        head/kernel                                     conv1
+    out.conv.conv.bias                          head/bias                                       vector
 """)
 
 HEADS = table("""
@@ -103,7 +103,7 @@ def _encoder(leaves: Leaves) -> dict[str, Any]:
 
 
 def _network(leaves: Leaves) -> dict[str, Any]:
-    return _encoder(leaves) | {"classes": leaves["decoder/out/kernel"].shape[1]}
+    return _encoder(leaves) | {"classes": leaves["head/kernel"].shape[1]}
 
 
 def head_shapes(width: int, channels: int, contrast: int) -> dict[str, tuple[int, ...]]:
@@ -187,7 +187,7 @@ BLOCKS = table("""
     swinViT.layers{s}.0.downsample      encoder/layers{s}/downsample    last
     encoder{n}                          decoder/encoder{n}              first
     decoder{n}                          decoder/decoder{n}              first
-    out                                 decoder/out                     first
+    out                                 head                            first
 """)
 
 _MARKS = ("patch_embed.proj.weight", "layers1.0.blocks.0.attn.relative_position_bias_table")
@@ -196,7 +196,7 @@ SWIN_UNETR = Dialect(
     name="monai-swin-unetr",
     what="MONAI's Swin UNETR",
     fixed={"objective": "segmentation", "encoder": "swin", "decoder": "swin_unetr"},
-    parts=("encoder", "decoder"),
+    parts=("encoder", "decoder", "head"),
     marks=(*(f"swinViT.{key}" for key in _MARKS), "encoder1.layer.conv1.conv.weight", "out.conv.conv.weight"),
     rows=under(SWIN, "swinViT.", "encoder/") + DECODER,
     dead=_dead("swinViT."),

@@ -38,8 +38,8 @@ DECODER = table("""
     decoder{n}.conv_block.conv1.conv.weight         decoder/decoder{n}/conv_block/conv1/kernel          conv
     decoder{n}.conv_block.conv2.conv.weight         decoder/decoder{n}/conv_block/conv2/kernel          conv
     decoder{n}.conv_block.conv3.conv.weight         decoder/decoder{n}/conv_block/conv3/kernel          conv1
-    out.conv.conv.weight                            decoder/out/kernel                                  conv1
-    out.conv.conv.bias                              decoder/out/bias                                    vector
+    out.conv.conv.weight                            head/kernel                                         conv1
+    out.conv.conv.bias                              head/bias                                           vector
 """)
 
 _CROSS = "of a cross-attention that UNETR never runs"
@@ -69,7 +69,7 @@ def transformer(leaves: Leaves) -> dict[str, Any]:
     found = {"vit.depth": depth, "vit.width": width, "vit.hidden": hidden, "vit.qkv_bias": "encoder/blocks/attn/qkv/bias" in leaves}
     if "decoder/encoder1/conv1/kernel" in leaves:
         found["channels"], found["unetr.width"] = leaves["decoder/encoder1/conv1/kernel"].shape[3:]
-        found["classes"] = leaves["decoder/out/kernel"].shape[1]
+        found["classes"] = leaves["head/kernel"].shape[1]
     return found
 
 
@@ -114,7 +114,7 @@ BLOCKS = table("""
     vit.norm            encoder/norm            last
     encoder{n}          decoder/encoder{n}      first
     decoder{n}          decoder/decoder{n}      first
-    out                 decoder/out             first
+    out                 head                    first
 """)
 
 UNETR = Dialect(
@@ -131,7 +131,7 @@ UNETR = Dialect(
         "vit.eps": 1e-5,
         "vit.features": (3, 6, 9),
     },
-    parts=("encoder", "decoder"),
+    parts=("encoder", "decoder", "head"),
     marks=(
         "vit.patch_embedding.position_embeddings",
         "vit.blocks.0.mlp.linear1.weight",

@@ -570,7 +570,7 @@ def loader(args: argparse.Namespace) -> tuple[str, Any]:
 
     data = base().data
     with tempfile.TemporaryDirectory() as run:
-        ready = dataset.prepare(data, False, Path(run), lambda _: None, lambda _: lambda done, total: None)
+        ready = dataset.prepare(data, None, Path(run), lambda _: None, lambda _: lambda done, total: None)
     files = [entry.file for entry in ready.train]
     lines = ["| threads | crops a volume | crops/s (median) | GB/s |", "|---|---|---|---|"]
     results = []

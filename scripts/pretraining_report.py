@@ -60,7 +60,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
     config, facts = from_resolved(card["config"]), json.loads((run / "run.json").read_text())
     with tempfile.TemporaryDirectory() as elsewhere:  # the run's own split and failures stay as they are
-        data = dataset.prepare(config.data, False, Path(elsewhere), lambda _: None, lambda _: lambda done, total: None)
+        data = dataset.prepare(config.data, None, Path(elsewhere), lambda _: None, lambda _: lambda done, total: None)
     record.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
     model, baseline, shown = judge(params, config, data, mean)

@@ -12,11 +12,12 @@ SHIPPED = [*PACKAGE, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "
 # From the top: a file may import from floors below its own, and from its own except where FORBIDDEN says otherwise.
 FLOORS = (
     ("main", "__init__"),
-    ("train", "network", "predict", "evaluate", "inspect", "plan", "verify"),
+    ("train", "network", "predict", "evaluate", "inspect", "plan", "probe", "verify"),
+    ("heldout", "transfer"),
     ("record",),
-    ("step", "optim", "sharding", "checkpoint", "writer", "report"),
+    ("step", "optim", "layerwise", "sharding", "checkpoint", "writer", "report"),
     ("objectives", "data"),
-    ("models", "losses", "metrics", "inference", "config", "flags"),
+    ("models", "losses", "metrics", "inference", "config", "recipes", "flags"),
     ("trees", "runtime", "files", "errors", "safetensors"),
 )
 FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
@@ -26,7 +27,7 @@ ROOMS = {
     "grain": ("data/",),
     "nibabel": ("data/nifti.py",),
     "flax": ("models/", "objectives/"),
-    "optax": ("optim.py", "step.py"),
+    "optax": ("optim.py", "layerwise.py", "step.py"),
     "torch": ("converters/certify.py",),
     "monai": ("converters/certify.py",),
     "tensorflow": (),

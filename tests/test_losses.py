@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 
-from brainseg_jax.losses import dice_cross_entropy
+from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy
 
 
 def test_by_hand():
@@ -37,6 +37,20 @@ def test_is_monais(x64, rng, close, shape):
     loss.backward()
     ours, gradient = jax.value_and_grad(lambda x: dice_cross_entropy(x, jnp.asarray(labels, jnp.int32)).mean())(jnp.asarray(values))
     close((ours, gradient), (loss.item(), np.moveaxis(theirs.grad.numpy(), 1, -1)), "float64")
+
+
+def test_of_present_classes_is_the_mean_of_monais_dice_over_them(x64, rng, close):
+    """Each sample has classes of its own; gradients by PyTorch."""
+    labels = np.stack([rng.integers(0, 3, (6, 4, 3)), rng.choice([1, 4], (6, 4, 3))])
+    values, k = 3 * rng.normal(size=(*labels.shape, 5)), 5
+    theirs, where = torch.tensor(np.moveaxis(values, -1, 1)).requires_grad_(), torch.tensor(np.moveaxis(np.eye(k)[labels], -1, 1))
+    each = DiceLoss(softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6, reduction="none")(theirs, where).reshape(2, k)
+    dice = torch.stack([each[0, [0, 1, 2]].mean(), each[1, [1, 4]].mean()])
+    loss = dice + torch.nn.functional.cross_entropy(theirs, where, reduction="none").mean((1, 2, 3))
+    (loss * torch.tensor([1.0, 2.0])).sum().backward()
+    weighted = lambda x: dice_of_present_cross_entropy(x, jnp.asarray(labels, jnp.int32)) @ jnp.array([1.0, 2.0])  # noqa: E731
+    ours = dice_of_present_cross_entropy(jnp.asarray(values), jnp.asarray(labels, jnp.int32))
+    close((ours, jax.grad(weighted)(jnp.asarray(values))), (loss.detach().numpy(), np.moveaxis(theirs.grad.numpy(), 1, -1)), "float64")
 
 
 def test_bfloat16_logits_are_taken_in_single_precision(rng):

@@ -1,9 +1,24 @@
-"""Augmentation inside the compiled step, on the device: each function is pure in (key, batch)."""
+"""Augmentation inside the compiled step, on the device, pure in (key, batch): which changes of deform.py and appearance.py happen to whom.
+
+Each happens to each sample by its own chance, and what happens to no sample of a batch is not computed. Draws go by a sample's place in the
+whole batch, so they are the same however the batch lies on devices.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Shaped
+import numpy as np
+from jaxtyping import Bool, Float, Integer, Shaped
 from ml_collections import ConfigDict
+
+from brainseg_jax.data import appearance, deform
+from brainseg_jax.data.deform import Image, Labels
+from brainseg_jax.data.standardize import spec
+
+Batch = dict[str, jax.Array]
+Change = Callable[[jax.Array, Image, Labels], tuple[Image, Labels]]  # of (key, image, labels or None)
 
 
 def as_float(image: Shaped[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z c"]:
@@ -11,31 +26,93 @@ def as_float(image: Shaped[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z
     return image.astype(jnp.float32) / (255.0 if image.dtype == jnp.uint8 else 1.0)
 
 
-def intensity(
-    key: jax.Array, image: Float[jax.Array, "b x y z c"], scale: float, shift: float, chance: float
-) -> Float[jax.Array, "b x y z c"]:
-    """Each with its own `chance` per sample: values times 1 + U(±scale), then plus U(±shift) (as MONAI's two transforms do)."""
-    b = image.shape[0]
-    keys = jax.random.split(key, 4)
+def prepare_train(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None = None) -> Callable[[jax.Array, Batch], Batch]:
+    """What a training batch undergoes before the objective: `(key, batch) → batch`; a label it may have is changed with the image.
 
-    def draw(which: jax.Array, amount: jax.Array, limit: float) -> jax.Array:
-        happens = jax.random.bernoulli(which, chance, (b, 1, 1, 1, 1))
-        return jnp.where(happens, jax.random.uniform(amount, (b, 1, 1, 1, 1), minval=-limit, maxval=limit), 0.0)
-
-    return image * (1 + draw(keys[0], keys[1], scale)) + draw(keys[2], keys[3], shift)
-
-
-def prepare_train(config: ConfigDict):
-    """What a training batch undergoes before the objective: `(key, batch) → batch`."""
+    swap: for each class its partner on the other side, or itself; batches with labels cannot be mirrored without it.
+    """
     c = config.augment
+    steps = changes(config, swap)
 
-    def prepare(key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        image = as_float(batch["image"])
-        return batch | {"image": intensity(key, image, c.scale, c.shift, c.chance) if c.chance else image}
+    def prepare(key: jax.Array, batch: Batch) -> Batch:
+        image, labels = as_float(batch["image"]), batch.get("label")
+        # 0 to 3 would be the streams of `intensity`.
+        for step, stream in zip(steps, jax.random.split(jax.random.fold_in(key, 4), len(steps)), strict=True):
+            image, labels = step(stream, image, labels) if step else (image, labels)
+        image = appearance.intensity(key, image, c.scale, c.shift, c.chance) if c.chance else image
+        return batch | {"image": image} | ({} if labels is None else {"label": labels})
 
     return prepare
 
 
-def prepare_eval(key: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def prepare_eval(key: jax.Array, batch: Batch) -> Batch:
     """What a held-out batch undergoes: nothing but the change to float."""
     return batch | {"image": as_float(batch["image"])}
+
+
+def changes(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[Change | None, ...]:
+    """Every change there is, None where its chance is 0, in the order in which they arise: head, contrast, coil, scanner, file.
+
+    A scanner's resolution limits first what is there, then comes noise, and thick slices are interpolated with the noise they have.
+    """
+    c, mm = config.augment, config.data.spacing
+    orientation = spec(config.data.spec).orientation
+
+    def mirror(axis: int) -> Change | None:
+        chance = c.mirror.sides if orientation[axis] in "LR" else c.mirror.others
+        return sometimes(chance, lambda key, image, labels: deform.mirror(image, labels, axis, orientation, swap))
+
+    def look(chance: float, change: Callable[..., Image], *limits: float) -> Change | None:
+        return sometimes(chance, lambda key, image, labels: (change(key, image, *limits), labels))
+
+    return (
+        *(mirror(axis) for axis in range(3)),
+        deformation(c.affine, c.elastic, mm),
+        look(c.contrast.chance, appearance.gamma, c.contrast.gamma),
+        look(c.contrast.chance, appearance.curve, c.contrast.curve),
+        look(c.bias.chance, appearance.bias, c.bias.log, c.bias.nodes / mm),
+        look(c.blur.chance, appearance.blur, c.blur.mm / mm),
+        look(c.noise.chance, appearance.NOISES[c.noise.kind], c.noise.sigma),
+        look(c.low_resolution.chance, appearance.low_resolution, c.low_resolution.mm / mm),
+        sometimes(c.cut.chance, partial(deform.cut, share=c.cut.share)),
+    )
+
+
+def deformation(affine: ConfigDict, elastic: ConfigDict, mm: float) -> Change | None:
+    """Both deformations, each by its own chance, as one resampling."""
+
+    def change(key: jax.Array, image: Image, labels: Labels) -> tuple[Image, Labels]:
+        b, keys = len(image), jax.random.split(key, 4)
+        turned, bent = jax.random.bernoulli(keys[0], affine.chance, (b,)), jax.random.bernoulli(keys[1], elastic.chance, (b,))
+
+        def both(image: Image, labels: Labels) -> tuple[Image, Labels]:
+            shift = [t / mm for t in affine.translation]
+            moves = deform.random_affine(keys[2], turned, affine.rotation, affine.scaling, affine.shear, shift)
+            bend = deform.random_bend(keys[3], bent, image, elastic.nodes / mm, elastic.mm / mm)
+            return deform.resample(image, labels, deform.coordinates(*moves, bend))
+
+        return where_it_happens(turned | bent, both, image, labels)
+
+    return change if affine.chance or elastic.chance else None
+
+
+def sometimes(chance: float, change: Change) -> Change | None:
+    """The change of each sample with this chance; None if that is 0."""
+
+    def perhaps(key: jax.Array, image: Image, labels: Labels) -> tuple[Image, Labels]:
+        whether, how = jax.random.split(key)
+        return where_it_happens(jax.random.bernoulli(whether, chance, image.shape[:1]), partial(change, how), image, labels)
+
+    return perhaps if chance else None
+
+
+def where_it_happens(
+    happens: Bool[jax.Array, "b"], change: Callable[[Image, Labels], tuple[Image, Labels]], image: Image, labels: Labels
+) -> tuple[Image, Labels]:
+    """The samples to which it happens changed, others as they were, to the bit. If it happens to none, nothing is computed."""
+
+    def changed(image: Image, labels: Labels) -> tuple[Image, Labels]:
+        choose = lambda new, old: jnp.where(jnp.expand_dims(happens, tuple(range(1, new.ndim))), new, old)  # noqa: E731
+        return jax.tree.map(choose, change(image, labels), (image, labels))
+
+    return jax.lax.cond(jnp.any(happens), changed, lambda image, labels: (image, labels), image, labels)

@@ -1,8 +1,8 @@
 """Standardised volumes on disk: one checksummed file a scan, made once, in parallel, resumable; bad scans are set aside with their reason.
 
-A file is an uncompressed .npz (image, labels by scheme, record), so that anybody can open it; its zip checksums are compared whenever it
-is read. Measured on a 192³ uint8 volume it reads as fast as an uncompressed ArrayRecord and three times faster than a zstd one
-(`scripts/benchmark.py --mode cache`). Its name holds a hash of all that decides its content, so nothing stale is ever read.
+A file is an uncompressed .npz (image, labels by scheme or as a task's classes, record), so that anybody can open it; its zip checksums
+are compared whenever it is read. Measured on a 192³ uint8 volume it reads as fast as an uncompressed ArrayRecord and three times faster
+than a zstd one (`scripts/benchmark.py --mode cache`). Its name holds a hash of all that decides its content, so nothing stale is ever read.
 """
 
 import csv
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brainseg_jax.data.labels import Table, lookup, read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.standardize import Spec, standardize, standardize_labels
@@ -50,11 +51,14 @@ def build(
     spec: Spec,
     folder: Path,
     *,
+    target: Table | None = None,
     max_failures: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int | None = None,
 ) -> tuple[tuple[Entry, ...], tuple[Failure, ...]]:
     """Standardises what the cache does not hold yet, and returns what is ready, in the order of `rows`, and what failed.
+
+    With a `target` labels are kept as its classes, from the first label map of each row; their schemes have to be known tables then.
 
     `progress(done, total)` is called as scans are done, those already there included. Once more than the share `max_failures` of all
     scans has failed it stops, and what was not tried is neither ready nor failed; see `judge`.
@@ -63,14 +67,14 @@ def build(
     failures, files, missing = {}, {}, []
     for i, row in enumerate(rows):
         try:
-            files[i] = folder / file_name(row, spec)
+            files[i] = folder / file_name(row, spec, target)
             if not files[i].exists():
                 missing.append(i)
         except InputError as error:
             failures[i] = str(error)
     done = len(rows) - len(missing)
     progress(done, len(rows))
-    for i, reason in _each([(i, rows[i], spec, files[i]) for i in missing], workers):
+    for i, reason in _each([(i, rows[i], spec, target, files[i]) for i in missing], workers):
         if reason:
             failures[i] = reason
             if len(failures) >= SUSPECT and len(failures) > max_failures * len(rows):
@@ -90,8 +94,8 @@ def judge(failures: Sequence[Failure], scans: int, max_failures: float, report: 
         )
 
 
-def file_name(row: Row, spec: Spec) -> str:
-    """subject_session_HASH.npz; the hash covers the version, the spec, and path, size and time of the scan's files.
+def file_name(row: Row, spec: Spec, target: Table | None = None) -> str:
+    """subject_session_HASH.npz; the hash covers the version, the spec, the tables, and path, size and time of the scan's files.
 
     Raises InputError for a file that is missing.
     """
@@ -102,13 +106,15 @@ def file_name(row: Row, spec: Spec) -> str:
         except OSError:
             raise InputError(f"{path}: no such file; correct the manifest, or mount the disk it is on") from None
         facts.append((str(path), status.st_size, status.st_mtime_ns))
+    if target and row.labels:
+        facts += [read_table(row.scheme[0]), target]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     name = "_".join(part for part in (row.subject, row.session) if part)
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:80] + f"_{digest}.npz"
 
 
 def load(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a cached file, `image` [x y z] and `label/SCHEME` [x y z], checked against their checksums.
+    """The arrays of a cached file, `image` [x y z] and `label/SCHEME` or `label` (classes) [x y z], checked against their checksums.
 
     Raises InputError for a file that is damaged: remove it, and it is made again.
     """
@@ -136,7 +142,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
         writer.writerows((f.row.subject, f.row.session, f.row.image, f.reason) for f in failures)
 
 
-def _each(jobs: list[tuple[int, Row, Spec, Path]], workers: int | None) -> Iterator[tuple[int, str]]:
+def _each(jobs: list[tuple[int, Row, Spec, Table | None, Path]], workers: int | None) -> Iterator[tuple[int, str]]:
     """(index, reason of failure or "") as scans are done, here or in processes."""
     workers = min(workers or cores(), len(jobs))
     if workers <= 1:
@@ -154,13 +160,17 @@ def _each(jobs: list[tuple[int, Row, Spec, Path]], workers: int | None) -> Itera
             pool.shutdown(cancel_futures=True)
 
 
-def _make(job: tuple[int, Row, Spec, Path]) -> tuple[int, str]:
-    i, row, spec, file = job
+def _make(job: tuple[int, Row, Spec, Table | None, Path]) -> tuple[int, str]:
+    i, row, spec, target, file = job
     try:
         image = standardize(read(row.image), spec, str(row.image))
         arrays: dict[str, Any] = {"image": image.image, "record": json.dumps(image.record)}
-        for path, scheme in zip(row.labels, row.scheme, strict=False):
-            arrays[f"label/{scheme}"] = standardize_labels(read_labels(path), image.record, str(path))
+        for path, scheme in zip(row.labels[: 1 if target else None], row.scheme, strict=False):
+            labels = standardize_labels(read_labels(path), image.record, str(path))
+            if target:
+                arrays["label"] = lookup(labels, read_table(scheme), target, str(path))
+            else:
+                arrays[f"label/{scheme}"] = labels
     except InputError as error:
         return i, str(error)
     except MemoryError:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from brainseg_jax.data import cache, sample
+from brainseg_jax.data.labels import Table, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, write_splits
 from brainseg_jax.data.standardize import Spec, spec
 from brainseg_jax.errors import InputError
@@ -25,6 +26,7 @@ class Dataset(NamedTuple):
     manifest: str
     manifest_sha256: str
     split_sha256: str
+    target: Table | None = None
 
     @property
     def volumes_sha256(self) -> str:
@@ -38,12 +40,13 @@ class Dataset(NamedTuple):
 
 
 def prepare(
-    data: ConfigDict, labels: bool, run: Path, say: Callable[[str], None], progress: Callable[[str], Callable[[int, int], None]]
+    data: ConfigDict, target: Table | None, run: Path, say: Callable[[str], None], progress: Callable[[str], Callable[[int, int], None]]
 ) -> Dataset:
     """Everything that has to be on disk before the first batch; what is there already is not made again.
 
-    Without `labels` those in the manifest are not read: a damaged one is no reason to leave its scan out of pretraining. Writes split.tsv
-    and, where scans were set aside, failures.csv into the folder `run`. `progress(what)` gives a callback (done, total).
+    With a `target` only scans with labels are used, as its classes (see `labelled`). Without one labels are not read: a damaged one is no
+    reason to leave its scan out of pretraining. Writes split.tsv and, where scans were set aside, failures.csv into the folder `run`.
+    `progress(what)` gives a callback (done, total).
     """
     folder = Path(data.cache).expanduser() if data.cache else cache_folder()
     if data.manifest:
@@ -55,10 +58,10 @@ def prepare(
     rows = split(read_manifest(manifest), data)
     split_sha256 = write_splits(run / "split.tsv", rows)
     wanted = [row for row in rows if row.split in ("train", "val")]
-    wanted = wanted if labels else [row._replace(labels=(), scheme=()) for row in wanted]
+    wanted = labelled(wanted, data, target, str(manifest)) if target else [row._replace(labels=(), scheme=()) for row in wanted]
     chosen = spec(data.spec, data.spacing, data.size, data.dtype)
     entries, failures = cache.build(
-        wanted, chosen, folder / cache.VOLUMES, max_failures=data.max_failures, progress=progress("standardising scans")
+        wanted, chosen, folder / cache.VOLUMES, target=target, max_failures=data.max_failures, progress=progress("standardising scans")
     )
     if failures:
         cache.write_failures(run / "failures.csv", failures)
@@ -69,7 +72,45 @@ def prepare(
         if not ready:
             raise InputError(f"{manifest}: no usable scan in split {side}; add some, or change data.fractions {tuple(data.fractions)}")
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    return Dataset(train, val, chosen, failures, str(manifest), digest, split_sha256)
+    return Dataset(train, val, chosen, failures, str(manifest), digest, split_sha256, target)
+
+
+def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str) -> list[Row]:
+    """The scans to fine-tune on and to validate with, each with the one label map that is read (the paper, section IV-C).
+
+    Of the data set `data.target` (of all, where it is empty) `data.masks` training scans are drawn: those whose hashed names come first, so
+    that ten masks are among twenty. Other data sets are sources and give all their training scans, but none to validate with. Raises
+    InputError for a target that is not there, more masks than there are, and labels that do not tell apart what the task does.
+    """
+    names = sorted({row.dataset for row in rows})
+    if data.target and data.target not in names:
+        raise InputError(f"{manifest}: has no data set {data.target!r} in train or val; data.target may be one of {', '.join(names)}")
+    rows = [read_for(row, target, data.lacking) for row in rows if row.labels]
+    of_target = {row for row in rows if row.dataset == data.target or not data.target}
+    train = [row for row in of_target if row.split == "train"]
+    if data.masks > len(train):
+        raise InputError(f"{manifest}: data.masks is {data.masks}, and {len(train)} training scans have labels; use at most as many")
+
+    def order(row: Row) -> bytes:
+        return hashlib.sha256("\t".join((str(data.split_seed), *row.key)).encode()).digest()
+
+    left_out = set(sorted(train, key=order)[data.masks :]) if data.masks >= 0 else set()
+    return [row for row in rows if row not in left_out and (row.split == "train" or row in of_target)]
+
+
+def read_for(row: Row, target: Table, lacking: str) -> Row:
+    """The row with the first of its label maps that tells apart what the target does, or, `lacking` "background", as much as any."""
+    if not row.scheme:
+        raise InputError(f"{row.labels[0]}: the manifest does not say which label table it follows; fill in the column scheme")
+    lacks = {scheme: missing(read_table(scheme), target) for scheme in row.scheme}
+    best = min(row.scheme, key=lambda scheme: len(lacks[scheme]))
+    if lacks[best] and lacking == "refuse":
+        names = ", ".join(structure.name for structure in lacks[best][:4]) + (" …" if len(lacks[best]) > 4 else "")
+        raise InputError(
+            f"labels of {best} have no {names}, which {target.name} has; use a coarser table, or --config.data.lacking=background to take "
+            "them as background"
+        )
+    return row._replace(labels=(row.labels[row.scheme.index(best)],), scheme=(best,))
 
 
 def split(rows: tuple[Row, ...], data: ConfigDict) -> tuple[Row, ...]:

@@ -38,7 +38,8 @@ def train_batches(
     threads: int = 4,
     workers: int = 0,
 ) -> Iterator[Arrays]:
-    """Endless batches from step `start` on: {"image": [b x y z 1] as stored}, b = batch / share.count.
+    """Endless batches from step `start` on: {"image": [b x y z 1] as stored, "label": [b x y z] of volumes that have one},
+    b = batch / share.count.
 
     Each volume that is read gives `crops_per_volume` crops, which stand together in a batch.
     """
@@ -98,8 +99,9 @@ class _Crops(grain.transforms.Map):
 
     def map(self, element: tuple[int, int]) -> Any:
         number, volume = element
-        image = load(self.files[volume])["image"]
+        arrays = load(self.files[volume])
         rng = np.random.default_rng([self.seed, number])
-        room = np.array(image.shape) - self.crop
+        room = np.array(arrays["image"].shape) - self.crop
         starts = rng.integers(0, room + 1, size=(self.crops, 3)).tolist()
-        return {"image": np.stack([cut(image, start, self.crop) for start in starts])[..., None]}
+        crops = {name: np.stack([cut(arrays[name], start, self.crop) for start in starts]) for name in ("image", "label") if name in arrays}
+        return crops | {"image": crops["image"][..., None]}

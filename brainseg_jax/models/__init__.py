@@ -25,13 +25,13 @@ def _swin(config: ConfigDict) -> Swin:
 
 
 def _unetr(config: ConfigDict) -> UNETR:
-    """UNETR's decoder, to the config's classes."""
-    return UNETR(config.classes, config.unetr.width, config.remat, jnp.dtype(config.dtype))
+    """UNETR's decoder."""
+    return UNETR(config.unetr.width, config.remat, jnp.dtype(config.dtype))
 
 
 def _swin_unetr(config: ConfigDict) -> SwinUNETR:
     """Swin UNETR's decoder, as wide as the config's encoder."""
-    return SwinUNETR(config.classes, config.swin.width, config.remat, jnp.dtype(config.dtype))
+    return SwinUNETR(config.swin.width, config.remat, jnp.dtype(config.dtype))
 
 
 ENCODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"vit": _vit, "swin": _swin}
@@ -39,5 +39,5 @@ DECODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unetr": _unetr, "swin
 
 
 def segmenter(config: ConfigDict) -> Segmenter:
-    """The config's encoder and decoder, put together."""
-    return Segmenter(ENCODERS[config.encoder](config), DECODERS[config.decoder](config))
+    """The config's encoder and decoder, with a head for its classes."""
+    return Segmenter(ENCODERS[config.encoder](config), DECODERS[config.decoder](config), config.classes, jnp.dtype(config.dtype))

@@ -1,15 +1,34 @@
-"""An encoder and a decoder put together: from an image to logits. UNETR and Swin UNETR are two such pairs."""
+"""An encoder, a decoder and a head put together: from an image to logits. UNETR and Swin UNETR are two such pairs."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
+
+from brainseg_jax.models.conv import he
+from brainseg_jax.models.layers import Linear
 
 
 class Segmenter(nn.Module):
-    """`image [b x y z c]` to logits [b x y z k], float32 (float64 for a network in float64)."""
+    """`image [b x y z c]` to logits [b x y z k], float32 (float64 for a network in float64).
+
+    The head is a 1³ convolution with bias (MONAI's `out`). It is linear, so what is averaged over windows may be its input.
+    """
 
     encoder: nn.Module
     decoder: nn.Module
+    classes: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.head = Linear(self.classes, self.dtype, kernel_init=he)
 
     def __call__(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> Float[jax.Array, "b x y z k"]:
+        logits = self.head(self.features(image, train))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def features(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> Float[jax.Array, "b x y z f"]:
+        """The decoder's map, which the head turns into logits."""
         return self.decoder(image, self.encoder(image, train), train)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.models.layers import MLP, layer_norm, linear
+from brainseg_jax.models.layers import MLP, Linear, layer_norm
 from brainseg_jax.models.unet import ResBlock
 from brainseg_jax.models.vit import patchify, small_normal
 
@@ -214,13 +214,13 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "w n d"]) -> Float[jax.Array, "w n d"]:
         w, n, d = x.shape
-        qkv = linear(3 * d, self.dtype, "qkv", self.qkv_bias)(x)
+        qkv = Linear(3 * d, self.dtype, self.qkv_bias, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(w, n, 3, self.heads, d // self.heads), 2, 0)
         table = self.param("relative_position_bias_table", small_normal, ((2 * self.window - 1) ** 3, self.heads))
         # A reduced window takes the corner of the full one's index, as MONAI does: its biases are not those of its own geometry.
         bias = jnp.moveaxis(table[relative(self.window)[:n, :n]], -1, 0)
         out = attend_windows(q, k, v, bias, self.cut).reshape(w, n, d)
-        return linear(d, self.dtype, "proj")(out)
+        return Linear(d, self.dtype, name="proj")(out)
 
 
 class Block(nn.Module):
@@ -257,7 +257,7 @@ class Merge(nn.Module):
         corners = [[int(offset) for offset in octant] for octant in self.octants]
         joined = jnp.concatenate([x[:, i::2, j::2, k::2] for i, j, k in corners], axis=-1)
         h = layer_norm(EPS, self.dtype, "norm")(joined)
-        return linear(2 * x.shape[-1], self.dtype, "reduction", use_bias=False)(h)
+        return Linear(2 * x.shape[-1], self.dtype, use_bias=False, name="reduction")(h)
 
 
 class Stage(nn.Module):
@@ -307,7 +307,7 @@ class Swin(nn.Module):
             given = " x ".join(map(str, size))
             raise InputError(f"an image of {given} voxels: Swin takes multiples of {multiple} on every axis; crop or pad it to {usable}")
         patches = patchify(image, 2).reshape(b, *(n // 2 for n in size), -1)
-        x = linear(self.width, self.dtype, "patch_embed")(patches)
+        x = Linear(self.width, self.dtype, name="patch_embed")(patches)
         rates = np.linspace(0, self.drop_path if train else 0.0, sum(self.depths)).tolist()
         residual = nn.remat(ResBlock) if self.remat else ResBlock
         maps = [self._plain_norm(x)]

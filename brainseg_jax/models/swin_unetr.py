@@ -1,4 +1,4 @@
-"""Swin UNETR's decoder (Hatamizadeh et al. 2022): five maps of a Swin transformer, and the image, to logits.
+"""Swin UNETR's decoder (Hatamizadeh et al. 2022): five maps of a Swin transformer, and the image, to one map.
 
 It is MONAI's, numbers and names, and half of the network's parameters are in one block of it, encoder10.
 """
@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.models.unet import ResBlock, UpBlock, head
+from brainseg_jax.models.unet import ResBlock, UpBlock
 
 
 class SwinUNETR(nn.Module):
-    """Decoder: `(image [b x y z c], five maps from 1/2 to 1/32)` to logits [b x y z k]. `width` is the encoder's, MONAI's feature_size."""
+    """Decoder: `(image [b x y z c], five maps from 1/2 to 1/32)` to [b x y z width]. `width` is the encoder's (MONAI's feature_size)."""
 
-    classes: int
     width: int = 48
     remat: bool = False
     dtype: Any = jnp.float32
@@ -24,7 +23,7 @@ class SwinUNETR(nn.Module):
     @nn.compact
     def __call__(
         self, image: Float[jax.Array, "b x y z c"], features: tuple[Float[jax.Array, "b _ _ _ _"], ...], train: bool = False
-    ) -> Float[jax.Array, "b x y z k"]:
+    ) -> Float[jax.Array, "b x y z f"]:
         res, up = (nn.remat(m) if self.remat else m for m in (ResBlock, UpBlock))
         f = self.width
         h0, h1, h2, h3, h4 = features
@@ -38,5 +37,4 @@ class SwinUNETR(nn.Module):
         x = res(16 * f, self.dtype, name="encoder10")(h4)
         for i, channels in ((5, 8 * f), (4, 4 * f), (3, 2 * f), (2, f), (1, f)):
             x = up(channels, self.dtype, name=f"decoder{i}")(x, skips[i - 1])
-        logits = head(self.classes, self.dtype)(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return x

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from brainseg_jax.models.conv import Conv3, UpConv, he
-from brainseg_jax.models.layers import linear
+from brainseg_jax.models.layers import Linear
 
 Volume = Float[jax.Array, "b x y z c"]
 PerChannel = Float[jax.Array, "b 1 1 1 c"]
@@ -92,7 +92,7 @@ class ResBlock(nn.Module):
         h = activated_norm(Conv3(self.features, self.dtype, name="conv1")(x))
         h = Conv3(self.features, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = instance_norm(linear(self.features, self.dtype, "conv3", use_bias=False, kernel_init=he)(x))
+            x = instance_norm(Linear(self.features, self.dtype, use_bias=False, kernel_init=he, name="conv3")(x))
         return activated_norm(h, x)
 
 
@@ -108,8 +108,3 @@ class UpBlock(nn.Module):
         # The barrier makes one map of it for both of its readers, where XLA would write it twice.
         both = jax.lax.optimization_barrier(jnp.concatenate([x, skip.astype(x.dtype)], axis=-1))
         return ResBlock(self.features, self.dtype, name="conv_block")(both)
-
-
-def head(classes: int, dtype: Any) -> nn.Dense:
-    """A 1³ convolution to logits, with bias."""
-    return linear(classes, dtype, "out", kernel_init=he)

@@ -1,4 +1,4 @@
-"""UNETR's decoder (Hatamizadeh et al. 2022; the paper, section III-B): a ViT's maps and the image, to logits.
+"""UNETR's decoder (Hatamizadeh et al. 2022; the paper, section III-B): a ViT's maps and the image, to one map at full resolution.
 
 With features (3, 6, 9), 0-based, it is MONAI's network; the paper's code takes (2, 5, 8), which are z3, z6 and z9 of the UNETR paper.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from brainseg_jax.models.conv import UpConv
-from brainseg_jax.models.unet import ResBlock, UpBlock, head
+from brainseg_jax.models.unet import ResBlock, UpBlock
 
 
 class Raise(nn.Module):
@@ -31,9 +31,8 @@ class Raise(nn.Module):
 
 
 class UNETR(nn.Module):
-    """Decoder: `(image [b x y z c], four maps [b x/16 y/16 z/16 d])` to logits [b x y z k]. `width` is MONAI's feature_size."""
+    """Decoder: `(image [b x y z c], four maps [b x/16 y/16 z/16 d])` to [b x y z width]. `width` is MONAI's feature_size."""
 
-    classes: int
     width: int = 16
     remat: bool = False
     dtype: Any = jnp.float32
@@ -41,7 +40,7 @@ class UNETR(nn.Module):
     @nn.compact
     def __call__(
         self, image: Float[jax.Array, "b x y z c"], features: tuple[Float[jax.Array, "b x2 y2 z2 d"], ...], train: bool = False
-    ) -> Float[jax.Array, "b x y z k"]:
+    ) -> Float[jax.Array, "b x y z f"]:
         res, up, raised = (nn.remat(m) if self.remat else m for m in (ResBlock, UpBlock, Raise))
         *early, last = features
         f = self.width
@@ -51,5 +50,4 @@ class UNETR(nn.Module):
         x = last
         for i in (3, 2, 1, 0):
             x = up(f * 2**i, self.dtype, name=f"decoder{i + 2}")(x, skips[i])
-        logits = head(self.classes, self.dtype)(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return x

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from brainseg_jax.models.layers import layer_norm, linear, stack
+from brainseg_jax.models.layers import Linear, layer_norm, stack
 
 small_normal = nn.initializers.normal(0.02)
 
@@ -96,7 +96,7 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.patch_embed = linear(self.width, self.dtype)
+        self.patch_embed = Linear(self.width, self.dtype)
         self.position = Positions(self.grid, self.width, self.positions)
         if self.class_token:
             self.cls_token = self.param("cls_token", small_normal, (1, 1, self.width))

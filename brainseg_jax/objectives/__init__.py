@@ -5,8 +5,9 @@ from collections.abc import Callable
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from brainseg_jax.models import ENCODERS
+from brainseg_jax.models import ENCODERS, segmenter
 from brainseg_jax.objectives.mae import MAE
+from brainseg_jax.objectives.segmentation import Segmentation
 from brainseg_jax.objectives.ssl import SSL
 
 
@@ -20,4 +21,9 @@ def ssl(config: ConfigDict) -> SSL:
     return SSL(ENCODERS[config.encoder](config), config.channels, **config.ssl)
 
 
-OBJECTIVES: dict[str, Callable[[ConfigDict], nn.Module]] = {"mae": mae, "ssl": ssl}
+def segmentation(config: ConfigDict) -> Segmentation:
+    """Segmentation by the config's encoder and decoder."""
+    return Segmentation(segmenter(config), config.segmentation.loss)
+
+
+OBJECTIVES: dict[str, Callable[[ConfigDict], nn.Module]] = {"mae": mae, "ssl": ssl, "segmentation": segmentation}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from brainseg_jax.models.layers import layer_norm, linear, stack
+from brainseg_jax.models.layers import Linear, layer_norm, stack
 from brainseg_jax.models.vit import Positions, ViT, gather, patchify, small_normal, unpatchify
 
 
@@ -48,7 +48,7 @@ class MAE(nn.Module):
 
     def setup(self) -> None:
         vit = self.encoder
-        self.embed = linear(self.width, vit.dtype)
+        self.embed = Linear(self.width, vit.dtype)
         self.mask_token = self.param("mask_token", small_normal, (1, 1, self.width))
         self.position = Positions(vit.grid, self.width, vit.positions)
         if vit.class_token and vit.positions == "separable":
@@ -57,7 +57,7 @@ class MAE(nn.Module):
             self.depth, vit.remat, heads=self.heads, hidden=4 * self.width, qkv_bias=vit.qkv_bias, eps=vit.eps, dtype=vit.dtype
         )
         self.norm = layer_norm(vit.eps, vit.dtype, None)
-        self.predict = linear(vit.patch**3, vit.dtype)
+        self.predict = Linear(vit.patch**3, vit.dtype)
 
     def _decode(
         self, tokens: Float[jax.Array, "b _ d"], keep: Int[jax.Array, "b m"], masked: Int[jax.Array, "b u"]

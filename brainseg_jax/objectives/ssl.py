@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from brainseg_jax.models.conv import UpConv, conv3, he
-from brainseg_jax.models.layers import linear
+from brainseg_jax.models.layers import Linear
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.unet import activated_norm
 
@@ -212,7 +212,7 @@ class Interpolated(nn.Module):
         for i, features in enumerate(self.features):
             x = activated_norm(Conv(features, self.dtype, name=f"conv{i}")(double(x) if i else x))
         # The last interpolation and the 1³ convolution commute, and the image has far fewer channels.
-        return double(linear(self.channels, self.dtype, "out")(x))
+        return double(Linear(self.channels, self.dtype, name="out")(x))
 
 
 class Transposed(nn.Module):
@@ -226,7 +226,7 @@ class Transposed(nn.Module):
     def __call__(self, x: Volume) -> Float[jax.Array, "b x2 y2 z2 o"]:
         for i, features in enumerate(self.features):
             x = activated_norm(UpConv(features, self.dtype, name=f"deconv{i}")(x))
-        return linear(self.channels, self.dtype, "out")(x)
+        return Linear(self.channels, self.dtype, name="out")(x)
 
 
 DECODERS = {"vae": Interpolated, "deconv": Transposed}
@@ -255,8 +255,8 @@ class SSL(nn.Module):
 
     def setup(self) -> None:
         swin = self.encoder
-        self.rotation = linear(4, swin.dtype)
-        self.contrast = linear(self.embedding, swin.dtype)
+        self.rotation = Linear(4, swin.dtype)
+        self.contrast = Linear(self.embedding, swin.dtype)
         features = (*(swin.width * 2**i for i in reversed(range(len(swin.depths)))), swin.width)
         self.reconstruct = DECODERS[self.decoder](features, self.channels, swin.dtype)
 

@@ -268,7 +268,7 @@ def test_prefixes_and_wrappers(tmp_path, plain_unetr, converted, capsys):
 def test_half_precision_becomes_single(converted, plain_unetr):
     params, _ = checkpoint.load(converted({key: value.bfloat16() for key, value in plain_unetr[1].items()}))
     assert {leaf.dtype for leaf in paths(params).values()} == {np.dtype("float32")}
-    assert np.array_equal(params["decoder"]["out"]["bias"], plain_unetr[1]["out.conv.conv.bias"].bfloat16().float())
+    assert np.array_equal(params["head"]["bias"], plain_unetr[1]["out.conv.conv.bias"].bfloat16().float())
 
 
 # ---- patch merging
@@ -566,8 +566,8 @@ def test_channels_that_are_alike_give_what_one_gave(rng, close, converted, plain
 
 def test_other_classes_leave_the_head_out(converted, plain_unetr):
     params, card = checkpoint.load(converted(plain_unetr[1], "--to-classes", "5"))
-    assert "out" not in params["decoder"]
-    assert (card["config"]["classes"]["value"], card["source"]["left"]) == (5, ["decoder/out/kernel", "decoder/out/bias"])
+    assert "head" not in params
+    assert (card["config"]["classes"]["value"], card["source"]["left"]) == (5, ["head/kernel", "head/bias"])
 
 
 def test_another_crop_interpolates_positions(converted, plain_unetr):

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
-from torch_trees import first, head, joining, last, residual, slope, value
+from torch_trees import first, joining, last, residual, slope, value
 
+from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.swin_unetr import SwinUNETR
 from brainseg_jax.trees import count, paths
@@ -30,7 +31,7 @@ def monai(channels, maps):
     """MONAI's network on given maps, every parameter random, in double precision."""
     torch.manual_seed(0)
     net = MonaiSwinUNETR(in_channels=channels, out_channels=3, feature_size=12)
-    net.swinViT = Given(maps)
+    net.swinViT, net.out = Given(maps), torch.nn.Identity()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return net.double()
@@ -41,7 +42,7 @@ def as_flax(net, of):
 
     tree = {name: residual(getattr(net, name).layer, of) for name in RESIDUAL}
     tree |= {f"decoder{i}": joining(getattr(net, f"decoder{i}"), of) for i in (1, 2, 3, 4, 5)}
-    return tree | {"out": head(net.out.conv.conv, of)}
+    return tree
 
 
 def draws(rng, channels, size=SIZE):
@@ -55,14 +56,14 @@ def draws(rng, channels, size=SIZE):
 def test_is_monai_forward_and_backward(x64, rng, close, channels):
     """In double precision: in single, one voxel in a million rounds to the other side of the leaky ReLU, and has another slope."""
     image, maps = draws(rng, channels)
-    cotangent = rng.normal(size=(1, *SIZE, 3))
+    cotangent = rng.normal(size=(1, *SIZE, 12))
     theirs_in, their_maps = first(image), [first(m) for m in maps]
     net = monai(channels, their_maps)
     theirs = net(theirs_in)
     (theirs.movedim(1, -1) * torch.tensor(cotangent)).sum().backward()
     expected = as_flax(net, slope), last(theirs_in.grad), [last(m.grad) for m in their_maps]
 
-    ours = SwinUNETR(classes=3, width=12, dtype=jnp.float64)
+    ours = SwinUNETR(width=12, dtype=jnp.float64)
 
     @jax.jit
     def run(params, image, maps, cotangent):
@@ -84,12 +85,12 @@ def test_is_monai(x64, rng, close, dtype, channels, size):
     net = monai(channels, [first(m) for m in maps])
     with torch.no_grad():
         theirs = last(net(first(image)))
-    ours = SwinUNETR(classes=3, width=12, dtype=jnp.dtype(dtype))
+    ours = SwinUNETR(width=12, dtype=jnp.dtype(dtype))
     params = as_flax(net, value)
     params, image, maps = jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, image, tuple(maps)))
-    logits = jax.jit(ours.apply)({"params": params}, image, maps)
-    assert logits.dtype == jnp.dtype(dtype)
-    close(logits, theirs, dtype)
+    out = jax.jit(ours.apply)({"params": params}, image, maps)
+    assert out.dtype == jnp.dtype(dtype)
+    close(out, theirs, dtype)
 
 
 @pytest.mark.parametrize(
@@ -109,22 +110,19 @@ def test_is_monai(x64, rng, close, dtype, channels, size):
 def test_sizes_at_full_size(width, v2, classes, whole):
     image = jnp.zeros((1, 96, 96, 96, 1))
 
-    def build(key):
-        maps, encoder = Swin(width=width, v2=v2).init_with_output(key, image)
-        logits, decoder = SwinUNETR(classes, width).init_with_output(key, image, maps)
-        return logits, encoder["params"], decoder["params"]
-
-    logits, encoder, decoder = jax.eval_shape(build, jax.random.key(0))
+    network = Segmenter(Swin(width=width, v2=v2), SwinUNETR(width), classes)
+    logits, variables = jax.eval_shape(lambda key: network.init_with_output(key, image), jax.random.key(0))
+    params = variables["params"]
     assert logits.shape == (1, 96, 96, 96, classes)
-    assert count(encoder) + count(decoder) == whole
+    assert count(params) == whole
     if (width, v2) == (48, False):
         # Table I of the paper counts this much of it.
-        assert count(encoder) + sum(count(decoder[name]) for name in RESIDUAL) == 42_588_786
+        assert count(params["encoder"]) + sum(count(params["decoder"][name]) for name in RESIDUAL) == 42_588_786
 
 
 def test_leaves_are_named_as_the_converter_expects(rng):
     image, maps = draws(rng, 1)
-    shapes = jax.eval_shape(SwinUNETR(classes=3, width=12).init, jax.random.key(0), jnp.asarray(image), tuple(map(jnp.asarray, maps)))
+    shapes = jax.eval_shape(SwinUNETR(width=12).init, jax.random.key(0), jnp.asarray(image), tuple(map(jnp.asarray, maps)))
     theirs = as_flax(monai(1, maps), value)
     assert {k: v.shape for k, v in paths(shapes["params"]).items()} == {k: v.shape for k, v in paths(theirs).items()}
 
@@ -133,7 +131,7 @@ def test_leaves_are_named_as_the_converter_expects(rng):
 def small(rng):
     """Random parameters, an image and its maps, in single precision."""
     image, maps = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), draws(rng, 1))
-    shapes = jax.eval_shape(SwinUNETR(classes=3, width=12).init, jax.random.key(0), image, tuple(maps))
+    shapes = jax.eval_shape(SwinUNETR(width=12).init, jax.random.key(0), image, tuple(maps))
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape, scale=s.size**-0.25), s.dtype), shapes)
     return params, image, tuple(maps)
 
@@ -141,18 +139,18 @@ def small(rng):
 @pytest.mark.slow
 def test_recomputing_blocks_changes_nothing(small, close):
     params, *inputs = small
-    plain, remat = (SwinUNETR(classes=3, width=12, remat=r) for r in (False, True))
+    plain, remat = (SwinUNETR(width=12, remat=r) for r in (False, True))
     run = lambda net: jax.jit(jax.value_and_grad(lambda p: jnp.sum(net.apply(p, *inputs) ** 2)))(params)  # noqa: E731
     close(run(remat), run(plain), times=3)
     assert "remat" in str(jax.make_jaxpr(lambda p: remat.apply(p, *inputs))(params))
 
 
 @pytest.mark.slow
-def test_computes_in_bfloat16_with_parameters_and_logits_in_float32(small, close):
+def test_computes_in_bfloat16_with_parameters_in_float32(small, close):
     params, *inputs = small
-    half = SwinUNETR(classes=3, width=12, dtype=jnp.bfloat16)
+    half = SwinUNETR(width=12, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out = jax.jit(half.apply)(params, *inputs)
-    full = jax.jit(SwinUNETR(classes=3, width=12).apply)(params, *inputs)
-    assert out.dtype == jnp.float32
-    close(out, full, "bfloat16", times=3)
+    full = jax.jit(SwinUNETR(width=12).apply)(params, *inputs)
+    assert out.dtype == jnp.bfloat16
+    close(out.astype(jnp.float32), full, "bfloat16", times=3)

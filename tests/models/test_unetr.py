@@ -36,7 +36,7 @@ def monai(channels, projection, qkv_bias):
 def ours(qkv_bias, dtype="float64", remat=False, **changes):
     dtype = jnp.dtype(dtype)
     encoder = ViT(**SMALL | MONAI | {"qkv_bias": qkv_bias} | changes, dtype=dtype, remat=remat)
-    return Segmenter(encoder, UNETR(classes=3, width=4, dtype=dtype, remat=remat))
+    return Segmenter(encoder, UNETR(width=4, dtype=dtype, remat=remat), 3, dtype)
 
 
 def as_flax(net, of):
@@ -48,10 +48,10 @@ def as_flax(net, of):
             tree |= {f"blocks_{i}_transp_conv": doubling(up.conv, of), f"blocks_{i}_conv_block": residual(res, of)}
         return tree
 
-    decoder = {"encoder1": residual(net.encoder1.layer, of), "out": head(net.out.conv.conv, of)}
+    decoder = {"encoder1": residual(net.encoder1.layer, of)}
     decoder |= {f"encoder{i}": raised(getattr(net, f"encoder{i}")) for i in (2, 3, 4)}
     decoder |= {f"decoder{i}": joining(getattr(net, f"decoder{i}"), of) for i in (2, 3, 4, 5)}
-    return {"encoder": vit(net.vit, of), "decoder": decoder}
+    return {"encoder": vit(net.vit, of), "decoder": decoder, "head": head(net.out.conv.conv, of)}
 
 
 def both(net):

@@ -1,0 +1,44 @@
+"""Linear maps of volumes along their axes: one small matrix for each axis, so shapes are fixed and matrix products do the work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+
+def along_axes(
+    volume: Float[jax.Array, "b x y z c"],
+    matrices: tuple[Float[jax.Array, "b i x"], Float[jax.Array, "b j y"], Float[jax.Array, "b k z"]],
+) -> Float[jax.Array, "b i j k c"]:
+    """Each sample times its own matrix along each axis."""
+    for matrix in matrices:
+        # The axis in front is used up and its result stands last, so that after three of them all are in order again, without a transpose.
+        # Accelerators would multiply float32 with 10 bits: too few for coordinates.
+        volume = jnp.einsum("bx...,bix->b...i", volume, matrix, precision="highest")
+    return jnp.moveaxis(volume, 1, -1)
+
+
+def smooth_noise(
+    key: jax.Array, like: Float[jax.Array, "b x y z _"], nodes: float | int, channels: int
+) -> Float[jax.Array, "b x y z {channels}"]:
+    """Random fields within ±1 on the voxels of `like`: cubic B-splines of uniform coefficients, one every `nodes` voxels.
+
+    Values spread by about a fifth (standard deviation) of ±1, for a spline is a mean over 4³ coefficients.
+    """
+    b, *size, _ = like.shape
+    bases = [jnp.asarray(bspline(n, nodes), like.dtype) for n in size]
+    coefficients = jax.random.uniform(key, (b, *(basis.shape[1] for basis in bases), channels), like.dtype, -1, 1)
+    x, y, z = (jnp.broadcast_to(basis, (b, *basis.shape)) for basis in bases)
+    return along_axes(coefficients, (x, y, z))
+
+
+def bspline(n: int, nodes: float | int) -> Float[np.ndarray, "{n} g"]:
+    """What each coefficient of a cubic B-spline, one every `nodes` voxels, gives to each of n voxels. Rows sum to 1."""
+    at = np.arange(n) / nodes
+    first = np.floor(at).astype(int)
+    t = at - first
+    weights = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
+    basis = np.zeros((n, first[-1] + 4))
+    for i, weight in enumerate(weights):
+        basis[np.arange(n), first + i] = weight
+    return basis

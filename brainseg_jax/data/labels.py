@@ -1,0 +1,276 @@
+"""Label tables: what each voxel value of a label scheme stands for, and how one scheme's labels become another's.
+
+Every table says in FreeSurfer's ids what its structures are, and the table `freesurfer` says what is part of what. A grouping follows from
+the two: a structure of the source belongs to whichever structure of the target has its FreeSurfer id, or has that of what it is part of.
+So 138 structures become 35, 33, 4 or 1 by one rule, and a table of the user's by the same. Tables are tab-separated text, with columns
+
+id            the voxel value; 0 is the background and has no line
+name          plain words; a side comes first: "Left hippocampus"
+partner       id of the same structure on the other side, its own id on the midline: what a mirror image swaps
+freesurfer    FreeSurfer id, or several joined by "/" where the structure is made of them; empty where FreeSurfer has none
+part_of       FreeSurfer ids of what it is part of, for targets that do not have it; "2/41" is whichever of the two lies nearer
+abbreviation, colour (#rrggbb), tissue (of TISSUES), note (why, where it could be otherwise)
+
+of which the first three are required.
+"""
+
+import colorsys
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Integer, Shaped, UInt
+from scipy import ndimage
+
+from brainseg_jax.errors import InputError
+
+# seg33: the paper's structures. malpem: ADNI's labels. brain: a mask, with the CSF around the brain.
+SCHEMES = ("oasis35", "seg33", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse")
+COLUMNS = ("id", "name", "abbreviation", "freesurfer", "part_of", "partner", "colour", "tissue", "note")
+REQUIRED = ("id", "name", "partner")
+TISSUES = ("cortex", "subcortical grey matter", "white matter", "csf", "other")
+LAST = 2**16 - 1  # the largest id: an id is an index into a small array
+NEAR = 16  # voxels around what lies on the midline within which its nearer side is looked for
+
+
+class Structure(NamedTuple):
+    """One line of a table. `freesurfer` and `part_of` are FreeSurfer ids, `partner` an id of the same table."""
+
+    id: int
+    name: str
+    abbreviation: str
+    freesurfer: tuple[int, ...]
+    part_of: tuple[int, ...]
+    partner: int
+    colour: str
+    tissue: str
+    note: str
+
+
+class Table(NamedTuple):
+    """A label scheme. A network trained on it has the classes 0, background, and 1 to n in the order of `structures`."""
+
+    name: str
+    structures: tuple[Structure, ...]
+
+
+def read_table(scheme: str | Path) -> Table:
+    """The table of one of SCHEMES, or that of a user's TSV file. InputError, naming line and remedy, for whatever is wrong with it."""
+    if scheme in SCHEMES:
+        return _shipped(str(scheme))
+    path = Path(scheme)
+    if path.suffix != ".tsv":
+        meant = _meant(str(scheme), SCHEMES)
+        raise InputError(f"label table {str(scheme)!r} is unknown{meant}; use a .tsv file or one of {_list(SCHEMES)}")
+    try:
+        return parse_table(path.read_text(encoding="utf-8-sig"), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path, or use one of {_list(SCHEMES)}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; save it as tab-separated text in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def parse_table(text: str, name: str) -> Table:
+    """The table written in `text`; `name` is what errors call it. InputError as of `read_table`."""
+    header, *lines = [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
+    for column in header:
+        if column not in COLUMNS:
+            known = f"known are {_list(COLUMNS)}, separated by tabs"
+            raise InputError(f"{name}: column {column!r} is unknown{_meant(column, COLUMNS)}; {known}")
+        if header.count(column) > 1:
+            raise InputError(f"{name}: column {column!r} stands twice; remove one of the two")
+    if missing := [column for column in REQUIRED if column not in header]:
+        raise InputError(f"{name}: column {missing[0]!r} is missing; the first line names the columns, of {_list(COLUMNS)}")
+    structures: dict[int, Structure] = {}
+    lines_of: dict[int | str, int] = {}
+    for line, cells in enumerate(lines, 2):
+        if not any(cells):
+            continue
+        where = f"{name}: line {line}"
+        if len(cells) > len(header):
+            raise InputError(f"{where}: {len(cells)} cells for {len(header)} columns; remove the tabs that are too many")
+        structure = _structure(dict.fromkeys(COLUMNS, "") | dict(zip(header, cells, strict=False)), where)
+        for mark in (structure.id, structure.name):
+            if mark in lines_of:
+                raise InputError(f"{where}: {mark!r} stands in line {lines_of[mark]} too; give each structure its own id and name")
+            lines_of[mark] = line
+        structures[structure.id] = structure
+    if not structures:
+        raise InputError(f"{name}: no structures; add at least one line below the header")
+    for id, structure in structures.items():
+        partner = structures.get(structure.partner)
+        if partner is None or partner.partner != id:
+            raise InputError(
+                f"{name}: line {lines_of[id]}: partner {structure.partner} is no line whose partner is {id}; "
+                "give each side the other's id, and what lies on the midline its own"
+            )
+    return Table(name, tuple(structures.values()))
+
+
+def grouping(source: Table, target: Table) -> dict[int, tuple[int, ...]]:
+    """For every id of the source the id of the target that it belongs to: (), (id,), or both sides' where the nearer one has to be taken.
+
+    InputError where a table has no FreeSurfer ids to go by, and where the source does not tell apart what the target does.
+    """
+    if source.structures == target.structures:
+        return {s.id: (s.id,) for s in source.structures}
+    for table in (source, target):
+        if not any(s.freesurfer for s in table.structures):
+            raise InputError(f"label table {table.name} has no FreeSurfer ids to get from {source.name} to {target.name}; add that column")
+    having = defaultdict(set)
+    for structure in target.structures:
+        for id in structure.freesurfer:
+            having[id].add(structure.id)
+    wholes = {s.id: s.part_of for s in _shipped("freesurfer").structures}
+
+    def among(ids: Iterable[int]) -> frozenset[int]:
+        return frozenset().union(*(having.get(id) or among(wholes.get(id, ())) for id in ids))
+
+    found = {}  # for every source id what each of its FreeSurfer ids belongs to
+    for structure in source.structures:
+        own = {among([id]) for id in structure.freesurfer}
+        found[structure.id] = own if any(own) else {among(structure.part_of)}
+    groups = {id: tuple(sorted(frozenset().union(*kinds))) for id, kinds in found.items()}
+    named = {s.id: s for s in target.structures}
+    for structure in source.structures:
+        ids = groups[structure.id]
+        alike = len(found[structure.id]) == 1
+        # Two sides are told apart by what lies nearer, and that has to have a side itself.
+        sides = len(ids) == 2 and named[ids[0]].partner == ids[1] and {ids[:1], ids[1:]} <= set(groups.values())
+        if not (alike and (len(ids) < 2 or sides)):
+            two = [repr(named[id].name) for id in ids[:2]] + ["the background"]
+            raise InputError(
+                f"{structure.name!r} of label table {source.name} does not tell {two[0]} from {two[1]} of {target.name}; "
+                "use labels that do, or a coarser target"
+            )
+    return groups
+
+
+def missing(source: Table, target: Table) -> tuple[Structure, ...]:
+    """The structures of the target that labels of the source never have, e.g. the vessels of seg33 for dlmuse."""
+    given = set().union(*grouping(source, target).values())
+    return tuple(s for s in target.structures if s.id not in given)
+
+
+def lookup(labels: Shaped[np.ndarray, "*shape"], source: Table, target: Table, name: str = "labels") -> UInt[np.ndarray, "*shape"]:
+    """Labels of the source as class numbers of the target, uint8 or uint16; what belongs to none of its structures becomes 0.
+
+    What lies on the midline and belongs to either side goes where the nearer voxel of a side is (in voxels; background if none is within
+    NEAR of them), so give whole volumes rather than crops. InputError, naming `name`, for ids that are not in the source and for values
+    that are no whole numbers.
+    """
+    with np.errstate(invalid="ignore"):
+        ids = labels.astype(np.intp)
+    if labels.dtype.kind == "f" and (broken := ids != labels).any():
+        raise InputError(f"{name}: {labels[broken][0]:g} is no label; save the labels as integers, resampled by nearest neighbour only")
+    groups = grouping(source, target)
+    either = sorted({group for group in groups.values() if len(group) == 2})
+    number = {group: n for n, group in enumerate([(), *((s.id,) for s in target.structures), *either])}
+    unknown = len(number)
+    table = np.full(max(groups) + 2, unknown, np.min_scalar_type(unknown))
+    table[0] = 0
+    for id, group in groups.items():
+        table[id] = number[group]
+    classes = table.take(ids, mode="clip")  # beyond the last id stands `unknown`
+    if ids.min(initial=0) < 0 or (classes == unknown).any():
+        _refuse(ids[(ids < 0) | (classes == unknown)], source, name)
+    for left, right in either:
+        _take_nearer(classes, number[left, right], (number[left,], number[right,]))
+    return classes
+
+
+def swap(table: Table) -> Integer[np.ndarray, "k"]:
+    """The class that each class becomes in a mirror image, background first: `swap(table)[classes]` of the flipped classes."""
+    number = {s.id: n for n, s in enumerate(table.structures, 1)}
+    return np.array([0, *(number[s.partner] for s in table.structures)])
+
+
+def voxel_ids(table: Table) -> Integer[np.ndarray, "k"]:
+    """The voxel value of each class, background first: `voxel_ids(table)[classes]` are labels of the scheme."""
+    return np.array([0, *(s.id for s in table.structures)])
+
+
+def freesurfer_ids(table: Table) -> Integer[np.ndarray, "k"]:
+    """The FreeSurfer id of each class, background first. InputError where a structure has none, or is made of several."""
+    for structure in table.structures:
+        if len(structure.freesurfer) != 1:
+            what = f"{structure.name!r} of label table {table.name} has {len(structure.freesurfer) or 'no'} FreeSurfer ids, not one"
+            raise InputError(f"{what}; write the table's own ids")
+    return np.array([0, *(s.freesurfer[0] for s in table.structures)])
+
+
+def colour_table(table: Table, ids: Integer[np.ndarray, "k"]) -> str:
+    """Names and colours of the classes written as `ids`, in the text format that freeview reads (id, name, red, green, blue, 0)."""
+    lines = ["0 Background 0 0 0 0"]
+    for id, structure in zip(ids[1:], table.structures, strict=True):
+        red, green, blue = bytes.fromhex(structure.colour[1:])
+        lines.append(f"{id} {structure.name.replace(' ', '-')} {red} {green} {blue} 0")
+    return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=len(SCHEMES))
+def _shipped(scheme: str) -> Table:
+    file = resources.files(__package__) / "tables" / f"{scheme}.tsv"
+    return parse_table(file.read_text(encoding="utf-8"), scheme)
+
+
+def _structure(cells: dict[str, str], where: str) -> Structure:
+    id, partner = (_number(cells[column], f"{where}: {column}") for column in ("id", "partner"))
+    if not cells["name"]:
+        raise InputError(f"{where}: the name is empty; fill it in")
+    freesurfer, part_of = (
+        tuple(_number(part, f"{where}: {column}") for part in cells[column].split("/")) if cells[column] not in ("", "0") else ()
+        for column in ("freesurfer", "part_of")
+    )
+    # Partners without a colour of their own get the same one.
+    hue = colorsys.hsv_to_rgb(min(id, partner) * 0.618034 % 1, 0.6, 0.9)
+    colour = cells["colour"] or "#" + bytes(round(255 * part) for part in hue).hex()
+    if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
+        raise InputError(f"{where}: colour {colour!r} cannot be read; write it as #rrggbb, e.g. #cd3e4e")
+    tissue = cells["tissue"] or "other"
+    if tissue not in TISSUES:
+        raise InputError(f"{where}: tissue {tissue!r} is unknown{_meant(tissue, TISSUES)}; use one of {_list(TISSUES)}")
+    return Structure(id, cells["name"], cells["abbreviation"] or cells["name"], freesurfer, part_of, partner, colour, tissue, cells["note"])
+
+
+def _number(text: str, where: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= LAST):
+        raise InputError(f"{where} {text!r} is no number from 1 to {LAST}; correct it (0, the background, has no line)")
+    return int(text)
+
+
+def _refuse(ids: Integer[np.ndarray, "n"], source: Table, name: str) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    listed = ", ".join(f"{id} ({n} voxel{'s' * (n > 1)})" for id, n in zip(values.tolist()[:5], counts.tolist(), strict=False))
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    remedy = "name the label table that they follow, or list the ids in a table of your own"
+    raise InputError(f"{name}: label table {source.name} does not have {listed}{more}; {remedy}")
+
+
+def _take_nearer(classes: UInt[np.ndarray, "*shape"], either: int, sides: tuple[int, int]) -> None:
+    """Voxels of class `either` become, in place, the class of the nearest voxel of one of `sides`."""
+    for box in ndimage.find_objects((classes == either).view(np.uint8)):
+        near = classes[tuple(slice(max(part.start - NEAR, 0), part.stop + NEAR) for part in box)]
+        where, sided = near == either, (near == sides[0]) | (near == sides[1])
+        if sided.any():
+            nearest = ndimage.distance_transform_edt(~sided, return_distances=False, return_indices=True)
+            near[where] = near[tuple(nearest)][where]
+        else:
+            near[where] = 0
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

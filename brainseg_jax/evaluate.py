@@ -1,0 +1,286 @@
+"""`python -m brainseg_jax.evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references.
+
+Both sides are grouped into one label table first, so SynthSeg's, FreeSurfer's and our own output are scored by the same code. One bad pair
+does not lose the others: it is listed at the end, and the exit code is 3.
+"""
+
+import argparse
+import csv
+import difflib
+import io
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table as Grid
+from rich.text import Text
+
+from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table
+from brainseg_jax.data.nifti import Scan, read_labels, reorient
+from brainseg_jax.data.pairs import Pair, pair, read_pairs
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
+from brainseg_jax.metrics import METRICS, PerClass, definitions, score
+
+NEAR = 0.1  # voxels by which the corners of two grids may lie apart and be one grid
+DIGITS = {"dice": 3, "hd95": 2, "assd": 2, "nsd": 3}
+
+Scores = dict[str, PerClass]  # what `metrics.score` gives for one pair
+
+
+class Comparison(NamedTuple):
+    """The label tables of both sides, the one in which they are compared, and which of its classes are reported: 0, then structures."""
+
+    prediction: Table
+    reference: Table
+    target: Table
+    reported: tuple[int, ...]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Scores as the command line says. Returns 0, 3 if some pairs could not be scored, or 2 after one line on what the user can mend."""
+    try:
+        return evaluate(_parser().parse_args(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; check the place and its permissions", file=sys.stderr)
+    return 2
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Scores every pair, writes the table, and prints means, definitions, and what could not be scored."""
+    tables = comparison(options.pred_scheme, options.ref_scheme, options.labels, options.exclude)
+    pairs, alone = _pairs(options)
+    console = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
+    results, failures = {}, []
+    for scan in track(pairs, "scoring", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            results[scan.subject] = score_files(scan, tables, options.metrics, options.tolerance)
+        except InputError as refusal:
+            failures.append(f"{scan.subject}: {refusal}")
+    if not results:
+        raise InputError(f"none of {len(pairs)} pairs could be scored; the first, {failures[0]}")
+    write_table(options.o, tables, results)
+    console.print(summary(tables, results))
+    lines = remarks(tables, results, options.tolerance)
+    if alone:
+        lines += ["", f"{len(alone)} files have no partner and were left out:", *map(str, alone)]
+    if failures:
+        lines += ["", f"{len(failures)} of {len(pairs)} pairs could not be scored:", *failures]
+    console.print("\n".join([*lines, "", f"{options.o}: written, {len(results)} subjects"]), markup=False, soft_wrap=True)
+    return 3 if failures else 0
+
+
+# ---- what is compared
+
+
+def comparison(prediction: str, reference: str, target: str, exclude: str = "") -> Comparison:
+    """Reads the tables. `exclude`: ids, names or abbreviations of the target's structures, separated by commas.
+
+    Raises InputError for what is not in the target, and for structures that one side's scheme never has and that are not excluded.
+    """
+    table = read_table(target)
+    number = {key.lower(): n for n, s in enumerate(table.structures, 1) for key in (s.abbreviation, s.name, str(s.id))}
+    excluded = [key.strip() for key in exclude.split(",") if key.strip()]
+    for key in excluded:
+        if key.lower() not in number:
+            close = difflib.get_close_matches(key.lower(), number, n=1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            raise InputError(f"--exclude: label table {table.name} has no {key!r}{meant}; give its ids, names or abbreviations")
+    left_out = {number[key.lower()] for key in excluded}
+    reported = tuple(n for n in range(len(table.structures) + 1) if n not in left_out)
+    if len(reported) == 1:
+        raise InputError(f"--exclude: nothing is left of label table {table.name}; exclude less")
+    sides = []
+    for flag, source in (("--pred-scheme", read_table(prediction)), ("--ref-scheme", read_table(reference))):
+        lacking = [s for s in missing(source, table) if number[str(s.id)] in reported]
+        if lacking:
+            remedy = f"leave out what cannot be compared with --exclude {','.join([*excluded, *(str(s.id) for s in lacking)])}"
+            raise InputError(f"{flag} {source.name} has no {_some(s.name for s in lacking)}; {remedy}, or choose other --labels")
+        sides.append(source)
+    return Comparison(*sides, table, reported)
+
+
+def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
+    if options.pairs and (options.pred or options.ref):
+        raise InputError("--pairs: lists both sides; leave --pred and --ref out")
+    if options.pairs:
+        return read_pairs(options.pairs), []
+    if not (options.pred and options.ref):
+        raise InputError("--pred and --ref are both needed, two files or two folders; or a list, --pairs")
+    pairs, alone = pair(options.pred, options.ref, options.subject_regex)
+    if alone and not options.partial:
+        raise InputError(f"{len(alone)} files have no partner: {_some(map(str, alone))}; add --partial to leave them out")
+    return pairs, alone
+
+
+# ---- one pair
+
+
+def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Scores:
+    """The scores of two files. Raises InputError for files that cannot be read, ids that their table lacks, and two grids."""
+    reference = read_labels(scan.reference)
+    prediction = on_grid(read_labels(scan.prediction), reference, str(scan.prediction))
+    predicted = lookup(prediction, tables.prediction, tables.target, str(scan.prediction))
+    expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
+    spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
+    return score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+
+
+def on_grid(labels: Scan, reference: Scan, name: str) -> Shaped[np.ndarray, "x y z"]:
+    """The labels' voxels in the reference's order: flips and permutations only. Raises InputError, naming `name`, for another grid."""
+    # As seen from the reference's own axes, so that oblique grids are turned as straight ones are.
+    turned = reorient(Scan(labels.voxels, np.linalg.solve(reference.affine, labels.affine)), "RAS")
+    remedy = "resample them by nearest neighbour onto the reference's grid"
+    if turned.voxels.shape != reference.voxels.shape:
+        raise InputError(f"{name}: its {turned.voxels.shape} voxels are not the {reference.voxels.shape} of its reference; {remedy}")
+    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in turned.voxels.shape))])
+    away = np.linalg.norm(corners @ (turned.affine - np.eye(4)).T, axis=1).max()
+    if away > NEAR:
+        raise InputError(f"{name}: its corners lie up to {away:.2g} voxels away from those of its reference; {remedy}")
+    return turned.voxels
+
+
+# ---- the tables
+
+
+def write_table(file: Path, tables: Comparison, results: dict[str, Scores]) -> None:
+    """Writes a line for each subject and structure, all or nothing; a value that is not counted is an empty cell.
+
+    Columns: subject, structure, id (of the target), the metrics, pred_ml, ref_ml, absent ("prediction", "reference", "both" or empty).
+    """
+    names = [*_measured(results), "pred_ml", "ref_ml"]
+    lines = [("subject", "structure", "id", *names, "absent")]
+    for subject, scores in results.items():
+        for n in tables.reported:
+            numbers = ("" if np.isnan(scores[name][n]) else f"{scores[name][n]:.6g}" for name in names)
+            lines.append((subject, *_called(tables.target, n), *numbers, _absent(scores, n)))
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(lines)
+    with whole(file) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
+
+
+def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
+    """Mean ± standard deviation over subjects, a line per structure, and then of each subject's mean over structures."""
+    names = _measured(results)
+    grid = Grid(box=box.SIMPLE, pad_edge=False)
+    grid.add_column("structure", no_wrap=True)
+    for column in ("n", "missed", "extra", *names):
+        grid.add_column(column, justify="right", no_wrap=True)
+    for n in tables.reported:
+        absent = Counter(_absent(scores, n) for scores in results.values())
+        counts = (len(results) - absent["both"], absent["prediction"], absent["reference"])
+        means = (_mean(name, [scores[name][n] for scores in results.values()]) for name in names)
+        grid.add_row(Text(_called(tables.target, n)[0]), *map(str, counts), *means, end_section=n == tables.reported[-1])
+    _, *structures = tables.reported
+    overall = {name: _mean(name, [_of_counted(scores[name][structures]) for scores in results.values()]) for name in names}
+    grid.add_row(f"mean of {len(structures)} structures", "", "", "", *overall.values())
+    if "dice" in names:
+        dice = _mean("dice", [_of_counted(scores["dice"][[0, *structures]]) for scores in results.values()])
+        grid.add_row("  and background", "", "", "", dice)
+    return grid
+
+
+def remarks(tables: Comparison, results: dict[str, Scores], tolerance: float = 1.0) -> list[str]:
+    """Lines that belong under the summary: definitions, what was left out, and what looks like a wrong scheme rather than a bad result."""
+    structures = tables.target.structures
+    lines = definitions(_measured(results), tolerance)
+    lines.append("n: subjects where a structure counts; missed: the prediction lacks it; extra: the reference lacks it")
+    lines.append("mean ± standard deviation over subjects; the mean of structures is first taken in each subject, over those that count")
+    if left_out := [s.name for n, s in enumerate(structures, 1) if n not in tables.reported]:
+        lines.append(f"left out: {', '.join(left_out)}; another structure that covers them is wrong there")
+    for side, flag in (("prediction", "--pred-scheme"), ("reference", "--ref-scheme")):
+        never = [structures[n - 1] for n in tables.reported[1:] if {_absent(scores, n) for scores in results.values()} == {side}]
+        if never:
+            remedy = f"if its tool has none, leave them out with --exclude {','.join(str(s.id) for s in never)}, or correct {flag}"
+            lines.append(f"note: no {side} has {_some(s.name for s in never)}; {remedy}")
+    return lines
+
+
+def _measured(results: dict[str, Scores]) -> list[str]:
+    return [name for name in METRICS if name in next(iter(results.values()))]
+
+
+def _called(table: Table, n: int) -> tuple[str, str]:
+    return (table.structures[n - 1].name, str(table.structures[n - 1].id)) if n else ("Background", "0")
+
+
+def _absent(scores: Scores, n: int) -> str:
+    lacking = [side for side, name in (("prediction", "pred_ml"), ("reference", "ref_ml")) if scores[name][n] == 0]
+    return "both" if len(lacking) == 2 else "".join(lacking)
+
+
+def _of_counted(values: PerClass) -> float:
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if counted.size else np.nan
+
+
+def _mean(name: str, values: Iterable[float]) -> str:
+    counted = [value for value in values if not np.isnan(value)]
+    spread = f" ± {np.std(counted, ddof=1):.{DIGITS[name]}f}" if len(counted) > 1 else ""
+    return f"{np.mean(counted):.{DIGITS[name]}f}{spread}" if counted else "–"
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+# ---- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see python -m brainseg_jax.evaluate --help")
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    wanted = [name.strip().lower() for name in text.split(",")]
+    if unknown := [name for name in wanted if name not in METRICS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown, known are {', '.join(METRICS)}")
+    return tuple(name for name in METRICS if name in wanted)
+
+
+def _tolerance(text: str) -> float:
+    if not (0 < float(text) < np.inf):
+        raise argparse.ArgumentTypeError(f"{text} is no distance in mm")
+    return float(text)
+
+
+def _tsv(text: str) -> Path:
+    if not text.endswith(".tsv"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv, as a table does")
+    return Path(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("python -m brainseg_jax.evaluate", description="Scores label maps against references.", allow_abbrev=False)
+    parser.add_argument("--pred", type=Path, help="the predicted label map (.nii, .nii.gz, .mgz), or a folder of them")
+    parser.add_argument("--ref", type=Path, help="the reference, or a folder of them; the files of two folders pair up by name")
+    parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a list with the columns subject, pred and ref")
+    parser.add_argument("--o", type=_tsv, required=True, metavar="TSV", help="the table to write, a line for each subject and structure")
+    tables = f"{', '.join(SCHEMES)}, or a .tsv file"
+    parser.add_argument("--pred-scheme", default="freesurfer", metavar="TABLE", help=f"what the ids mean: {tables} (%(default)s)")
+    parser.add_argument("--ref-scheme", default="freesurfer", metavar="TABLE", help="the same of the references (%(default)s)")
+    parser.add_argument("--labels", default="seg33", metavar="TABLE", help="the table in which both are compared (%(default)s)")
+    parser.add_argument("--exclude", default="", metavar="IDS", help="structures of that table to leave out: ids, names or abbreviations")
+    parser.add_argument("--metrics", type=_metrics, default=METRICS, metavar="NAMES", help=f"some of {','.join(METRICS)} (all)")
+    parser.add_argument("--tolerance", type=_tolerance, default=1.0, metavar="MM", help="nsd's (%(default)s)")
+    parser.add_argument("--subject-regex", default="", help="finds the subject in paths below both folders, in its first group")
+    parser.add_argument("--partial", action="store_true", help="leave out files without a partner, and list them")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What is measured and shown of a run's held-out volumes: of central crops for pretraining, of whole volumes for segmentation."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Integer
+from ml_collections import ConfigDict
+
+from brainseg_jax import inference, metrics, sharding
+from brainseg_jax.data import cache
+from brainseg_jax.data.augment import as_float, prepare_eval
+from brainseg_jax.data.dataset import Dataset
+from brainseg_jax.data.labels import Table
+from brainseg_jax.data.pipeline import Share, central_crop, eval_batches
+from brainseg_jax.step import Objective, averaged, eval_streams, make_eval_step
+
+Pictures = dict[str, Float[np.ndarray, "..."]]
+
+
+class HeldOut(NamedTuple):
+    """evaluate(params) → metrics by name, of which `names` can be judged by; draw(params) → volumes [x y z] or [x y z 3] to look at."""
+
+    evaluate: Callable[[Any], dict[str, float]]
+    draw: Callable[[Any], Pictures]
+    names: tuple[str, ...]
+
+
+def of(objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any) -> HeldOut:
+    """The one of the two below that the objective asks for."""
+    return of_volumes(objective.network, config, data) if data.target else of_crops(objective, config, data, mesh, share, params)
+
+
+def chosen(data: Dataset, most: int) -> list[Path]:
+    """At most `most` of the held-out volumes, spread over all of them: a manifest may be sorted by site."""
+    n = min(len(data.val), most)
+    return [data.val[i * len(data.val) // n].file for i in range(n)]
+
+
+def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any) -> HeldOut:
+    """An objective's own metrics and pictures, of the volumes' central crops; compiled for abstract `params` as they lie on the mesh."""
+    files = chosen(data, config.eval_volumes)
+    rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.data.batch, *config.data.crop, 1), jnp.dtype(config.data.dtype), sharding=rows),
+        "weight": jax.ShapeDtypeStruct((config.data.batch,), jnp.float32, sharding=rows),
+    }
+    index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    step = make_eval_step(objective, prepare_eval, config.seed)
+    names = tuple(jax.eval_shape(step, params, batch, index))
+    compiled = jax.jit(step, out_shardings=everywhere).lower(params, batch, index).compile()
+
+    def evaluate(params: Any) -> dict[str, float]:
+        batches = sharding.to_devices(eval_batches(files, crop=config.data.crop, batch=config.data.batch, share=share), mesh)
+        return averaged([compiled(params, batch, jnp.int32(i)) for i, batch in enumerate(batches)])
+
+    @jax.jit
+    def pictures(params: Any, image: jax.Array) -> tuple[jax.Array, ...]:
+        key, rngs = eval_streams(objective, config.seed, 0)
+        return objective.apply({"params": params}, prepare_eval(key, {"image": image}), method="pictures", rngs=rngs)
+
+    def draw(params: Any) -> Pictures:
+        crop = central_crop(cache.load(files[0])["image"], config.data.crop)
+        shown = pictures(params, jnp.asarray(crop)[None, ..., None])
+        return {name: np.asarray(volume)[0, ..., 0] for name, volume in zip(objective.picture_names, shown, strict=True)}
+
+    return HeldOut(evaluate, draw, names)
+
+
+def of_volumes(network: Any, config: ConfigDict, data: Dataset) -> HeldOut:
+    """Dice of whole volumes: of each structure over the volumes that have it, and the mean of these, by which the best is chosen.
+
+    `loss` is 1 − `dice`. The background is left out.
+    """
+    files, k = chosen(data, config.eval_volumes), config.classes
+
+    def segment(params: Any, image: np.ndarray) -> Integer[np.ndarray, "x y z"]:
+        model = inference.Model(network, params, tuple(config.data.crop))
+        volume = as_float(jnp.asarray(image))[..., None]
+        return inference.segment([model], volume, overlap=config.segmentation.overlap, blend=config.segmentation.blend).labels
+
+    def evaluate(params: Any) -> dict[str, float]:
+        scores = []
+        for file in files:
+            arrays = cache.load(file)
+            scores.append(metrics.dice(metrics.confusion(segment(params, arrays["image"]), arrays["label"], k)))
+        each = mean_of_counted(np.array(scores))[1:]
+        names = [f"dice/{structure.name}" for structure in data.target.structures]
+        dice = float(np.nanmean(each))
+        return {"loss": 1 - dice, "dice": dice} | {name: float(value) for name, value in zip(names, each, strict=True) if value == value}
+
+    def draw(params: Any) -> Pictures:
+        arrays = cache.load(files[0])
+        image = np.asarray(as_float(jnp.asarray(arrays["image"])))
+        found = segment(params, arrays["image"])
+        return {"image": image, "labels": painted(image, arrays["label"], data.target), "predicted": painted(image, found, data.target)}
+
+    return HeldOut(evaluate, draw, ("loss", "dice"))
+
+
+def mean_of_counted(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k"]:
+    """The mean over those of n volumes in which a class is counted; NaN where it is in none."""
+    counted = ~np.isnan(scores)
+    return np.where(counted.any(0), np.nansum(scores, 0) / np.maximum(counted.sum(0), 1), np.nan)
+
+
+def painted(image: Float[np.ndarray, "x y z"], classes: Integer[np.ndarray, "x y z"], table: Table) -> Float[np.ndarray, "x y z 3"]:
+    """The image in grey under its classes in the table's colours."""
+    colours = np.array([(0, 0, 0), *(tuple(bytes.fromhex(s.colour[1:])) for s in table.structures)]) / 255
+    return np.where(classes[..., None] > 0, 0.45 * image[..., None] + 0.55 * colours[classes], image[..., None]).astype(np.float32)

@@ -1,0 +1,44 @@
+"""Segmentation with a label table's classes: Dice and cross entropy on crops (the paper, section III-B).
+
+The network is `models.segmenter`; its parameters stand where the network has them, {"encoder", "decoder", "head"}, so that a checkpoint of
+fine-tuning is a network, and `params["encoder"]` is what pretraining left behind.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy
+from brainseg_jax.models.segmenter import Segmenter
+
+LOSSES: dict[str, Callable] = {"paper": dice_cross_entropy, "present": dice_of_present_cross_entropy}
+
+
+class Segmentation(nn.Module):
+    """Objective: `batch["image"] [b x y z c]`, `batch["label"] [b x y z]` in class numbers → (mean loss, metrics).
+
+    `loss` names an entry of LOSSES. Needs the random stream `drop_path` where the encoder has it.
+    """
+
+    network: Segmenter
+    loss: str = "present"
+
+    labels = True
+    streams = ("drop_path",)
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.network)
+
+    def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+        label = batch["label"].astype(jnp.int32)
+        losses = LOSSES[self.loss](self.network(batch["image"], train), label)
+        weight = batch.get("weight", jnp.ones(losses.shape))
+        total, count = jnp.sum(losses * weight), jnp.sum(weight)
+        return total / jnp.maximum(count, 1), {"loss": (total, count)}
+
+    def logits(self, image: Float[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z k"]:
+        """The network's logits, for prediction."""
+        return self.network(image)

@@ -1,0 +1,101 @@
+"""What fine-tuning of all networks shares: the paper's tasks, and recipes for trying, for a cohort, as published, and at 2 mm."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from brainseg_jax.config import base, recipe
+from brainseg_jax.errors import InputError
+
+# Section IV-B of the paper, and the label table of each.
+TASKS = {"skull": "brain", "four": "seg4", "thirtythree": "seg33"}
+
+
+def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], as_published: Callable[[ConfigDict], None]) -> ConfigDict:
+    """The experiment of a variant TASK or TASK,RECIPE. `network` chooses encoder, decoder and crop; `as_published` what the paper changes.
+
+    Raises InputError, with the names there are, for a task or recipe of another name.
+    """
+    recipes = {"trial": trial, "full": full, "paper": paper, "2mm": two_millimetres}
+    task, _, name = variant.partition(",")
+    if task not in TASKS:
+        raise InputError(f"{file} has no task {task!r}; use one of {', '.join(TASKS)}, or with a recipe, e.g. four,{list(recipes)[1]}")
+    change = recipe(name or "trial", recipes, file)
+    c = base()
+    c.objective = "segmentation"
+    c.classes = 0
+    c.data.labels = TASKS[task]
+    c.optim.peak = 2e-4
+    c.optim.b2 = 0.999
+    network(c)
+    change(c)
+    if change is paper:
+        as_published(c)
+    return c
+
+
+def augmented(c: ConfigDict) -> None:
+    """What a network meets beyond its training scanners: other contrast, coil, resolution, position, and half of a head."""
+    c.augment.mirror.sides = 0.5
+    c.augment.affine.chance = 0.3
+    c.augment.elastic.chance = 0.2
+    c.augment.contrast.chance = 0.3
+    c.augment.bias.chance = 0.3
+    c.augment.blur.chance = 0.2
+    c.augment.noise.chance = 0.2
+    c.augment.low_resolution.chance = 0.2
+    c.augment.cut.chance = 0.05
+
+
+def trial(c: ConfigDict) -> None:
+    """One anatomy, augmented, for trying the software."""
+    augmented(c)
+    c.steps = 40
+    c.log_every = 1
+    c.eval_every = 0.5
+    c.eval_volumes = 1
+    c.mesh.data = 1
+
+
+def full(c: ConfigDict) -> None:
+    """For a cohort of scans, on GPUs."""
+    augmented(c)
+    c.epochs = 300.0
+    c.eval_every = 0.02
+    c.patience = 10
+    c.save_every = 500
+    c.data.batch = 8
+    c.data.crops_per_volume = 2
+    c.remat = True
+    c.optim.layer_decay = 0.75
+
+
+def paper(c: ConfigDict) -> None:
+    """The values of its code. 34 classes for its 36: the choroid plexus' two were never trained. Its metric counted the background."""
+    c.epochs = 100.0
+    c.eval_every = 0.1
+    c.save_every = 500
+    c.data.spec = "paper"
+    c.data.dtype = "float16"
+    c.data.split_rule = "paper"
+    c.data.batch = 8  # 4 GPUs × 1 volume × 2 crops
+    c.data.crops_per_volume = 2
+    c.segmentation.loss = "paper"
+    c.segmentation.blend = "constant"
+    c.augment.chance = 0.0
+    c.optim.peak = 1e-4
+    c.optim.warmup = 0.5
+    c.optim.weight_decay = 1e-5
+    c.optim.decay = (".*",)
+    c.optim.clip = 0.0
+
+
+def two_millimetres(c: ConfigDict) -> None:
+    """Whole heads in one crop: for scans of that resolution, or a CPU."""
+    augmented(c)
+    c.epochs = 100.0
+    c.eval_every = 0.1
+    c.data.spacing = 2.0
+    c.data.size = (96, 96, 96)
+    c.data.crop = (96, 96, 96)
+    c.data.batch = 2

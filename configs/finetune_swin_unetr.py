@@ -1,0 +1,33 @@
+"""Fine-tuning of Swin UNETR: skull stripping, 4 structures, 33 structures, or a label table of your own (brainseg_jax/recipes.py).
+
+python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four
+    The full-size network on the embedded sample cohort: one anatomy, augmented, for trying the software.
+python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:thirtythree,full --config.data.manifest=people.tsv \
+        --config.init.checkpoint=runs/pretrain_swin_full/checkpoints/STEP
+    Our recipe for a cohort, from pretraining; without the last flag from scratch.
+python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:skull,paper --config.data.manifest=people.tsv \
+        --config.data.target=ADNI --config.data.masks=100 --config.init.checkpoint=…
+    The paper's recipe as its code has it: all masks of the other data sets, 100 of the target.
+python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four,2mm --config.data.manifest=people.tsv
+    Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.
+
+Tasks are skull, four and thirtythree; any other by --config.data.labels=mine.tsv.
+"""
+
+from ml_collections import ConfigDict
+
+from brainseg_jax.recipes import finetuning
+
+
+def get_config(variant: str = "four") -> ConfigDict:
+    return finetuning(variant, "configs/finetune_swin_unetr.py", network, as_published)
+
+
+def network(c: ConfigDict) -> None:
+    c.encoder = "swin"
+    c.decoder = "swin_unetr"
+    c.data.crop = (96, 96, 96)
+
+
+def as_published(c: ConfigDict) -> None:
+    c.swin.merging = "legacy"  # MONAI's of that time

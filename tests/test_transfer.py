@@ -1,0 +1,82 @@
+"""Fine-tuning takes whole parts of a checkpoint or says, in one line, why it cannot."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brainseg_jax import checkpoint
+from brainseg_jax.config import base, with_sources
+from brainseg_jax.errors import InputError
+from brainseg_jax.transfer import transfer
+
+
+def swin(**changes):
+    config = base()
+    config.update_from_flattened_dict({"objective": "segmentation", "encoder": "swin", "decoder": "swin_unetr", "data.labels": "seg4"} | changes)
+    return config
+
+
+def pretrained(folder, config, encoder, **others):
+    checkpoint.write(folder, {"encoder": encoder} | others, {"config": with_sources(config, set(), "test.py")})
+    return str(folder)
+
+
+@pytest.fixture
+def encoder():
+    return {"patch_embed": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "norm": {"scale": np.full(3, 7, np.float32)}}
+
+
+@pytest.fixture
+def params(encoder):
+    """New parameters of the same network."""
+    return {"encoder": jax.tree.map(jnp.zeros_like, encoder), "decoder": {"kernel": jnp.ones(2)}, "head": {"bias": jnp.ones(5)}}
+
+
+def test_the_encoder_is_taken_and_the_rest_is_new(tmp_path, encoder, params):
+    folder = pretrained(tmp_path / "c", swin(objective="ssl"), encoder, rotation={"bias": np.zeros(4, np.float32)})
+    said = []
+    out = transfer(params, swin(**{"init.checkpoint": folder, "swin.drop_path": 0.1}), said.append)
+    jax.tree.map(np.testing.assert_array_equal, out["encoder"], encoder)
+    assert out["decoder"] is params["decoder"] and out["head"] is params["head"]
+    assert said == [f"encoder from {folder}: all 9 numbers; from scratch: decoder, head"]
+
+
+def test_another_resolution_is_said(tmp_path, encoder, params):
+    folder = pretrained(tmp_path / "c", swin(**{"data.spacing": 2.0}), encoder)
+    said = []
+    transfer(params, swin(**{"init.checkpoint": folder}), said.append)
+    assert said[0].startswith("note: ") and "data.spacing 2.0, this run has 1.0" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        ({"encoder": "vit"}, {}, "holds a vit encoder, and this config has swin"),
+        ({"swin.merging": "legacy"}, {}, r"trained with swin\.merging legacy.*add --config\.swin\.merging=legacy"),
+        ({}, {"init.parts": ("encoder", "decoder")}, r"has no decoder; it has encoder: set init\.parts"),
+    ],
+    ids=["encoder", "merging", "part"],
+)
+def test_another_network_is_refused_by_name(tmp_path, encoder, params, theirs, ours, message):
+    folder = pretrained(tmp_path / "c", swin(**theirs), encoder)
+    with pytest.raises(InputError, match=message):
+        transfer(params, swin(**{"init.checkpoint": folder} | ours), print)
+
+
+@pytest.mark.parametrize("fault", ["missing", "surplus", "shape"])
+def test_less_than_all_of_a_part_is_refused(tmp_path, encoder, params, fault):
+    if fault == "missing":
+        del encoder["norm"]
+    elif fault == "surplus":
+        encoder["cls_token"] = np.zeros(2, np.float32)
+    else:
+        encoder["norm"]["scale"] = np.zeros(4, np.float32)
+    folder = pretrained(tmp_path / "c", swin(), encoder)
+    with pytest.raises(InputError, match="1 of 2 parameters of its encoder do not fit, e.g. encoder/(norm/scale|cls_token) is"):
+        transfer(params, swin(**{"init.checkpoint": folder}), print)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, params):
+    with pytest.raises(InputError, match="is no checkpoint"):
+        transfer(params, swin(**{"init.checkpoint": str(tmp_path)}), print)
