@@ -302,6 +302,8 @@ def check_segmentation(c: ConfigDict) -> None:
         raise InputError("data.labels is empty; name the label table of the task, e.g. --config.data.labels=seg4, or a TSV file")
     if (c.encoder, c.decoder) not in (("vit", "unetr"), ("swin", "swin_unetr")):
         raise InputError(f"encoder {c.encoder} and decoder {c.decoder} do not fit; use vit with unetr, or swin with swin_unetr")
+    if c.encoder == "vit" and c.vit.patch != 16:
+        raise InputError(f"vit.patch is {c.vit.patch}; UNETR's decoder doubles four times, so use 16")
     multiple = 2 ** (len(c.swin.depths) + 1)
     if c.encoder == "swin" and any(n % multiple for n in c.data.crop):
         nearest = tuple(max(1, n // multiple) * multiple for n in c.data.crop)

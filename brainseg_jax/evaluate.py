@@ -77,7 +77,8 @@ def evaluate(options: argparse.Namespace) -> int:
         lines += ["", f"{len(alone)} files have no partner and were left out:", *map(str, alone)]
     if failures:
         lines += ["", f"{len(failures)} of {len(pairs)} pairs could not be scored:", *failures]
-    console.print("\n".join([*lines, "", f"{options.o}: written, {len(results)} subjects"]), markup=False, soft_wrap=True)
+    lines += ["", f"{options.o}: written, {len(results)} subject{'s' * (len(results) > 1)}"]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
     return 3 if failures else 0
 
 
@@ -90,7 +91,8 @@ def comparison(prediction: str, reference: str, target: str, exclude: str = "") 
     Raises InputError for what is not in the target, and for structures that one side's scheme never has and that are not excluded.
     """
     table = read_table(target)
-    number = {key.lower(): n for n, s in enumerate(table.structures, 1) for key in (s.abbreviation, s.name, str(s.id))}
+    number = {key.lower(): n for n, s in enumerate(table.structures, 1) for key in (s.abbreviation, s.name)}
+    number |= {str(s.id): n for n, s in enumerate(table.structures, 1)}
     excluded = [key.strip() for key in exclude.split(",") if key.strip()]
     for key in excluded:
         if key.lower() not in number:
@@ -183,9 +185,10 @@ def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
         counts = (len(results) - absent["both"], absent["prediction"], absent["reference"])
         means = (_mean(name, [scores[name][n] for scores in results.values()]) for name in names)
         grid.add_row(Text(_called(tables.target, n)[0]), *map(str, counts), *means, end_section=n == tables.reported[-1])
-    _, *structures = tables.reported
+    structures = list(tables.reported[1:])
+    there = sum(any(_absent(scores, n) != "both" for scores in results.values()) for n in structures)
     overall = {name: _mean(name, [_of_counted(scores[name][structures]) for scores in results.values()]) for name in names}
-    grid.add_row(f"mean of {len(structures)} structures", "", "", "", *overall.values())
+    grid.add_row(f"mean of {there} structures", "", "", "", *overall.values())
     if "dice" in names:
         dice = _mean("dice", [_of_counted(scores["dice"][[0, *structures]]) for scores in results.values()])
         grid.add_row("  and background", "", "", "", dice)
@@ -254,8 +257,11 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 def _tolerance(text: str) -> float:
     if not (0 < float(text) < np.inf):
-        raise argparse.ArgumentTypeError(f"{text} is no distance in mm")
+        raise ValueError(text)
     return float(text)
+
+
+_tolerance.__name__ = "MM"  # what argparse says it expected
 
 
 def _tsv(text: str) -> Path:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 from ml_collections import ConfigDict
 
 from brainseg_jax import inference, metrics, sharding
@@ -80,8 +80,7 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset) -> HeldOut:
 
     def segment(params: Any, image: np.ndarray) -> Integer[np.ndarray, "x y z"]:
         model = inference.Model(network, params, tuple(config.data.crop))
-        volume = as_float(jnp.asarray(image))[..., None]
-        return inference.segment([model], volume, overlap=config.segmentation.overlap, blend=config.segmentation.blend).labels
+        return inference.segment([model], volume_of(image), overlap=config.segmentation.overlap, blend=config.segmentation.blend).labels
 
     def evaluate(params: Any) -> dict[str, float]:
         scores = []
@@ -95,11 +94,16 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset) -> HeldOut:
 
     def draw(params: Any) -> Pictures:
         arrays = cache.load(files[0])
-        image = np.asarray(as_float(jnp.asarray(arrays["image"])))
+        image = np.asarray(volume_of(arrays["image"]))[..., 0]
         found = segment(params, arrays["image"])
         return {"image": image, "labels": painted(image, arrays["label"], data.target), "predicted": painted(image, found, data.target)}
 
     return HeldOut(evaluate, draw, ("loss", "dice"))
+
+
+def volume_of(image: Shaped[np.ndarray, "x y z"]) -> Float[jax.Array, "x y z 1"]:
+    """A stored volume as a network takes it."""
+    return as_float(jnp.asarray(image)[None, ..., None])[0]
 
 
 def mean_of_counted(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k"]:

@@ -78,12 +78,11 @@ def segment(
     labels, volumes = [], []
     for slab in zip(*streams, strict=True):
         found, sums, probabilities = _decide([logits for _, logits in slab], partners)
-        labels.append(found)
-        volumes.append(sums)
+        # The host waits here, so that slabs cannot pile up; never for a window.
+        labels.append(np.asarray(found))
+        volumes.append(np.asarray(sums))
         if each:
             each(slab[0][0], probabilities)
-    # Only here does the host wait for the device.
-    labels, volumes = jax.device_get((labels, volumes))
     return Segmentation(np.concatenate(labels), np.sum(volumes, axis=0, dtype=np.float64))
 
 
@@ -174,7 +173,7 @@ def _features(network, params, windows):
 
 def _head(head, x):
     kernel, bias = head["kernel"].astype(x.dtype), head["bias"].astype(x.dtype)
-    return x @ kernel + bias
+    return x @ kernel + jnp.expand_dims(bias, range(x.ndim - 1))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="total")

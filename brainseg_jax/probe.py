@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.flags import run
@@ -28,7 +28,7 @@ HELD_OUT = flags.DEFINE_integer("held_out", 10, "Held-out volumes that it is jud
 
 Points = Float[np.ndarray, "n 3"]
 Features = Float[np.ndarray, "n f"]
-Classes = Int[np.ndarray, "n"]
+Classes = Integer[np.ndarray, "n"]
 
 PER_CLASS = 1000  # voxels of each class that are drawn of a volume to fit
 PER_VOLUME = 20_000  # voxels that are drawn of a held-out volume, wherever they lie
@@ -52,7 +52,7 @@ def interpolate(grid: Float[np.ndarray, "x y z f"], points: Points, size: Sequen
     return out
 
 
-def surroundings(image: Float[np.ndarray, "x y z"], points: Int[np.ndarray, "n 3"]) -> Features:
+def surroundings(image: Float[np.ndarray, "x y z"], points: Integer[np.ndarray, "n 3"]) -> Features:
     """What is known without an encoder: intensities of the 27 voxels around, the place, and its square."""
     padded = np.pad(image, 1, mode="edge")
     around = [padded[tuple((points + offset).T)] for offset in np.ndindex(3, 3, 3)]
@@ -83,14 +83,14 @@ def judge(predicted: Classes, classes: Classes, k: int) -> tuple[Float[np.ndarra
         return np.where(there, both / true, np.nan), np.where(there, 2 * both / (true + found), np.nan)
 
 
-def drawn(classes: Int[np.ndarray, "x y z"], k: int, rng: np.random.Generator) -> Int[np.ndarray, "n 3"]:
+def drawn(classes: Integer[np.ndarray, "x y z"], k: int, rng: np.random.Generator) -> Integer[np.ndarray, "n 3"]:
     """Voxels of a volume to fit on: at most PER_CLASS of each class."""
     flat = classes.ravel()
     chosen = [rng.permutation(np.flatnonzero(flat == c))[:PER_CLASS] for c in range(k)]
     return np.column_stack(np.unravel_index(np.concatenate(chosen), classes.shape))
 
 
-def anywhere(classes: Int[np.ndarray, "x y z"], rng: np.random.Generator) -> Int[np.ndarray, "n 3"]:
+def anywhere(classes: Integer[np.ndarray, "x y z"], rng: np.random.Generator) -> Integer[np.ndarray, "n 3"]:
     """Voxels of a volume to judge on: PER_VOLUME of them, without regard to class."""
     return np.column_stack(np.unravel_index(rng.choice(classes.size, min(PER_VOLUME, classes.size), replace=False), classes.shape))
 
@@ -100,8 +100,8 @@ def probe(
 ) -> tuple[dict[str, tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]], tuple[str, ...]]:
     """({what is read: (recall, Dice) of each class}, the structures' names) for a checkpoint's encoder.
 
-    Volumes are the first labelled ones of the manifest's split, standardised as for the checkpoint; of each the central crop is read.
-    Raises InputError for a checkpoint without encoder, and where too few volumes have labels.
+    Training volumes are drawn as `data.masks` draws them, so that pretrainings meet the same ones, standardised as for the checkpoint; of
+    each volume the central crop is read. Raises InputError for a checkpoint without encoder, and where too few volumes have labels.
     """
     import jax
     import jax.numpy as jnp
@@ -109,8 +109,9 @@ def probe(
     from brainseg_jax import models, record
     from brainseg_jax.checkpoint import load
     from brainseg_jax.config import from_resolved
-    from brainseg_jax.data import dataset, labels
+    from brainseg_jax.data import cache, dataset, labels
     from brainseg_jax.data.augment import as_float
+    from brainseg_jax.data.pipeline import central_crop
 
     params, card = load(checkpoint, "params/encoder")
     config = from_resolved(card["config"])
@@ -118,14 +119,10 @@ def probe(
     config.data.manifest = manifest or config.data.manifest
     if manifest:
         config.data.splits = ""
+    config.data.masks, config.data.lacking = volumes, "background"
     target = labels.read_table(table)
     with tempfile.TemporaryDirectory() as folder:
-        data = dataset.prepare(config.data, True, Path(folder), print, record.progress)
-    train, val = ([entry for entry in entries if entry.row.labels] for entries in (data.train, data.val))
-    if len(train) < volumes or not val:
-        raise InputError(
-            f"{data.manifest}: {len(train)} training and {len(val)} held-out volumes have labels; --volumes {volumes} asks for more"
-        )
+        data = dataset.prepare(config.data, target, Path(folder), print, record.progress)
     encoder = models.ENCODERS[config.encoder](config)
     image = jnp.zeros((1, *config.data.crop, config.channels))
     untrained = jax.jit(encoder.init)(jax.random.key(config.seed), image)["params"]
@@ -134,36 +131,29 @@ def probe(
     rng = np.random.default_rng(0)
     readers = {"without an encoder": None, "encoder, untrained": untrained, "encoder, of the checkpoint": params}
 
-    def read(entry: Any, choose: Callable[..., Int[np.ndarray, "n 3"]]) -> tuple[dict[str, Features], Classes]:
-        image, classes = labelled_crop(entry, target, config.data.crop)
-        points = choose(classes)
+    def read(entry: Any, choose: Callable[..., Integer[np.ndarray, "n 3"]]) -> tuple[dict[str, Features], Classes]:
+        arrays = cache.load(entry.file)
+        image, classes = (central_crop(arrays[part], tuple(config.data.crop)) for part in ("image", "label"))
+        points, classes = choose(classes), classes.astype(np.int64)
         plain = surroundings(image / np.float32(255 if image.dtype == np.uint8 else 1), points)
         features = {}
         for name, params in readers.items():
             found = maps(params, image[None, ..., None]) if params else ()
-            features[name] = np.column_stack([plain, *(interpolate(np.asarray(m)[0], points, image.shape) for m in found)])
+            features[name] = np.column_stack([plain, *(interpolate(np.asarray(m)[0], points.astype(float), image.shape) for m in found)])
         return features, classes[tuple(points.T)]
 
-    fitted = [read(entry, lambda classes: drawn(classes, k, rng)) for entry in train[:volumes]]
-    seen = [read(entry, lambda classes: anywhere(classes, rng)) for entry in val[:held_out]]
+    fitted = [read(entry, lambda classes: drawn(classes, k, rng)) for entry in data.train]
+    seen = [read(entry, lambda classes: anywhere(classes, rng)) for entry in data.val[:held_out]]
+
+    def joined(volumes: list, name: str) -> tuple[Features, Classes]:
+        return np.concatenate([features[name] for features, _ in volumes]), np.concatenate([classes for _, classes in volumes])
+
     rows = {}
     for name in readers:
-        x, y = (np.concatenate(parts) for parts in zip(*((features[name], classes) for features, classes in fitted), strict=True))
-        classify = fit(x, y, k)
-        x, y = (np.concatenate(parts) for parts in zip(*((features[name], classes) for features, classes in seen), strict=True))
-        rows[name] = judge(classify(x), y, k)
+        classify = fit(*joined(fitted, name), k)
+        features, classes = joined(seen, name)
+        rows[name] = judge(classify(features), classes, k)
     return rows, tuple(structure.abbreviation for structure in target.structures)
-
-
-def labelled_crop(entry: Any, table: Any, crop: tuple[int, int, int]) -> tuple[np.ndarray, Int[np.ndarray, "x y z"]]:
-    """The central crop of a cached volume as it is stored, and its classes in the table."""
-    from brainseg_jax.data import cache, labels
-    from brainseg_jax.data.pipeline import central_crop
-
-    arrays = cache.load(entry.file)
-    scheme = entry.row.scheme[0]
-    classes = labels.classes(central_crop(arrays[f"label/{scheme}"], crop), labels.read_table(scheme), table)
-    return central_crop(arrays["image"], crop), classes.astype(np.int64)
 
 
 def main(argv: list[str]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from brainseg_jax.config import base, recipe
-from brainseg_jax.errors import InputError
 
 # Section IV-B of the paper, and the label table of each.
 TASKS = {"skull": "brain", "four": "seg4", "thirtythree": "seg33"}
@@ -16,15 +15,12 @@ def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], a
 
     Raises InputError, with the names there are, for a task or recipe of another name.
     """
-    recipes = {"trial": trial, "full": full, "paper": paper, "2mm": two_millimetres}
-    task, _, name = variant.partition(",")
-    if task not in TASKS:
-        raise InputError(f"{file} has no task {task!r}; use one of {', '.join(TASKS)}, or with a recipe, e.g. four,{list(recipes)[1]}")
-    change = recipe(name or "trial", recipes, file)
+    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres}
+    change = recipe(variant, {task + name: change for task in TASKS for name, change in recipes.items()}, file)
     c = base()
     c.objective = "segmentation"
     c.classes = 0
-    c.data.labels = TASKS[task]
+    c.data.labels = TASKS[variant.partition(",")[0]]
     c.optim.peak = 2e-4
     c.optim.b2 = 0.999
     network(c)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import checkpoint, heldout, optim, record, report, sharding
 from brainseg_jax.config import check, differing
 from brainseg_jax.data import dataset, labels
-from brainseg_jax.data.augment import prepare_train
+from brainseg_jax.data.augment import prepare_eval, prepare_train
 from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.heldout import HeldOut
@@ -72,7 +72,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
     data = dataset.prepare(config.data, target, folder, say, record.progress)
     run = Run(config, folder, data, mesh, share, length(config, len(data.train)))
-    one_crop = {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts_of_batch(config).items()}
+    one_crop = sample_of(config)
     params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
     optimizer = optim.optimizer(config.optim, run.steps, params)
 
@@ -101,7 +101,8 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
             f"{len(data.train)} training and {min(len(data.val), config.eval_volumes)} held-out volumes; "
             f"{run.steps} steps of {config.data.batch} crops {config.data.crop} in {config.dtype} on "
-            f"{mesh.size} × {mesh.devices.flat[0].device_kind}; compiled in {time.perf_counter() - began:.1f} s" + (f"; going on from step {start}" if state else "")
+            f"{mesh.size} × {mesh.devices.flat[0].device_kind}; compiled in {time.perf_counter() - began:.1f} s"
+            + (f"; going on from step {start}" if state else "")
         )
         state = state or begin(config, jax.jit(init, out_shardings=places)(), say)
         writer = Writer(folder, run.steps, start)
@@ -133,6 +134,11 @@ def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dt
     crop = tuple(config.data.crop)
     parts = {"image": ((*crop, 1), np.dtype(config.data.dtype))}
     return parts | ({"label": (crop, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
+
+
+def sample_of(config: ConfigDict) -> Batch:
+    """A batch of one empty sample as an objective sees it, for shapes."""
+    return prepare_eval(jax.random.key(0), {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts_of_batch(config).items()})
 
 
 def compile_step(objective: Objective, optimizer: Any, run: Run, like: TrainState) -> Step:

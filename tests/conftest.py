@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import config as keys
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
-from brainseg_jax.data.nifti import write
+from brainseg_jax.data.nifti import read, write
 from brainseg_jax.data.standardize import spec
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -76,6 +76,19 @@ def cohort(tmp_path_factory):
         rows.append(Row(f"head{i}", "", image, (), (), "made", split))
     write_manifest(folder / "people.tsv", rows)
     cache.build(read_manifest(folder / "people.tsv"), spec("default", 4.0, (32, 32, 32)), folder / "volumes", max_failures=0.0, workers=1)
+    return folder / "people.tsv"
+
+
+@pytest.fixture(scope="session")
+def masked(cohort, tmp_path_factory):
+    """The same heads with brain masks: where the ellipsoid is bright."""
+    folder = tmp_path_factory.mktemp("masked")
+    rows = []
+    for row in read_manifest(cohort):
+        scan = read(row.image)
+        write(folder / f"{row.subject}.nii.gz", (scan.voxels > 50).astype(np.uint8), scan.affine)
+        rows.append(row._replace(labels=(folder / f"{row.subject}.nii.gz",), scheme=("brain",)))
+    write_manifest(folder / "people.tsv", rows)
     return folder / "people.tsv"
 
 

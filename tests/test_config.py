@@ -13,11 +13,14 @@ import pytest
 from brainseg_jax import config as keys
 from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, with_sources
 from brainseg_jax.data.augment import prepare_train
+from brainseg_jax.data.labels import read_table
+from brainseg_jax.data.labels import swap as labels_swap
 from brainseg_jax.errors import InputError
 from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
 from brainseg_jax.step import init_params, init_state, make_train_step
+from brainseg_jax.train import parts_of_batch, sample_of
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 
@@ -71,6 +74,18 @@ BAD = [
     ("mae.mask_ratio", 1.0, "none visible"),
     ("epochs", 3.0, "set one of them"),
 ]
+SEGMENTATION = [
+    ("data.labels", "", "name the label table"),
+    ("decoder", "unetr", "do not fit"),
+    ("data.crop", (96, 80, 96), re.escape("(96, 64, 96)")),
+    ("data.masks", -2, "-1 for all"),
+    ("data.lacking", "ignore", "refuse, background"),
+    ("init.parts", ("stem",), "encoder, decoder, head"),
+    ("init.parts", (), "encoder, decoder, head"),
+    ("optim.layer_decay", 0.0, "just outside"),
+    ("optim.unfreeze", 1.0, "just outside"),
+    ("segmentation.overlap", 1.0, "just outside"),
+]
 
 
 @pytest.mark.parametrize(("key", "value", "hint"), BAD)
@@ -82,6 +97,25 @@ def test_a_bad_value_is_refused_by_its_key_with_what_it_may_be(key, value, hint)
     with pytest.raises(InputError, match=hint) as refusal:
         check(c)
     assert key in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("key", "value", "hint"), SEGMENTATION)
+def test_a_bad_value_of_fine_tuning_is_refused_likewise(key, value, hint):
+    c = base()
+    c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "data.crop": (96, 96, 96)})
+    c.encoder, c.decoder = "swin", "swin_unetr"
+    check(c)
+    c.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=hint) as refusal:
+        check(c)
+    assert key in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_unetr_wants_its_patches():
+    c = base()
+    c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "vit.patch": 8})
+    with pytest.raises(InputError, match=r"vit\.patch is 8.*use 16"):
+        check(c)
 
 
 def test_neither_steps_nor_epochs_is_refused():
@@ -107,13 +141,17 @@ def test_every_config_builds_at_full_size(get, variant):
     c = get(variant)
     c.dtype = "bfloat16"
     check(c)
+    swap = None
+    if c.data.labels:
+        table = read_table(c.data.labels)
+        c.classes, swap = len(table.structures) + 1, labels_swap(table)
     objective = OBJECTIVES[c.objective](c)
-    image = jax.ShapeDtypeStruct((c.data.batch, *c.data.crop, 1), jnp.dtype(c.data.dtype))
-    one = jax.ShapeDtypeStruct((1, *c.data.crop, 1), jnp.float32)
-    params = jax.eval_shape(lambda image: init_params(objective, {"image": image}, c.seed), one)
+    batch = {name: jax.ShapeDtypeStruct((c.data.batch, *shape), dtype) for name, (shape, dtype) in parts_of_batch(c).items()}
+    params = jax.eval_shape(lambda: init_params(objective, sample_of(c), c.seed))
     tx = optimizer(c.optim, 100, params)
-    state = jax.eval_shape(lambda image: init_state(init_params(objective, {"image": image}, c.seed), tx), one)
-    after, metrics = jax.eval_shape(make_train_step(objective, tx, prepare_train(c), c.seed, c.optim.accumulate), state, {"image": image})
+    state = jax.eval_shape(lambda: init_state(init_params(objective, sample_of(c), c.seed), tx))
+    step = make_train_step(objective, tx, prepare_train(c, swap), c.seed, c.optim.accumulate)
+    after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert all(total.shape == number.shape == () for total, number in metrics.values()) and "loss" in metrics
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -13,7 +13,8 @@ from brainseg_jax.transfer import transfer
 
 def swin(**changes):
     config = base()
-    config.update_from_flattened_dict({"objective": "segmentation", "encoder": "swin", "decoder": "swin_unetr", "data.labels": "seg4"} | changes)
+    network = {"objective": "segmentation", "encoder": "swin", "decoder": "swin_unetr", "data.labels": "seg4"}
+    config.update_from_flattened_dict(network | changes)
     return config
 
 
@@ -73,7 +74,7 @@ def test_less_than_all_of_a_part_is_refused(tmp_path, encoder, params, fault):
     else:
         encoder["norm"]["scale"] = np.zeros(4, np.float32)
     folder = pretrained(tmp_path / "c", swin(), encoder)
-    with pytest.raises(InputError, match="1 of 2 parameters of its encoder do not fit, e.g. encoder/(norm/scale|cls_token) is"):
+    with pytest.raises(InputError, match=r"1 of 2 parameters of its encoder do not fit, e\.g\. encoder/(norm/scale|cls_token) is"):
         transfer(params, swin(**{"init.checkpoint": folder}), print)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from brainseg_jax.data.axes import along_axes, smooth_noise
+from brainseg_jax.data.fields import along_axes, drawn, smooth_noise
 
 Image = Float[jax.Array, "b x y z c"]
 PerSample = Float[jax.Array, "b"]
@@ -42,7 +42,7 @@ def curve(key: jax.Array, image: Image, limit: float) -> Image:
     limit: at most 1.
     """
     b, *_, c = image.shape
-    return along_curve(image, 1 + limit * jax.random.uniform(key, (b, RISES, c), image.dtype, -1, 1))
+    return along_curve(image, 1 + limit * drawn(jax.random.uniform, key, (b, RISES, c), image.dtype, -1, 1))
 
 
 def along_curve(image: Image, rises: Float[jax.Array, "b k c"]) -> Image:
@@ -80,14 +80,15 @@ def gaussian(n: int, sigma: PerSample) -> Float[jax.Array, "b {n} {n}"]:
 def gaussian_noise(key: jax.Array, image: Image, limit: float) -> Image:
     """Values plus normal noise with a standard deviation up to `limit`."""
     amount, noise = jax.random.split(key)
-    return jnp.clip(image + _uniform(amount, image, 0, limit) * jax.random.normal(noise, image.shape, image.dtype), 0, 1)
+    return jnp.clip(image + _uniform(amount, image, 0, limit) * drawn(jax.random.normal, noise, image.shape, image.dtype), 0, 1)
 
 
 def rician_noise(key: jax.Array, image: Image, limit: float) -> Image:
     """The magnitude of values plus complex normal noise, each part with a standard deviation up to `limit`: what a scanner delivers."""
     amount, noise = jax.random.split(key)
-    sigma, (real, imaginary) = _uniform(amount, image, 0, limit), jax.random.normal(noise, (2, *image.shape), image.dtype)
-    return jnp.clip(jnp.hypot(image + sigma * real, sigma * imaginary), 0, 1)
+    sigma = _uniform(amount, image, 0, limit)
+    real, imaginary = (sigma * drawn(jax.random.normal, part, image.shape, image.dtype) for part in jax.random.split(noise))
+    return jnp.clip(jnp.hypot(image + real, imaginary), 0, 1)
 
 
 NOISES = {"gaussian": gaussian_noise, "rician": rician_noise}
@@ -126,4 +127,4 @@ def slices(n: int, thickness: PerSample, first: PerSample) -> Float[jax.Array, "
 
 def _uniform(key: jax.Array, image: Image, low: float | int, high: float | int) -> Float[jax.Array, "b 1 1 1 c"]:
     b, *_, c = image.shape
-    return jax.random.uniform(key, (b, 1, 1, 1, c), image.dtype, low, high)
+    return drawn(jax.random.uniform, key, (b, 1, 1, 1, c), image.dtype, low, high)

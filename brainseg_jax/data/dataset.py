@@ -102,8 +102,15 @@ def read_for(row: Row, target: Table, lacking: str) -> Row:
     """The row with the first of its label maps that tells apart what the target does, or, `lacking` "background", as much as any."""
     if not row.scheme:
         raise InputError(f"{row.labels[0]}: the manifest does not say which label table it follows; fill in the column scheme")
-    lacks = {scheme: missing(read_table(scheme), target) for scheme in row.scheme}
-    best = min(row.scheme, key=lambda scheme: len(lacks[scheme]))
+    lacks, faults = {}, []
+    for scheme in row.scheme:
+        try:
+            lacks[scheme] = missing(read_table(scheme), target)
+        except InputError as fault:
+            faults.append(fault)
+    if not lacks:
+        raise faults[0]
+    best = min(lacks, key=lambda scheme: len(lacks[scheme]))
     if lacks[best] and lacking == "refuse":
         names = ", ".join(structure.name for structure in lacks[best][:4]) + (" …" if len(lacks[best]) > 4 else "")
         raise InputError(

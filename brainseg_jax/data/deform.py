@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Bool, Float, Integer
 
-from brainseg_jax.data.axes import smooth_noise
+from brainseg_jax.data.fields import drawn, smooth_noise
 from brainseg_jax.errors import InputError
 
 Image = Float[jax.Array, "b x y z c"]
@@ -58,7 +58,7 @@ def random_affine(
     rotation: degrees about each axis. scaling: factors from 1 / (1 + limit) to 1 + limit, evenly in the logarithm. shear: voxels per voxel.
     """
     limits = np.array([np.radians(rotation), np.log1p(scaling), shear, translation], np.float32)
-    draws = jax.random.uniform(key, (len(happens), 4, 3), jnp.float32, -1, 1) * limits[None] * happens[:, None, None]
+    draws = drawn(jax.random.uniform, key, (len(happens), 4, 3), jnp.float32, -1, 1) * limits[None] * happens[:, None, None]
     return affine(draws[:, 0], jnp.exp(draws[:, 1]), draws[:, 2]), draws[:, 3]
 
 

@@ -31,12 +31,12 @@ from scipy import ndimage
 from brainseg_jax.errors import InputError
 
 # seg33: the paper's structures. malpem: ADNI's labels. brain: a mask, with the CSF around the brain.
-SCHEMES = ("oasis35", "seg33", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse")
+SCHEMES = ("seg35", "seg33", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse")
 COLUMNS = ("id", "name", "abbreviation", "freesurfer", "part_of", "partner", "colour", "tissue", "note")
 REQUIRED = ("id", "name", "partner")
 TISSUES = ("cortex", "subcortical grey matter", "white matter", "csf", "other")
 LAST = 2**16 - 1  # the largest id: an id is an index into a small array
-NEAR = 16  # voxels around what lies on the midline within which its nearer side is looked for
+NEAR = 16  # voxels around the box of what lies on the midline, in which its nearer side is looked for
 
 
 class Structure(NamedTuple):
@@ -87,8 +87,8 @@ def parse_table(text: str, name: str) -> Table:
             raise InputError(f"{name}: column {column!r} is unknown{_meant(column, COLUMNS)}; {known}")
         if header.count(column) > 1:
             raise InputError(f"{name}: column {column!r} stands twice; remove one of the two")
-    if missing := [column for column in REQUIRED if column not in header]:
-        raise InputError(f"{name}: column {missing[0]!r} is missing; the first line names the columns, of {_list(COLUMNS)}")
+    if lacking := [column for column in REQUIRED if column not in header]:
+        raise InputError(f"{name}: column {lacking[0]!r} is missing; the first line names the columns, of {_list(COLUMNS)}")
     structures: dict[int, Structure] = {}
     lines_of: dict[int | str, int] = {}
     for line, cells in enumerate(lines, 2):
@@ -115,6 +115,15 @@ def parse_table(text: str, name: str) -> Table:
     return Table(name, tuple(structures.values()))
 
 
+def table_text(table: Table) -> str:
+    """The table as `parse_table` reads it, for what has to carry its own."""
+    lines = ["\t".join(COLUMNS)]
+    for structure in table.structures:
+        cells = ("/".join(map(str, cell)) if isinstance(cell, tuple) else str(cell) for cell in map(structure._asdict().get, COLUMNS))
+        lines.append("\t".join(cells))
+    return "\n".join(lines) + "\n"
+
+
 def grouping(source: Table, target: Table) -> dict[int, tuple[int, ...]]:
     """For every id of the source the id of the target that it belongs to: (), (id,), or both sides' where the nearer one has to be taken.
 
@@ -134,18 +143,17 @@ def grouping(source: Table, target: Table) -> dict[int, tuple[int, ...]]:
     def among(ids: Iterable[int]) -> frozenset[int]:
         return frozenset().union(*(having.get(id) or among(wholes.get(id, ())) for id in ids))
 
-    found = {}  # for every source id what each of its FreeSurfer ids belongs to
+    found = {}  # for every source id where each of its FreeSurfer ids belongs: they have to agree
     for structure in source.structures:
         own = {among([id]) for id in structure.freesurfer}
         found[structure.id] = own if any(own) else {among(structure.part_of)}
-    groups = {id: tuple(sorted(frozenset().union(*kinds))) for id, kinds in found.items()}
+    groups = {id: tuple(sorted(frozenset().union(*own))) for id, own in found.items()}
     named = {s.id: s for s in target.structures}
     for structure in source.structures:
         ids = groups[structure.id]
-        alike = len(found[structure.id]) == 1
         # Two sides are told apart by what lies nearer, and that has to have a side itself.
         sides = len(ids) == 2 and named[ids[0]].partner == ids[1] and {ids[:1], ids[1:]} <= set(groups.values())
-        if not (alike and (len(ids) < 2 or sides)):
+        if len(found[structure.id]) > 1 or not (len(ids) < 2 or sides):
             two = [repr(named[id].name) for id in ids[:2]] + ["the background"]
             raise InputError(
                 f"{structure.name!r} of label table {source.name} does not tell {two[0]} from {two[1]} of {target.name}; "
@@ -163,9 +171,9 @@ def missing(source: Table, target: Table) -> tuple[Structure, ...]:
 def lookup(labels: Shaped[np.ndarray, "*shape"], source: Table, target: Table, name: str = "labels") -> UInt[np.ndarray, "*shape"]:
     """Labels of the source as class numbers of the target, uint8 or uint16; what belongs to none of its structures becomes 0.
 
-    What lies on the midline and belongs to either side goes where the nearer voxel of a side is (in voxels; background if none is within
-    NEAR of them), so give whole volumes rather than crops. InputError, naming `name`, for ids that are not in the source and for values
-    that are no whole numbers.
+    What lies on the midline and belongs to either side goes to the side whose next voxel is nearer, or is background where there is none
+    around, so give whole volumes rather than crops. InputError, naming `name`, for ids that are not in the source and for values that are
+    no whole numbers.
     """
     with np.errstate(invalid="ignore"):
         ids = labels.astype(np.intp)

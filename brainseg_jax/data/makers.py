@@ -69,7 +69,7 @@ def cc359(root: str | Path, labels: str | Path | None = None, dataset: str = "CC
     for image in _volumes(root):
         if match := re.fullmatch(r"(CC\d{4})_[a-z]+_\d+_\d+_[MF]", _stem(image)):
             found = masks[f"{_stem(image)}_ss"] + masks[f"{_stem(image)}_staple"]
-            rows.append(_row(match[1], "", image, found, "mask", dataset))
+            rows.append(_row(match[1], "", image, found, "brain", dataset))
     return _found(rows, root, "CC0001_philips_15_55_M.nii.gz", labels, "IMAGE_ss.nii.gz or IMAGE_staple.nii.gz")
 
 

@@ -28,10 +28,11 @@ def test_a_certificate_of_a_unetr(tmp_path, weights, capsys):
     assert found["passed"] and found["round_trip"] == {"tensors": 170, "bit_equal": True}
     assert (found["dialect"], found["file"], found["written_for_monai"]) == ("monai-unetr", "w.pt", "1.6")
     decoder = [
-        f"decoder/{name}"
-        for name in ("encoder1", "encoder2", "encoder3", "encoder4", "decoder5", "decoder4", "decoder3", "decoder2")
+        f"decoder/{name}" for name in ("encoder1", "encoder2", "encoder3", "encoder4", "decoder5", "decoder4", "decoder3", "decoder2")
     ]
-    assert sorted(found["blocks"]) == sorted([*(f"encoder/blocks/{i}" for i in range(12)), "encoder/norm", *decoder, "head", "whole network"])
+    assert sorted(found["blocks"]) == sorted(
+        [*(f"encoder/blocks/{i}" for i in range(12)), "encoder/norm", *decoder, "head", "whole network"]
+    )
     for block in found["blocks"].values():
         assert block["float32"]["relative"] < 1e-5 and block["float64"]["relative"] < 1e-10
     page = (tmp_path / "w.certificate.md").read_text()
@@ -55,11 +56,7 @@ def test_a_wrong_network_fails(tmp_path, weights, monkeypatch):
     monkeypatch.setattr(certify, "_ours", lambda c, given, *rest: ours(c, given | {bias: given[bias] + np.float32(1e-3)}, *rest))
     certificate = certify.certify(config, leaves, {key: tensors[key] for key in ("vit.norm.bias",)}, dialect, facts)
     assert not certificate["passed"] and certificate["round_trip"]["bit_equal"]
-    assert (
-        certificate["blocks"]["head"]["float32"]["relative"]
-        > 1e-5
-        > certificate["blocks"]["decoder/decoder2"]["float32"]["relative"]
-    )
+    assert certificate["blocks"]["head"]["float32"]["relative"] > 1e-5 > certificate["blocks"]["decoder/decoder2"]["float32"]["relative"]
     assert "FAILED" in certify.markdown(certificate)
 
 

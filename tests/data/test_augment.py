@@ -1,7 +1,6 @@
 """Augmentation of batches: each change by its own chance, labels with their image, the same on any devices; none for held-out volumes."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -69,27 +68,31 @@ def test_unless_asked_for_only_intensities_are_scaled_and_shifted(rng):
 
 @pytest.mark.parametrize("chance", CHANCES)
 def test_each_happens_to_each_sample_by_its_own_chance(rng, chance):
-    """To 30 % of 600 samples: 180 ± 11; to all where it is certain, and then to each in its own way."""
-    one = made(rng, 1, 6)
+    """To 30 % of 600 samples, 180 ± 11, of those that two changes share 51 %; and to each in its own way, but for mirrors."""
+    one = made(rng, 1, 8)
     batch = jax.tree.map(lambda a: jnp.tile(a, (600, *[1] * (a.ndim - 1))), one)
-    often = np.asarray(prepared(OFF | {chance: 0.3})(jax.random.key(0), batch)["image"])
-    still = (often == np.asarray(batch["image"]) / np.float32(255)).all((1, 2, 3, 4))
-    parts = {"mirror.others": 2, "contrast.chance": 2}.get(chance, 1)  # how many changes there are that each happen by this chance
-    # A cut of less than half a voxel is none; it is the only change that may be.
-    assert abs((~still).sum() - 600 * (1 - 0.7**parts)) < (90 if chance == "cut.chance" else 55)
-    if not chance.startswith("mirror"):
-        assert len({sample.tobytes() for sample in often[~still]}) > 0.9 * (~still).sum() - (120 if chance == "cut.chance" else 0)
+    # Cuts that are deep enough to be seen.
+    out = np.asarray(prepared(OFF | {chance: 0.3, "cut.share": 1.0})(jax.random.key(0), batch)["image"])
+    other = (out != np.asarray(jax.jit(as_float)(one["image"]))).any((1, 2, 3, 4))
+    expected = 600 * (1 - 0.7 ** {"mirror.others": 2, "contrast.chance": 2}.get(chance, 1))
+    assert abs(other.sum() - expected) < 55
+    ways = len({sample.tobytes() for sample in out[other]})
+    assert ways <= 3 if chance.startswith("mirror") else ways > 0.6 * other.sum()
 
 
 def test_a_change_leaves_the_draws_of_others_as_they_are(rng):
     batch, key = made(rng, 8, 6), jax.random.key(1)
-    mirrored = {"mirror.sides": 0.5}
-    alone, with_noise = (prepared(OFF | mirrored | more)(key, batch) for more in ({}, {"noise.chance": 0.5, "bias.chance": 0.5}))
-    np.testing.assert_array_equal(alone["label"], with_noise["label"])
-    brighter = prepared(mirrored)(key, batch)
-    only_brighter = prepared({})(key, batch)
-    ratio = np.asarray(brighter["image"].mean((1, 2, 3, 4)) / only_brighter["image"].mean((1, 2, 3, 4)))
-    np.testing.assert_allclose(ratio, 1, rtol=1e-5)  # a mirror moves voxels; scale and shift were drawn alike
+    mirrored, noisy, noisy_too = (
+        prepared(changes)(key, batch)
+        for changes in (OFF | {"mirror.sides": 0.5}, OFF | {"noise.chance": 0.5}, {"mirror.sides": 0.5, "noise.chance": 0.5, "chance": 1.0})
+    )
+    np.testing.assert_array_equal(mirrored["label"], noisy_too["label"])
+    was = np.asarray(mirrored["image"])
+    noise = np.asarray(noisy["image"] != as_float(batch["image"])).any((1, 2, 3, 4))
+    # After noise come scale and shift, which leave equal what was equal: only noise makes many values of four.
+    values = np.array([len(np.unique(sample)) for sample in np.asarray(noisy_too["image"])])
+    assert 0 < noise.sum() < 8 and len(np.unique(was)) == 4
+    np.testing.assert_array_equal(values > 4, noise)
 
 
 def test_what_happens_to_nobody_is_not_computed(rng):
@@ -138,26 +141,23 @@ ALL = OFF | dict.fromkeys(CHANCES, 0.5) | {"noise.kind": "rician"}
 
 
 def test_moved_labels_stay_with_their_image_and_none_appear(rng):
-    """Blocks of the classes in grey: where the moved image is nearest to a class' grey away from edges, that is its label."""
-    labels = np.kron(rng.integers(0, 4, (6, 4, 4, 4)), np.ones((1, 5, 5, 5), int)).astype(np.uint8)
-    batch = {"image": jnp.asarray(labels[..., None] * 51), "label": jnp.asarray(labels)}
-    out = prepared(OFF | dict.fromkeys(MOVING, 1.0) | {"elastic.nodes": 32.0}, swap=np.arange(4))(jax.random.key(0), batch)
-    image, carried = np.asarray(out["image"])[..., 0] * 5, np.asarray(out["label"])
-    assert carried.dtype == np.uint8 and set(np.unique(carried)) == {0, 1, 2, 3} and not np.array_equal(carried, labels)
-    pure = np.abs(image - np.rint(image)) < 1e-3
-    pure[:, 1:-1, 1:-1, 1:-1] &= (np.stack([np.roll(carried, s, a) == carried for a in (1, 2, 3) for s in (-1, 1)]).all(0))[
-        :, 1:-1, 1:-1, 1:-1
-    ]
-    assert pure[:, 1:-1, 1:-1, 1:-1].mean() > 0.3
-    agree = (np.rint(image) == carried)[:, 1:-1, 1:-1, 1:-1][pure[:, 1:-1, 1:-1, 1:-1]]
-    assert agree.mean() > 0.999
+    """Blocks of class 3, white: above 7/8 the nearest voxel is one of it, below 1/8 it is not."""
+    labels = np.kron(3 * rng.integers(0, 2, (8, 4, 4, 4)), np.ones((1, 5, 5, 5), int)).astype(np.uint8)
+    batch = {"image": jnp.asarray(labels[..., None] * 85), "label": jnp.asarray(labels)}
+    out = prepared(OFF | dict.fromkeys(MOVING, 1.0))(jax.random.key(0), batch)
+    image, carried = np.asarray(out["image"])[..., 0], np.asarray(out["label"])
+    assert carried.dtype == np.uint8 and set(np.unique(carried)) == {0, 3} and not np.array_equal(carried, labels)
+    white, black = image > 0.875 + 1e-5, image < 0.125 - 1e-5
+    assert (carried[white] == 3).all() and (carried[black] == 0).all()
+    assert white.mean() > 0.1 and (white | black).mean() > 0.6
 
 
+@pytest.mark.slow
 def test_the_same_happens_however_a_batch_lies_on_devices(rng):
     """Bit for bit, and without moving a volume: what devices tell each other is which changes happen at all."""
     batch, key = made(rng, 8, 10), jax.random.key(3)
     results = {}
-    for data, fsdp in ((1, 1), (2, 1), (4, 1), (2, 2)):
+    for data, fsdp in ((1, 1), (2, 1), (2, 2)):
         mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
         rows, everywhere = batch_sharding(mesh), replicated(mesh)
         placed = jax.device_put(batch, rows)
@@ -170,7 +170,3 @@ def test_the_same_happens_however_a_batch_lies_on_devices(rng):
     for other in results.values():
         jax.tree.map(np.testing.assert_array_equal, results[1, 1], other)
     assert not np.array_equal(results[1, 1]["label"], batch["label"])
-
-
-def test_a_sample_draws_the_same_in_a_larger_batch_of_equals(rng):
-    pass

@@ -1,13 +1,18 @@
 """From the config to ready volumes: the split is the manifest's, a file's or the rule's; what is missing is refused by name."""
 
 import hashlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brainseg_jax.config import base
-from brainseg_jax.data import dataset
-from brainseg_jax.data.manifest import read_manifest, write_manifest
+from brainseg_jax.data import cache, dataset
+from brainseg_jax.data.labels import read_table
+from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
 from brainseg_jax.errors import InputError
+
+BRAIN, FOUR = read_table("brain"), read_table("seg4")
 
 
 def settings(manifest, folder, **changes):
@@ -17,9 +22,9 @@ def settings(manifest, folder, **changes):
     return c
 
 
-def prepare(data, run, said=None, labels=False):
+def prepare(data, run, said=None, target=None):
     run.mkdir(exist_ok=True)
-    return dataset.prepare(data, labels, run, (said if said is not None else []).append, lambda what: lambda done, total: None)
+    return dataset.prepare(data, target, run, (said if said is not None else []).append, lambda what: lambda done, total: None)
 
 
 @pytest.fixture(autouse=True)
@@ -77,12 +82,12 @@ def test_too_many_bad_scans_stop_the_run_with_the_reasons_on_disk(cohort, tmp_pa
 
 
 def test_labels_are_read_only_where_they_are_wanted(cohort, tmp_path):
-    rows = [row._replace(labels=(tmp_path / "gone.nii.gz",), scheme=("aseg",)) for row in read_manifest(cohort)]
+    rows = [row._replace(labels=(tmp_path / "gone.nii.gz",), scheme=("brain",)) for row in read_manifest(cohort)]
     write_manifest(tmp_path / "people.tsv", rows)
     data = settings(tmp_path / "people.tsv", tmp_path)
     assert len(prepare(data, tmp_path / "a").train) == 3
     with pytest.raises(InputError, match=r"gone\.nii\.gz"):
-        prepare(data, tmp_path / "b", labels=True)
+        prepare(data, tmp_path / "b", target=read_table("brain"))
 
 
 def test_a_split_without_scans_is_refused_by_name(cohort, tmp_path):
@@ -102,3 +107,85 @@ def test_without_a_manifest_the_sample_cohort_is_made_with_its_notice(cohort, tm
     prepare(settings("", tmp_path, subjects=5, split_seed=3), tmp_path / "run", said)
     assert asked == [(tmp_path / "cache" / "sample" / "5_3", (5, 3))]
     assert any("ONE anatomy" in line for line in said)
+
+
+# ---- masks to fine-tune on
+
+
+def people(**counts):
+    """Rows of data sets "A" and "B" with brain masks: `A_train=3` gives three training scans of A."""
+    rows = []
+    for name, n in counts.items():
+        where, split = name.split("_")
+        for i in range(n):
+            rows.append(Row(f"{split}{i}", "", Path(f"/{name}{i}.nii"), (Path(f"/{name}{i}_mask.nii"),), ("brain",), where, split))
+    return rows
+
+
+def chosen(rows, table=BRAIN, **changes):
+    found = dataset.labelled(rows, settings("people.tsv", Path("/"), **changes), table, "people.tsv")
+    return [row.key for row in found if row.split == "train"], [row.key for row in found if row.split == "val"]
+
+
+def test_without_a_target_all_masks_are_used_and_scans_without_one_are_not():
+    rows = people(A_train=3, B_train=2, A_val=1)
+    bare = rows[0]._replace(labels=(), scheme=())
+    train, val = chosen([bare, *rows[1:]])
+    assert (len(train), len(val)) == (4, 1) and bare.key not in train
+
+
+def test_sources_give_all_masks_and_the_target_some():
+    rows = people(A_train=5, B_train=6, A_val=2, B_val=3)
+    train, val = chosen(rows, masks=2, target="B")
+    assert [sum(key[0] == name for key in train) for name in "AB"] == [5, 2]
+    assert {key[0] for key in val} == {"B"}  # validation is on the target
+    assert {key[0] for key in chosen(rows, masks=0, target="B")[0]} == {"A"}
+
+
+def test_ten_masks_are_among_twenty_and_the_seed_draws_others():
+    rows = people(A_train=40, A_val=1)
+    ten, twenty = (set(chosen(rows, masks=n)[0]) for n in (10, 20))
+    assert len(ten) == 10 and len(twenty) == 20 and ten < twenty
+    assert chosen(rows[::-1], masks=10)[0] == chosen(rows, masks=10)[0][::-1]  # whatever the order
+    assert set(chosen(rows, masks=10, split_seed=1)[0]) != ten
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"masks": 4}, "data.masks is 4, and 3 training scans have labels"),
+        ({"target": "C"}, "has no data set 'C' in train or val; data.target may be one of A"),
+    ],
+)
+def test_what_is_not_there_is_refused(changes, message):
+    rows = people(A_train=3, A_val=1)
+    with pytest.raises(InputError, match=message):
+        dataset.labelled(rows, settings("people.tsv", Path("/"), **changes), BRAIN, "people.tsv")
+
+
+def test_labels_that_lack_structures_are_refused_unless_they_count_as_background():
+    rows = people(A_train=1, A_val=1)
+    with pytest.raises(InputError, match="'Brain' of label table brain does not tell 'Cortex' from"):
+        chosen(rows, FOUR)
+    fine = [row._replace(labels=(*row.labels, Path("/fine.nii")), scheme=("brain", "seg35")) for row in rows]
+    assert dataset.read_for(fine[0], FOUR, "refuse")[3:5] == ((Path("/fine.nii"),), ("seg35",))  # the map that can
+    vessels = [row._replace(scheme=("dlmuse",)) for row in rows]
+    with pytest.raises(InputError, match=r"labels of dlmuse have no Left vessel.*--config\.data\.lacking=background"):
+        chosen(vessels, read_table("seg33"))
+    assert len(chosen(vessels, read_table("seg33"), lacking="background")[0]) == 1
+
+
+def test_labels_without_a_scheme_are_refused():
+    with pytest.raises(InputError, match="fill in the column scheme"):
+        chosen([row._replace(scheme=()) for row in people(A_train=1)])
+
+
+def test_cached_labels_are_classes_on_the_images_grid(masked, tmp_path):
+    """A mask that is bright where the image is; without a task there are other files."""
+    data = prepare(settings(masked, tmp_path), tmp_path / "run", target=BRAIN)
+    arrays = cache.load(data.train[0].file)
+    assert arrays["label"].shape == arrays["image"].shape and arrays["label"].dtype == np.uint8
+    bright, masked = arrays["image"] > 120, arrays["label"] == 1
+    assert 2 * (bright & masked).sum() / (bright.sum() + masked.sum()) > 0.95
+    without = prepare(settings(masked, tmp_path), tmp_path / "b")
+    assert data.target == BRAIN and not {e.file for e in data.train} & {e.file for e in without.train}

@@ -64,57 +64,70 @@ def test_the_tables_are_those_in_the_package():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["brainseg_jax"]
     assert "data/tables/*.tsv" in patterns
     sizes = {scheme: len(table.structures) for scheme, table in TABLES.items()}
-    # aseg's 41 with hypointensities and chiasm, 2 basal forebrains, 6 of the callosum, 3 of the vermis, 72 parcels; SynthSeg's 32 + 68.
-    expected = {"oasis35": 35, "seg33": 33, "seg4": 4, "brain": 1, "freesurfer": 127, "malpem": 138, "synthseg": 100, "dlmuse": 148}
+    # aseg's 44 with hypointensities and chiasm, 2 basal forebrains, 6 of the callosum, 3 of the vermis, 72 parcels; SynthSeg's 32 + 68.
+    expected = {"seg35": 35, "seg33": 33, "seg4": 4, "brain": 1, "freesurfer": 127, "malpem": 138, "synthseg": 100, "dlmuse": 148}
     assert sizes == expected
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=SCHEMES)
-class TestLaws:
-    def test_ids_names_and_abbreviations_are_unique(self, table):
-        for field in ("id", "name", "abbreviation"):
-            values = [getattr(s, field) for s in table.structures]
-            assert len(set(values)) == len(values) and all(values)
+every_table = pytest.mark.parametrize("table", TABLES.values(), ids=SCHEMES)
 
-    def test_partners_are_involutive_and_their_names_say_so(self, table):
-        structures = by_id(table)
-        other = {"Left": "Right", "Right": "Left"}
-        for s in table.structures:
-            partner = structures[s.partner]
-            assert partner.partner == s.id
-            side, _, rest = s.name.partition(" ")
-            assert partner.name == (f"{other[side]} {rest}" if side in other else s.name)
-            assert partner.abbreviation == (f"{other[side][0]}-{s.abbreviation[2:]}" if side in other else s.abbreviation)
-            assert partner.tissue == s.tissue
-            assert "left" not in rest.lower() and "right" not in rest.lower()
 
-    def test_freesurfer_ids_are_in_its_table_and_partners_too(self, table):
-        structures, freesurfer = by_id(table), by_id(TABLES["freesurfer"])
-        for s in table.structures:
-            assert {freesurfer[id].partner for id in s.freesurfer} == set(structures[s.partner].freesurfer)
-            # What has one FreeSurfer id is that structure or lies in it: tissue and side agree.
-            for id in s.freesurfer if len(s.freesurfer) == 1 else ():
-                assert freesurfer[id].tissue == s.tissue
-                assert (freesurfer[id].partner == id) == (s.partner == s.id)
+@every_table
+def test_ids_names_and_abbreviations_are_unique(table):
+    for field in ("id", "name", "abbreviation"):
+        values = [getattr(s, field) for s in table.structures]
+        assert len(set(values)) == len(values) and all(values)
 
-    def test_classes_are_counted_in_order_and_lead_back_to_ids(self, table):
-        ids = voxel_ids(table)
-        assert ids.tolist() == [0, *(s.id for s in table.structures)]
-        np.testing.assert_array_equal(lookup(ids, table, table), np.arange(len(ids)))
-        labels = np.random.default_rng(0).choice(ids, (5, 4, 3))
-        np.testing.assert_array_equal(ids[lookup(labels, table, table)], labels)
 
-    def test_swap_is_a_permutation_that_undoes_itself(self, table):
-        classes, mirrored = np.arange(len(table.structures) + 1), swap(table)
-        assert mirrored[0] == 0
-        np.testing.assert_array_equal(mirrored[mirrored], classes)
-        ids = voxel_ids(table)
-        assert [by_id(table)[id].partner for id in ids[1:]] == ids[mirrored][1:].tolist()
+@every_table
+def test_partners_are_involutive_and_their_names_say_so(table):
+    structures = by_id(table)
+    other = {"Left": "Right", "Right": "Left"}
+    for s in table.structures:
+        partner = structures[s.partner]
+        assert partner.partner == s.id
+        side, _, rest = s.name.partition(" ")
+        assert partner.name == (f"{other[side]} {rest}" if side in other else s.name)
+        assert partner.abbreviation == (f"{other[side][0]}-{s.abbreviation[2:]}" if side in other else s.abbreviation)
+        assert partner.tissue == s.tissue
+        assert "left" not in rest.lower() and "right" not in rest.lower()
 
-    def test_what_could_be_otherwise_has_its_reason(self, table):
-        if (table.name, "oasis35") in GROUPINGS:
-            for id, group in GROUPINGS[table.name, "oasis35"].items():
-                assert len(group) == 1 or by_id(table)[id].note, id
+
+@every_table
+def test_freesurfer_ids_are_in_its_table_and_partners_too(table):
+    structures, freesurfer = by_id(table), by_id(TABLES["freesurfer"])
+    for s in table.structures:
+        assert {freesurfer[id].partner for id in s.freesurfer} == set(structures[s.partner].freesurfer)
+        # What has one FreeSurfer id is that structure or lies in it: tissue and side agree.
+        for id in s.freesurfer if len(s.freesurfer) == 1 else ():
+            assert freesurfer[id].tissue == s.tissue
+            assert (freesurfer[id].partner == id) == (s.partner == s.id)
+
+
+@every_table
+def test_classes_are_counted_in_order_and_lead_back_to_ids(table):
+    ids = voxel_ids(table)
+    assert ids.tolist() == [0, *(s.id for s in table.structures)]
+    np.testing.assert_array_equal(lookup(ids, table, table), np.arange(len(ids)))
+    labels = np.random.default_rng(0).choice(ids, (5, 4, 3))
+    np.testing.assert_array_equal(ids[lookup(labels, table, table)], labels)
+    assert parse_table(lab.table_text(table), table.name) == table
+
+
+@every_table
+def test_swap_is_a_permutation_that_undoes_itself(table):
+    classes, mirrored = np.arange(len(table.structures) + 1), swap(table)
+    assert mirrored[0] == 0
+    np.testing.assert_array_equal(mirrored[mirrored], classes)
+    ids = voxel_ids(table)
+    assert [by_id(table)[id].partner for id in ids[1:]] == ids[mirrored][1:].tolist()
+
+
+@every_table
+def test_what_could_be_otherwise_has_its_reason(table):
+    if (table.name, "seg35") in GROUPINGS:
+        for id, group in GROUPINGS[table.name, "seg35"].items():
+            assert len(group) == 1 or by_id(table)[id].note, id
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "brain"])
@@ -138,7 +151,7 @@ def test_groupings_are_total_and_commute_with_partners(source, target):
 def test_every_way_to_a_coarser_table_is_the_same():
     """Fine → 35 → 4 is fine → 4 wherever the 35 have a place for it, and so for all tables."""
     ways = 0
-    coarser = ("freesurfer", "synthseg", "oasis35", "seg33", "seg4", "brain")
+    coarser = ("freesurfer", "synthseg", "seg35", "seg33", "seg4", "brain")
     for a, (b, c) in itertools.product(SCHEMES, itertools.combinations(coarser, 2)):
         for id, group in GROUPINGS[a, b].items() if (a, b) in GROUPINGS else ():
             if group:
@@ -149,20 +162,20 @@ def test_every_way_to_a_coarser_table_is_the_same():
 
 
 def test_tables_that_group_and_those_that_cannot():
-    fine = ("oasis35", "seg33", "freesurfer", "malpem", "synthseg", "dlmuse")
-    coarse = ("oasis35", "seg33", "seg4", "brain", "freesurfer", "synthseg")
+    fine = ("seg35", "seg33", "freesurfer", "malpem", "synthseg", "dlmuse")
+    coarse = ("seg35", "seg33", "seg4", "brain", "freesurfer", "synthseg")
     expected = {(s, t) for s in fine for t in coarse} | {("seg4", "brain")} | {(s, s) for s in SCHEMES}
     assert set(GROUPINGS) == expected
     with pytest.raises(InputError, match=r"'Cortex' of label table seg4 does not tell 'Left cerebral cortex' from 'Right cerebral cortex'"):
-        grouping(TABLES["seg4"], TABLES["oasis35"])
+        grouping(TABLES["seg4"], TABLES["seg35"])
     with pytest.raises(InputError, match="'Brain' of label table brain does not tell 'Cortex' from"):
         grouping(TABLES["brain"], TABLES["seg4"])
     with pytest.raises(InputError, match="'Left frontal white matter' from 'Left occipital white matter' of dlmuse; use labels that do"):
-        grouping(TABLES["oasis35"], TABLES["dlmuse"])
+        grouping(TABLES["seg35"], TABLES["dlmuse"])
 
 
-def test_oasis35_by_hand():
-    table, freesurfer = TABLES["oasis35"], by_id(TABLES["freesurfer"])
+def test_seg35_by_hand():
+    table, freesurfer = TABLES["seg35"], by_id(TABLES["freesurfer"])
     assert [s.id for s in table.structures] == list(range(1, 36))
     assert [s.freesurfer for s in table.structures] == [(id,) for id in OASIS]
     for s in table.structures:
@@ -172,20 +185,20 @@ def test_oasis35_by_hand():
     assert {id: by_id(table)[id].name for id in names} == names
     assert (by_id(table)[14].name, by_id(table)[14].partner, by_id(table)[14].colour) == ("Left hippocampus", 30, "#dcd814")
     for tissue, ids in TISSUES_OF_35.items():
-        assert {id for id, group in GROUPINGS["oasis35", "seg4"].items() if group == (tissue,)} == ids
-    assert set(GROUPINGS["oasis35", "brain"].values()) == {(1,)}
+        assert {id for id, group in GROUPINGS["seg35", "seg4"].items() if group == (tissue,)} == ids
+    assert set(GROUPINGS["seg35", "brain"].values()) == {(1,)}
 
 
-def test_seg33_is_oasis35_without_choroid_plexus():
-    assert [s for s in TABLES["oasis35"].structures if s.id not in (19, 35)] == list(TABLES["seg33"].structures)
-    assert [s.id for s in missing(TABLES["seg33"], TABLES["oasis35"])] == [19, 35]
+def test_seg33_is_seg35_without_choroid_plexus():
+    assert [s for s in TABLES["seg35"].structures if s.id not in (19, 35)] == list(TABLES["seg33"].structures)
+    assert [s.id for s in missing(TABLES["seg33"], TABLES["seg35"])] == [19, 35]
     # As the paper's code has it: 19 and 35 become background.
-    classes = lookup(np.arange(36), TABLES["oasis35"], TABLES["seg33"])
+    classes = lookup(np.arange(36), TABLES["seg35"], TABLES["seg33"])
     assert classes.tolist() == [*range(19), 0, *range(19, 34), 0]
 
 
 def test_malpem_by_hand():
-    groups = GROUPINGS["malpem", "oasis35"]
+    groups = GROUPINGS["malpem", "seg35"]
     assert {id: group[0] for id, group in groups.items() if len(group) == 1} == MALPEM
     assert {id for id, group in groups.items() if not group} == {14, 15, 18, 35, 39, 40}
     assert {id: groups[id] for id in (36, 37, 38)} == dict.fromkeys((36, 37, 38), (6, 25))
@@ -199,7 +212,7 @@ def test_malpem_by_hand():
 
 
 def test_dlmuse_by_hand():
-    groups = GROUPINGS["dlmuse", "oasis35"]
+    groups = GROUPINGS["dlmuse", "seg35"]
     some = {4: 11, 11: 12, 23: 32, 30: 16, 31: 31, 32: 15, 35: 13, 38: 25, 39: 6, 40: 24, 41: 5, 47: 30, 48: 14, 49: 23, 50: 4, 51: 22}
     some |= {52: 3, 56: 10, 58: 9, 60: 7, 62: 17, 81: 20, 82: 1, 88: 1, 89: 20, 90: 1, 91: 20, 94: 1, 100: 21, 101: 2, 206: 21, 207: 2}
     assert {id: groups[id] for id in some} == {id: (group,) for id, group in some.items()}
@@ -210,15 +223,19 @@ def test_dlmuse_by_hand():
     assert [s.name for s in missing(TABLES["dlmuse"], TABLES["seg33"])] == ["Left vessel", "Right vessel"]
     assert [by_id(TABLES["dlmuse"])[id].name for id in (75, 76)] == ["Left basal forebrain", "Right basal forebrain"]
 
-    # Both atlases have the 49 gyri of the same protocol on either side.
-    def gyri(scheme, first):
-        return {(s.abbreviation, s.name, s.tissue) for s in TABLES[scheme].structures if s.id >= first}
 
-    assert gyri("dlmuse", 100) == gyri("malpem", 41) and len(gyri("dlmuse", 100)) == 98
+def test_malpem_and_dlmuse_have_the_same_gyri():
+    """The 49 of one protocol on either side, right before left: even ids of DLMUSE and odd ones of MALP-EM are on the right."""
+    gyri = {
+        scheme: {(s.abbreviation, s.name, s.tissue): (s.id + odd) % 2 for s in TABLES[scheme].structures if s.id >= first}
+        for scheme, first, odd in (("dlmuse", 100, 0), ("malpem", 41, 1))
+    }
+    assert gyri["dlmuse"] == gyri["malpem"] and len(gyri["dlmuse"]) == 98
+    assert all(name.startswith("Left" if left else "Right") for (_, name, _), left in gyri["dlmuse"].items())
 
 
 def test_freesurfer_by_hand():
-    table, groups = by_id(TABLES["freesurfer"]), GROUPINGS["freesurfer", "oasis35"]
+    table, groups = by_id(TABLES["freesurfer"]), GROUPINGS["freesurfer", "seg35"]
     assert all(s.freesurfer == (s.id,) for s in table.values())
     assert {id for id, group in groups.items() if not group} == NONE_OF_35
     assert all(groups[1000 + k] == (2,) and groups[2000 + k] == (21,) and table[1000 + k].partner == 2000 + k for k in range(36))
@@ -235,7 +252,7 @@ def test_synthseg_is_a_bridge_but_for_five():
     assert {s.id for s in TABLES["synthseg"].structures if s.id < 1000} == set(SYNTHSEG)
     parcels = [*range(1001, 1004), *range(1005, 1036)]
     assert {s.id for s in TABLES["synthseg"].structures if s.id > 1000} == {*parcels, *(id + 1000 for id in parcels)}
-    there, back = GROUPINGS["oasis35", "synthseg"], GROUPINGS["synthseg", "oasis35"]
+    there, back = GROUPINGS["seg35", "synthseg"], GROUPINGS["synthseg", "seg35"]
     lost = {OASIS[id - 1] for id, group in there.items() if not group} | {id for id, group in back.items() if not group}
     assert lost == {24, 30, 31, 62, 63}
     assert all(back[group[0]] == (id,) for id, group in there.items() if group)
@@ -243,12 +260,12 @@ def test_synthseg_is_a_bridge_but_for_five():
 
 def test_the_papers_32_channels_are_an_exclusion():
     """[:18] + [20:34] of 36 channels, background among them: all but what SynthSeg's labels lack."""
-    lacking = {s.id for s in missing(TABLES["synthseg"], TABLES["oasis35"])}
+    lacking = {s.id for s in missing(TABLES["synthseg"], TABLES["seg35"])}
     assert [c for c in range(36) if c not in lacking] == [*range(36)[:18], *range(36)[20:34]]
     assert [s.id for s in missing(TABLES["synthseg"], TABLES["seg33"])] == [18, 34]
 
 
-@pytest.mark.parametrize("scheme", ["oasis35", "seg33", "freesurfer", "synthseg"])
+@pytest.mark.parametrize("scheme", ["seg35", "seg33", "freesurfer", "synthseg"])
 def test_freesurfer_ids_of_classes_lead_back(scheme):
     ids = lab.freesurfer_ids(TABLES[scheme])
     np.testing.assert_array_equal(lookup(ids, TABLES["freesurfer"], TABLES[scheme]), np.arange(len(ids)))
@@ -291,11 +308,11 @@ def mirror(table, labels):
 def test_a_mirror_image_has_its_classes_swapped(scheme, rng):
     """Without what lies on the midline of a two-sided structure: there two sides may be equally near."""
     table = TABLES[scheme]
-    sure = [id for id, group in GROUPINGS[scheme, "oasis35"].items() if len(group) < 2]
+    sure = [id for id, group in GROUPINGS[scheme, "seg35"].items() if len(group) < 2]
     labels = rng.choice([0, *sure], (7, 6, 5))
-    expected = swap(TABLES["oasis35"])[lookup(labels, table, TABLES["oasis35"])[::-1]]
-    np.testing.assert_array_equal(lookup(mirror(table, labels), table, TABLES["oasis35"]), expected)
-    assert (expected != lookup(labels[::-1], table, TABLES["oasis35"])).any()
+    expected = swap(TABLES["seg35"])[lookup(labels, table, TABLES["seg35"])[::-1]]
+    np.testing.assert_array_equal(lookup(mirror(table, labels), table, TABLES["seg35"]), expected)
+    assert (expected != lookup(labels[::-1], table, TABLES["seg35"])).any()
 
 
 def test_the_midline_goes_to_the_nearer_side(rng):
@@ -303,7 +320,7 @@ def test_the_midline_goes_to_the_nearer_side(rng):
     shape = (30, 12, 11)
     labels = np.where(rng.random(shape) < 0.05, rng.choice([81, 82, 38, 39, 47, 48], shape), 0)
     labels = np.where((labels == 0) & (rng.random(shape) < 0.2), rng.choice([95, 71], shape), labels)
-    classes = lookup(labels, TABLES["dlmuse"], TABLES["oasis35"])
+    classes = lookup(labels, TABLES["dlmuse"], TABLES["seg35"])
     for midline, left, right in ((95, 1, 20), (71, 6, 25)):
         here = np.argwhere(labels == midline)
         away = {k: np.linalg.norm(here[:, None] - np.argwhere((classes == k) & (labels != midline)), axis=2).min(1) for k in (left, right)}
@@ -312,11 +329,14 @@ def test_the_midline_goes_to_the_nearer_side(rng):
         assert set(taken) == {left, right} and sure.sum() > 100
         np.testing.assert_array_equal(taken[sure], np.where(away[left] < away[right], left, right)[sure])
     rest = (labels != 95) & (labels != 71)
-    groups = GROUPINGS["dlmuse", "oasis35"]
+    groups = GROUPINGS["dlmuse", "seg35"]
     assert classes[rest].tolist() == [groups[id][0] if id else 0 for id in labels[rest]]
+    # The nearer side may lie outside of what is on the midline, but not further than NEAR.
+    row = np.array([82, 0, 0, 95, 95, 95, 0, 0, 81, 0])
+    assert lookup(row, TABLES["dlmuse"], TABLES["seg35"]).tolist() == [1, 0, 0, 1, 1, 20, 0, 0, 20, 0]
     far = np.zeros((60, 4, 4), int)
     far[:2], far[50:] = 95, 81
-    assert set(lookup(far, TABLES["dlmuse"], TABLES["oasis35"])[:50].ravel()) == {0}
+    assert set(lookup(far, TABLES["dlmuse"], TABLES["seg35"])[:50].ravel()) == {0}
     assert set(lookup(far, TABLES["dlmuse"], TABLES["seg4"])[:2].ravel()) == {3}
 
 
@@ -334,7 +354,7 @@ def test_the_midline_goes_to_the_nearer_side(rng):
 )
 def test_lookup_refuses(labels, message):
     with pytest.raises(InputError, match=message):
-        lookup(labels, TABLES["dlmuse"], TABLES["oasis35"], "x.nii")
+        lookup(labels, TABLES["dlmuse"], TABLES["seg35"], "x.nii")
 
 
 def test_a_table_of_the_users(tmp_path):
@@ -348,7 +368,7 @@ def test_a_table_of_the_users(tmp_path):
     assert left.colour == right.colour != pons.colour
     assert swap(table).tolist() == [0, 2, 1, 3] and voxel_ids(table).tolist() == [0, 3, 9, 4]
     # As a target: of any shipped table that tells its structures apart. As a source: where all of a structure goes to one place.
-    assert lookup(np.array([14, 15, 30, 1]), TABLES["oasis35"], table).tolist() == [1, 1, 2, 0]
+    assert lookup(np.array([14, 15, 30, 1]), TABLES["seg35"], table).tolist() == [1, 1, 2, 0]
     assert [s.name for s in missing(TABLES["dlmuse"], table)] == ["Pons"]
     assert grouping(table, TABLES["seg4"]) == {3: (2,), 9: (2,), 4: ()}
     with pytest.raises(InputError, match=r"'Left thing' of .*mine\.tsv does not tell 'Left hippocampus' from 'Left amygdala' of seg33"):
@@ -362,14 +382,14 @@ def test_a_structure_goes_nowhere_in_part():
     both = user("1 Hippocampi 1 17/53")
     with pytest.raises(InputError, match="'Subcortical grey matter' of label table seg4 does not tell 'Hippocampi' from the background of"):
         grouping(TABLES["seg4"], both)
-    assert lookup(np.array([14, 30, 13]), TABLES["oasis35"], both).tolist() == [1, 1, 0]
+    assert lookup(np.array([14, 30, 13]), TABLES["seg35"], both).tolist() == [1, 1, 0]
 
 
 def test_what_has_no_freesurfer_id_may_be_part_of_what_has():
     table = user("1 Lesion 1  2/41", "2 L 3 2 ", "3 R 2 41 ", "4 Cyst 4  ", columns="id name partner freesurfer part_of")
-    assert grouping(table, TABLES["oasis35"]) == {1: (1, 20), 2: (1,), 3: (20,), 4: ()}
+    assert grouping(table, TABLES["seg35"]) == {1: (1, 20), 2: (1,), 3: (20,), 4: ()}
     with pytest.raises(InputError, match=r"'Lesion' of label table mine\.tsv does not tell"):  # nothing there to be near to
-        grouping(user("1 Lesion 1  2/41", "2 L 2 17 ", columns="id name partner freesurfer part_of"), TABLES["oasis35"])
+        grouping(user("1 Lesion 1  2/41", "2 L 2 17 ", columns="id name partner freesurfer part_of"), TABLES["seg35"])
     with pytest.raises(InputError, match=r"label table mine\.tsv has no FreeSurfer ids to get from mine\.tsv to brain; add that column"):
         grouping(user("1 A 1 "), TABLES["brain"])
 
@@ -404,7 +424,7 @@ def test_tables_that_are_refused(text, message):
 
 
 def test_files_that_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"label table 'dlmus' is unknown \(did you mean 'dlmuse'\?\); use a \.tsv file or one of oasis35"):
+    with pytest.raises(InputError, match=r"label table 'dlmus' is unknown \(did you mean 'dlmuse'\?\); use a \.tsv file or one of seg35"):
         read_table("dlmus")
     with pytest.raises(InputError, match=r"gone\.tsv: no such file"):
         read_table(tmp_path / "gone.tsv")
@@ -440,8 +460,8 @@ def check_sides(table, middle):
 
 def test_the_sample_head_has_left_on_the_left():
     _, scan, mask = template()
-    middle, volume = centres(scan, lookup(scan.voxels, TABLES["freesurfer"], TABLES["oasis35"]))
-    assert check_sides(TABLES["oasis35"], middle) == 14
+    middle, volume = centres(scan, lookup(scan.voxels, TABLES["freesurfer"], TABLES["seg35"]))
+    assert check_sides(TABLES["seg35"], middle) == 14
     assert 4.5 < volume[14] < 6 and 4.5 < volume[30] < 6 and 9 < volume[7] < 12  # hippocampi, thalamus
     np.testing.assert_array_equal(lookup(scan.voxels, TABLES["freesurfer"], TABLES["brain"]), mask.voxels > 0)
 
@@ -449,7 +469,7 @@ def test_the_sample_head_has_left_on_the_left():
 @pytest.mark.skipif(not IXI.is_dir(), reason="set BRAINSEG_IXI2MM to a folder with the IXI scans at 2 mm and their DLMUSE labels")
 def test_dlmuse_on_real_heads():
     """Left is left for every pair of DLMUSE and of the 35; grouped volumes are those of grown-ups, the midline halved."""
-    dlmuse, oasis = TABLES["dlmuse"], TABLES["oasis35"]
+    dlmuse, oasis = TABLES["dlmuse"], TABLES["seg35"]
     ranges = {"cerebral white matter": (150, 350), "cerebral cortex": (180, 350), "cerebellum cortex": (40, 90), "thalamus": (5, 11)}
     ranges |= {"hippocampus": (2.5, 5.5), "caudate": (2, 5), "putamen": (2.5, 6), "lateral ventricle": (1.5, 60), "amygdala": (0.6, 1.6)}
     for path in sorted((IXI / "labels").glob("*.nii.gz"))[::47]:

@@ -87,7 +87,7 @@ def test_cc359(tmp_path):
         ("CC0001", "", "Original/CC0001_philips_15_55_M.nii.gz", "masks/CC0001_philips_15_55_M_staple.nii.gz"),
         ("CC0002", "", "Original/CC0002_ge_3_61_F.nii.gz", "masks/CC0002_ge_3_61_F_ss.nii.gz"),
     ]
-    assert {(row.scheme, row.dataset) for row in rows} == {(("mask",), "CC359")}
+    assert {(row.scheme, row.dataset) for row in rows} == {(("brain",), "CC359")}
     tree(tmp_path, "other/CC0001_philips_15_55_M_ss.nii.gz")
     with pytest.raises(InputError, match=r"CC0001\S+: 2 label files fit"):
         makers.cc359(tmp_path)

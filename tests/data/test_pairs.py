@@ -49,9 +49,11 @@ def test_an_expression_tells_subjects_and_which_files_count(folders):
     sides = folders("s1/mri/aseg.mgz s1/mri/brain.mgz s2/mri/aseg.mgz", "s1_dseg~ s2_dseg~ s2_T1w~ s3_dseg~")
     found = named(pair(*sides, r"(s\d+)(?:/mri/aseg|_dseg)"))
     assert found == ([("s1", "aseg.mgz", "s1_dseg.nii.gz"), ("s2", "aseg.mgz", "s2_dseg.nii.gz")], ["s3_dseg.nii.gz"])
-    # All of what it finds, without a group; and one found name does not go on from another.
-    found = named(pair(*folders("b1~ b1_x~", "b1~ b10~"), r"b\d+(_x)?|s1.*".replace("(", "(?:")))
-    assert found == ([("b1", "b1.nii.gz", "b1.nii.gz")], ["b1_x.nii.gz", "s1/mri/aseg.mgz"])
+
+
+def test_without_a_group_all_that_is_found_counts_and_is_exact(folders):
+    found = named(pair(*folders("b1~ b1_x~ notes~", "b1~ b10~"), r"b\d+(?:_x)?"))
+    assert found == ([("b1", "b1.nii.gz", "b1.nii.gz")], ["b1_x.nii.gz", "b10.nii.gz"])
 
 
 def test_two_files(tmp_path):

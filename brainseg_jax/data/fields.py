@@ -1,9 +1,18 @@
-"""Linear maps of volumes along their axes: one small matrix for each axis, so shapes are fixed and matrix products do the work."""
+"""What augmentation is made of: random numbers for each sample, linear maps along axes, and smooth random fields."""
+
+from collections.abc import Callable, Sequence
+from math import prod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float
+
+
+def drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], dtype: DTypeLike, *limits: float | int) -> jax.Array:
+    """`draw(key, shape, dtype, *limits)`, a row of numbers for each sample: for more axes XLA takes up to ten times as long to compile."""
+    return draw(key, (shape[0], prod(shape[1:])), dtype, *limits).reshape(shape)
 
 
 def along_axes(
@@ -27,7 +36,7 @@ def smooth_noise(
     """
     b, *size, _ = like.shape
     bases = [jnp.asarray(bspline(n, nodes), like.dtype) for n in size]
-    coefficients = jax.random.uniform(key, (b, *(basis.shape[1] for basis in bases), channels), like.dtype, -1, 1)
+    coefficients = drawn(jax.random.uniform, key, (b, *(basis.shape[1] for basis in bases), channels), like.dtype, -1, 1)
     x, y, z = (jnp.broadcast_to(basis, (b, *basis.shape)) for basis in bases)
     return along_axes(coefficients, (x, y, z))
 

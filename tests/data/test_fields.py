@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import BSpline
 
-from brainseg_jax.data.axes import along_axes, bspline, smooth_noise
+from brainseg_jax.data.fields import along_axes, bspline, smooth_noise
 
 drawn = jax.jit(smooth_noise, static_argnums=(2, 3))
 

@@ -1,0 +1,70 @@
+"""From pretraining to a segmentation, on made-up heads: the encoder arrives, the network learns, and a run that learns no more ends."""
+
+import jax
+import numpy as np
+import pytest
+
+from brainseg_jax import load as load_network
+from brainseg_jax.checkpoint import load
+from brainseg_jax.config import with_sources
+from brainseg_jax.data import cache
+from brainseg_jax.heldout import volume_of
+from brainseg_jax.train import train
+from brainseg_jax.writer import read_metrics
+
+VIT = {"data.crop": (32, 32, 32), "vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2)}
+FINE = VIT | {"objective": "segmentation", "data.labels": "brain", "classes": 2, "unetr.width": 4, "augment.mirror.sides": 0.5}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(small, masked):
+    def go(folder, **changes):
+        config = small(**{"data.manifest": str(masked), "data.cache": str(masked.parent)} | changes)
+        train(config, with_sources(config, set(), "test.py"), folder)
+        return folder
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def tuned(run, tmp_path_factory):
+    """A pretraining's checkpoint, and a run that began with its encoder."""
+    folder = tmp_path_factory.mktemp("tuned")
+    pretrained = run(folder / "mae", **VIT | {"steps": 2}) / "checkpoints" / "2"
+    fine = FINE | {"steps": 60, "optim.peak": 3e-3, "init.checkpoint": str(pretrained), "optim.rates": (("encoder/patch_embed/.*", 0.0),)}
+    return pretrained, run(folder / "fine", **fine)
+
+
+def test_it_learns_from_masks_and_is_judged_by_whole_volumes(tuned):
+    rows = [row for row in read_metrics(tuned[1] / "metrics.jsonl") if row["kind"] == "eval"]
+    assert [row["step"] for row in rows] == [0, 30, 60]
+    assert rows[0]["dice"] < 0.7 < 0.9 < rows[-1]["dice"]
+    assert rows[-1]["loss"] == pytest.approx(1 - rows[-1]["dice"]) and "dice/Brain" in rows[-1]
+    assert (tuned[1] / "pictures" / "step_000060.png").exists()
+
+
+def test_what_was_frozen_is_still_the_pretrained_encoders(tuned):
+    before, _ = load(tuned[0], "params/encoder")
+    after, _ = load(tuned[1] / "checkpoints" / "60", "params/encoder")
+    jax.tree.map(np.testing.assert_array_equal, before["patch_embed"], after["patch_embed"])
+    assert np.abs(before["norm"]["scale"] - after["norm"]["scale"]).max() > 0
+
+
+def test_its_checkpoint_is_a_network(tuned, masked):
+    network = load_network(tuned[1] / "checkpoints" / "60")
+    file = next(f for f in (masked.parent / "volumes").glob("head3_*.npz") if "label" in cache.load(f))
+    arrays = cache.load(file)
+    found = np.argmax(network.logits(volume_of(arrays["image"])[None])[0], axis=-1)
+    truth = arrays["label"]
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+
+
+def test_a_run_that_learns_no_more_ends_early_and_says_so_again(run, tmp_path, capsys):
+    changes = FINE | {"steps": 40, "optim.peak": 1e-9, "eval_every": 0.1, "patience": 2, "optim.layer_decay": 0.5, "optim.unfreeze": 0.5}
+    folder = run(tmp_path / "run", **changes)
+    assert "finished: 8 steps, ended early: 2 evaluations without a better loss" in capsys.readouterr().out
+    run(folder, **changes)
+    assert "finished: 8 steps, ended early" in capsys.readouterr().out
+    assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == 8
