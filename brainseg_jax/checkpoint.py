@@ -120,8 +120,7 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
 
     Only that part is read. Raises InputError if it is no checkpoint, is damaged, or has no such part.
     """
-    if not (checkpoint / STATE).is_dir():
-        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, e.g. runs/pretrain_vit/checkpoints/150")
+    described = card(checkpoint)
     if fault := verify(checkpoint):
         raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
     metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
@@ -138,7 +137,14 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
         if not isinstance(tree, dict) or name not in tree:
             raise InputError(f"{checkpoint}: has no {subtree}; it has {', '.join(tree) if isinstance(tree, dict) else 'no parts there'}")
         tree = tree[name]
-    return jax.tree.map(jax.device_get, tree), dict(metadata.custom_metadata or {})
+    return jax.tree.map(jax.device_get, tree), described
+
+
+def card(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, without its numbers being read. Raises InputError if it is none."""
+    if not (checkpoint / STATE).is_dir():
+        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, e.g. runs/pretrain_vit/checkpoints/150")
+    return dict(ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE).custom_metadata or {})
 
 
 def write(checkpoint: Path, params: Any, card: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""`python -m brainseg_jax.evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references.
+"""`python -m brainseg_jax.evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references, or, with
+`--checkpoint C --manifest M`, a checkpoint's own on the scans of a split, each on its own grid.
 
 Both sides are grouped into one label table first, so SynthSeg's, FreeSurfer's and our own output are scored by the same code. One bad pair
 does not lose the others: it is listed at the end, and the exit code is 3.
@@ -11,10 +12,11 @@ import io
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -24,8 +26,10 @@ from rich.progress import track
 from rich.table import Table as Grid
 from rich.text import Text
 
-from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table
-from brainseg_jax.data.nifti import Scan, read_labels, reorient
+from brainseg_jax.data.dataset import read_for
+from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
+from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
+from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import whole
@@ -59,24 +63,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Scores every pair, writes the table, and prints means, definitions, and what could not be scored."""
-    tables = comparison(options.pred_scheme, options.ref_scheme, options.labels, options.exclude)
-    pairs, alone = _pairs(options)
+    tables, jobs, notes = (of_checkpoint if options.checkpoint else of_files)(options)
     console = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
     results, failures = {}, []
-    for scan in track(pairs, "scoring", console=console, transient=True, disable=not console.is_terminal):
+    for subject, job in track(jobs.items(), "scoring", console=console, transient=True, disable=not console.is_terminal):
         try:
-            results[scan.subject] = score_files(scan, tables, options.metrics, options.tolerance)
+            results[subject] = job()
         except InputError as refusal:
-            failures.append(f"{scan.subject}: {refusal}")
+            failures.append(f"{subject}: {refusal}")
     if not results:
-        raise InputError(f"none of {len(pairs)} pairs could be scored; the first, {failures[0]}")
+        raise InputError(f"none of {len(jobs)} pairs could be scored; the first, {failures[0]}")
     write_table(options.o, tables, results)
     console.print(summary(tables, results))
     lines = remarks(tables, results, options.tolerance)
-    if alone:
-        lines += ["", f"{len(alone)} files have no partner and were left out:", *map(str, alone)]
+    lines += notes
     if failures:
-        lines += ["", f"{len(failures)} of {len(pairs)} pairs could not be scored:", *failures]
+        lines += ["", f"{len(failures)} of {len(jobs)} pairs could not be scored:", *failures]
     lines += ["", f"{options.o}: written, {len(results)} subject{'s' * (len(results) > 1)}"]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
     return 3 if failures else 0
@@ -84,13 +86,53 @@ def evaluate(options: argparse.Namespace) -> int:
 
 # ---- what is compared
 
+# Tables, what gives the scores of each subject, and lines to print at the end.
+Work = tuple[Comparison, dict[str, Callable[[], Scores]], list[str]]
 
-def comparison(prediction: str, reference: str, target: str, exclude: str = "") -> Comparison:
-    """Reads the tables. `exclude`: ids, names or abbreviations of the target's structures, separated by commas.
+
+def of_files(options: argparse.Namespace) -> Work:
+    """Pairs of label maps that are there."""
+    tables = comparison(options.pred_scheme, options.ref_scheme, options.labels or "seg33", options.exclude)
+    pairs, alone = _pairs(options)
+    notes = ["", f"{len(alone)} files have no partner and were left out:", *map(str, alone)] if alone else []
+    jobs = {scan.subject: partial(score_files, scan, tables, options.metrics, options.tolerance) for scan in pairs}
+    return tables, jobs, notes
+
+
+def of_checkpoint(options: argparse.Namespace) -> Work:
+    """The scans of a manifest's split that have labels, segmented by one checkpoint or by several together."""
+    from brainseg_jax.prediction import predictor  # JAX is needed for this only
+
+    if options.pred or options.ref or options.pairs:
+        raise InputError("--checkpoint makes the predictions, and the manifest names references; leave --pred, --ref and --pairs out")
+    if not options.manifest:
+        raise InputError("--manifest is missing: the scans to segment, with labels and splits, e.g. the one that was trained on")
+    rows = read_manifest(options.manifest)
+    rows = apply_splits(rows, options.splits) if options.splits else rows
+    chosen = [row for row in rows if row.split == options.split and row.labels]
+    if not chosen:
+        remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
+        raise InputError(f"{options.manifest}: no scan of split {options.split!r} has labels; {remedy}")
+    by = predictor(options.checkpoint.split(","))
+    target = read_table(options.labels) if options.labels else by.table
+    chosen = [read_for(row, target, "background") for row in chosen]
+    schemes = {row.scheme[0]: comparison(by.table, row.scheme[0], target, options.exclude) for row in chosen}
+    jobs = {}
+    for row in chosen:
+        name = "_".join(part for part in (row.subject, row.session, row.image.name.split(".")[0]) if part)
+        jobs[name] = partial(score_scan, by, row, schemes[row.scheme[0]], options.metrics, options.tolerance)
+    known = sorted({row.subject for row in chosen if row.hashed in by.trained_on()})
+    people = len({row.person for row in chosen})
+    seen = f"{len(known)} of {people} people were in the training data of the checkpoint or of what it began with"
+    return next(iter(schemes.values())), jobs, ["", seen + (f": {_some(known)}" if known else "")]
+
+
+def comparison(prediction: str | Table, reference: str | Table, target: str | Table, exclude: str = "") -> Comparison:
+    """Reads the tables that are not read yet. `exclude`: ids, names or abbreviations of the target's structures, separated by commas.
 
     Raises InputError for what is not in the target, and for structures that one side's scheme never has and that are not excluded.
     """
-    table = read_table(target)
+    table = _table(target)
     number = {key.lower(): n for n, s in enumerate(table.structures, 1) for key in (s.abbreviation, s.name)}
     number |= {str(s.id): n for n, s in enumerate(table.structures, 1)}
     excluded = [key.strip() for key in exclude.split(",") if key.strip()]
@@ -104,13 +146,17 @@ def comparison(prediction: str, reference: str, target: str, exclude: str = "") 
     if len(reported) == 1:
         raise InputError(f"--exclude: nothing is left of label table {table.name}; exclude less")
     sides = []
-    for flag, source in (("--pred-scheme", read_table(prediction)), ("--ref-scheme", read_table(reference))):
+    for flag, source in (("--pred-scheme", _table(prediction)), ("--ref-scheme", _table(reference))):
         lacking = [s for s in missing(source, table) if number[str(s.id)] in reported]
         if lacking:
             remedy = f"leave out what cannot be compared with --exclude {','.join([*excluded, *(str(s.id) for s in lacking)])}"
             raise InputError(f"{flag} {source.name} has no {_some(s.name for s in lacking)}; {remedy}, or choose other --labels")
         sides.append(source)
     return Comparison(*sides, table, reported)
+
+
+def _table(named: str | Table) -> Table:
+    return named if isinstance(named, Table) else read_table(named)
 
 
 def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
@@ -136,6 +182,19 @@ def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS
     predicted = lookup(prediction, tables.prediction, tables.target, str(scan.prediction))
     expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
     spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
+    return score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+
+
+def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Scores:
+    """The scores of a scan that the predictor `by` segments, on the scan's own grid. Raises InputError as reading and standardising do."""
+    from brainseg_jax.prediction import segment_scan
+
+    scan = read(row.image)
+    labels = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
+    ids = voxel_ids(by.table)[segment_scan(by, scan, str(row.image))]
+    predicted = lookup(ids, tables.prediction, tables.target, str(row.image))
+    expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
+    spacing = tuple(np.linalg.norm(scan.affine[:3, :3], axis=0).tolist())
     return score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
 
 
@@ -279,11 +338,15 @@ def _parser() -> argparse.ArgumentParser:
     tables = f"{', '.join(SCHEMES)}, or a .tsv file"
     parser.add_argument("--pred-scheme", default="freesurfer", metavar="TABLE", help=f"what the ids mean: {tables} (%(default)s)")
     parser.add_argument("--ref-scheme", default="freesurfer", metavar="TABLE", help="the same of the references (%(default)s)")
-    parser.add_argument("--labels", default="seg33", metavar="TABLE", help="the table in which both are compared (%(default)s)")
+    parser.add_argument("--labels", metavar="TABLE", help="the table in which both are compared (seg33, or the checkpoint's own)")
     parser.add_argument("--exclude", default="", metavar="IDS", help="structures of that table to leave out: ids, names or abbreviations")
     parser.add_argument("--metrics", type=_metrics, default=METRICS, metavar="NAMES", help=f"some of {','.join(METRICS)} (all)")
     parser.add_argument("--tolerance", type=_tolerance, default=1.0, metavar="MM", help="nsd's (%(default)s)")
     parser.add_argument("--subject-regex", default="", help="finds the subject in paths below both folders, in its first group")
+    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="segment with this checkpoint; several, with commas: together")
+    parser.add_argument("--manifest", type=Path, help="with --checkpoint: the scans, their labels and splits")
+    parser.add_argument("--split", default="test", help="with --checkpoint: which scans of it (%(default)s)")
+    parser.add_argument("--splits", type=Path, metavar="TSV", help="with --checkpoint: a run's split.tsv, where the manifest has no splits")
     parser.add_argument("--partial", action="store_true", help="leave out files without a partner, and list them")
     return parser
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import checkpoint, models
 from brainseg_jax.config import from_resolved
 from brainseg_jax.errors import InputError
+from brainseg_jax.inference import Model
 from brainseg_jax.trees import paths
 
 
@@ -37,6 +38,10 @@ class Network:
     def apply(self, params: Any, images: Float[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z k"]:
         """The same as a pure function of other parameters: to differentiate, and so to fine-tune."""
         return self._network.apply({"params": params}, self._checked(images))
+
+    def model(self) -> Model:
+        """The network as `inference.segment` takes it, with windows of the crop it was trained on."""
+        return Model(self._network, self.params, tuple(self.config.data.crop))
 
     def save(self, folder: str | Path, params: Any = None) -> None:
         """Writes a checkpoint with these parameters, or with `params` in their place; `load` and `converters.convert` read it.

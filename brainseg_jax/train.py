@@ -28,7 +28,7 @@ from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.runtime import give_back_memory
 from brainseg_jax.step import Batch, Metrics, Objective, TrainState, averaged, init_params, init_state, make_train_step
-from brainseg_jax.transfer import transfer
+from brainseg_jax.transfer import subjects_before, transfer
 from brainseg_jax.trees import count
 from brainseg_jax.writer import Writer, read_metrics
 
@@ -44,6 +44,7 @@ class Run(NamedTuple):
     mesh: Mesh
     share: Share
     steps: int
+    subjects_before: tuple[str, ...] = ()  # who was trained on by what config.init took its parameters from
 
     def picture(self, step: int) -> Path:
         return self.folder / "pictures" / f"step_{step:06d}.png"
@@ -72,7 +73,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
     if target and config.classes != 1 + len(target.structures):
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
     data = dataset.prepare(config.data, target, folder, say, record.progress)
-    run = Run(config, folder, data, mesh, share, length(config, len(data.train)))
+    run = Run(config, folder, data, mesh, share, length(config, len(data.train)), subjects_before(config))
     one_crop = sample_of(config)
     params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
     optimizer = optim.optimizer(config.optim, run.steps, params)
@@ -300,12 +301,15 @@ def draw(run: Run, held_out: HeldOut, params: Any, step: int, writer: Writer) ->
 
 def card(run: Run) -> dict[str, Any]:
     """What a checkpoint says about itself: prediction and fine-tuning need nothing else."""
-    return {
+    facts = {
         "config": json.loads((run.folder / "config.json").read_text()),
         "spec": record.as_json(run.data.spec),
         "subjects": run.data.subjects(),
         "steps": run.steps,
     }
+    if run.data.target:
+        facts |= {"labels": labels.table_text(run.data.target), "subjects_before": run.subjects_before}
+    return facts
 
 
 @contextmanager

@@ -46,6 +46,14 @@ def transfer(params: Any, config: ConfigDict, say: Callable[[str], None]) -> Any
     return params | taken
 
 
+def subjects_before(config: ConfigDict) -> tuple[str, ...]:
+    """Hashes of the people that the checkpoint of config.init was trained on, itself or before; none where it does not say."""
+    if not config.init.checkpoint:
+        return ()
+    card = checkpoint.card(Path(config.init.checkpoint).expanduser())
+    return tuple(sorted({*card.get("subjects", ()), *card.get("subjects_before", ())}))
+
+
 def _check_same_network(folder: Path, theirs: ConfigDict, ours: ConfigDict) -> None:
     if theirs.encoder != ours.encoder:
         raise InputError(f"{folder}: holds a {theirs.encoder} encoder, and this config has {ours.encoder}; use the config made for it")

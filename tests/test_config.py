@@ -61,6 +61,11 @@ BAD = [
     ("optim.clip", -0.1, "not be negative"),
     ("mae.mask_ratio", 1.5, "from 0 to 1"),
     ("augment.chance", -0.1, "from 0 to 1"),
+    ("augment.affine.shear", (0.1, 0.1), "three numbers"),
+    ("augment.affine.rotation", (0.0, -5.0, 0.0), "not be negative"),
+    ("augment.elastic.mm", 13.0, "at most 0.4"),
+    ("augment.contrast.curve", 1.1, "from 0 to 1"),
+    ("augment.noise.kind", "salt", "gaussian, rician"),
     ("eval_every", 2.0, "from 0 to 1"),
     ("data.size", (192, 192), "three numbers"),
     ("data.crop", (160, 160), "three numbers"),
@@ -115,6 +120,15 @@ def test_unetr_wants_its_patches():
     c = base()
     c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "vit.patch": 8})
     with pytest.raises(InputError, match=r"vit\.patch is 8.*use 16"):
+        check(c)
+
+
+def test_slices_that_are_not_thicker_than_voxels_are_refused_if_they_are_asked_for():
+    c = base()
+    c.steps, c.data.spacing, c.augment.low_resolution.mm = 10, 2.0, 2.0
+    check(c)
+    c.augment.low_resolution.chance = 0.1
+    with pytest.raises(InputError, match=r"augment\.low_resolution\.mm 2\.0 is not above data\.spacing 2\.0"):
         check(c)
 
 

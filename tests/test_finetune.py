@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from brainseg_jax import load as load_network
+from brainseg_jax.checkpoint import card as card_of
 from brainseg_jax.checkpoint import load
 from brainseg_jax.config import with_sources
 from brainseg_jax.data import cache
+from brainseg_jax.data.labels import parse_table, read_table
+from brainseg_jax.evaluate import main as evaluate
 from brainseg_jax.heldout import volume_of
 from brainseg_jax.train import train
 from brainseg_jax.writer import read_metrics
@@ -59,6 +62,44 @@ def test_its_checkpoint_is_a_network(tuned, masked):
     found = np.argmax(network.logits(volume_of(arrays["image"])[None])[0], axis=-1)
     truth = arrays["label"]
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+
+
+def test_it_is_scored_on_a_split_on_the_scans_own_grids(tuned, masked, tmp_path, capsys):
+    checkpoint, table = str(tuned[1] / "checkpoints" / "60"), tmp_path / "table.tsv"
+    assert evaluate(["--checkpoint", checkpoint, "--manifest", str(masked), "--split", "val", "--o", str(table)]) == 0
+    assert "0 of 1 people were in the training data" in capsys.readouterr().out
+    (row,) = [line.split("\t") for line in table.read_text().splitlines() if "Brain" in line]
+    assert row[0] == "head3_head3" and float(row[3]) > 0.9
+    twice = ["--checkpoint", f"{checkpoint},{checkpoint}", "--manifest", str(masked), "--split", "train", "--metrics", "dice"]
+    assert evaluate([*twice, "--o", str(table)]) == 0
+    assert "3 of 3 people were in the training data of the checkpoint or of what it began with: head0, head1" in capsys.readouterr().out
+
+
+def test_it_says_whom_it_and_its_pretraining_were_trained_on(tuned):
+    card = card_of(tuned[1] / "checkpoints" / "60")
+    assert card["subjects"] == card["subjects_before"] == card_of(tuned[0])["subjects"] and len(card["subjects"]) == 3
+    assert parse_table(card["labels"], "card").structures == read_table("brain").structures
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--manifest", "M", "--split", "test"], "no scan of split 'test' has labels; choose another --split"),
+        ([], "--manifest is missing"),
+        (["--manifest", "M", "--pred", "x"], "leave --pred, --ref and --pairs out"),
+        (["--manifest", "M", "--split", "val", "--labels", "seg4"], "does not tell"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_in_one_line(tuned, masked, tmp_path, capsys, flags, message):
+    flags = [str(masked) if flag == "M" else flag for flag in flags]
+    assert evaluate(["--checkpoint", str(tuned[1] / "checkpoints" / "60"), *flags, "--o", str(tmp_path / "t.tsv")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "t.tsv").exists()
+
+
+def test_a_pretraining_cannot_be_scored(tuned, masked, tmp_path, capsys):
+    assert evaluate(["--checkpoint", str(tuned[0]), "--manifest", str(masked), "--split", "val", "--o", str(tmp_path / "t.tsv")]) == 2
+    assert "fine-tune it first" in capsys.readouterr().err
 
 
 def test_a_run_that_learns_no_more_ends_early_and_says_so_again(run, tmp_path, capsys):

@@ -12,7 +12,7 @@ SHIPPED = [*PACKAGE, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "
 # From the top: a file may import from floors below its own, and from its own except where FORBIDDEN says otherwise.
 FLOORS = (
     ("main", "__init__"),
-    ("train", "network", "predict", "evaluate", "inspect", "plan", "probe", "verify"),
+    ("train", "network", "prediction", "predict", "evaluate", "inspect", "plan", "probe", "verify"),
     ("heldout", "transfer"),
     ("record",),
     ("step", "optim", "layerwise", "sharding", "checkpoint", "writer", "report"),

@@ -36,7 +36,7 @@ class Dataset(NamedTuple):
 
     def subjects(self) -> list[str]:
         """A hash per training person, for a checkpoint to say whether somebody was trained on."""
-        return sorted({hashlib.sha256("/".join(entry.row.person).encode()).hexdigest()[:16] for entry in self.train})
+        return sorted({entry.row.hashed for entry in self.train})
 
 
 def prepare(

@@ -39,6 +39,11 @@ class Row(NamedTuple):
         return self.dataset, self.subject
 
     @property
+    def hashed(self) -> str:
+        """The person as checkpoints name whom they were trained on: 16 hex digits."""
+        return hashlib.sha256("/".join(self.person).encode()).hexdigest()[:16]
+
+    @property
     def key(self) -> tuple[str, str, str, str]:
         """What the scan is called wherever its files lie: dataset, subject, session, file name."""
         return self.dataset, self.subject, self.session, self.image.name
