@@ -6,7 +6,7 @@ fewer channels than there are classes, and then the head is applied once per vox
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from math import ceil
 from typing import Any, Literal, NamedTuple
@@ -14,10 +14,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int, UInt
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.models.segmenter import Segmenter
+from brainseg_jax.runtime import give_back_memory
 
 Blend = Literal["constant", "gaussian"]
 Volume = Float[np.ndarray | jax.Array, "x y z c"]
@@ -65,13 +67,15 @@ def segment(
     that go through a network at once. `each` is called with rows along x and their probabilities, in order and as they become final.
     Raises InputError for models that do not belong together and for settings that mean nothing.
     """
-    classes = {model.network.classes for model in models}
+    classes = sorted({model.network.classes for model in models})
     if len(classes) != 1:
-        raise InputError(f"models of {sorted(classes)} classes: give at least one model, and all of the same classes")
+        found = f"models of {' and '.join(map(str, classes))} classes" if classes else "no model"
+        raise InputError(f"{found}: give at least one, and all of the same classes")
     same = np.arange(*classes)
-    if mirror and not (mirror.axis in (0, 1, 2) and np.array_equal(np.sort(mirror.partners), same)):
-        raise InputError(f"mirror along axis {mirror.axis}, {len(mirror.partners)} partners: give an axis from 0 to 2, and each of the "
-                         f"{len(same)} classes once")  # fmt: skip
+    if mirror and not (
+        mirror.axis in (0, 1, 2) and mirror.partners.shape == same.shape and (np.argsort(mirror.partners) == mirror.partners).all()
+    ):
+        raise InputError(f"mirror: give axis 0, 1 or 2, and the partner of each of the {len(same)} classes, each its partner's partner")
     views = [(None, same)] + ([(mirror.axis, mirror.partners)] if mirror else [])
     streams = [slabs(model, volume, overlap=overlap, blend=blend, batch=batch, mirrored=axis) for model in models for axis, _ in views]
     partners = np.stack([partner for _ in models for _, partner in views])
@@ -101,36 +105,35 @@ def slabs(
     mirror image along that axis; rows come as they lie in the volume. Raises InputError for settings that mean nothing.
     """
     if not 0 <= overlap < 1 or batch < 1:
-        raise InputError(f"overlap {overlap}, batch {batch}: give an overlap of at least 0 and below 1, and a batch of at least 1")
-    network, params, window = model.network, jax.device_put(model.params), model.window
-    size = volume.shape[:3]
-    whole = tuple(max(n, w) for n, w in zip(size, window, strict=True))
-    before = tuple((p - n) // 2 for n, p in zip(size, whole, strict=True))
-    volume = jnp.pad(jnp.asarray(volume), (*((b, p - n - b) for n, p, b in zip(size, whole, before, strict=True)), (0, 0)))
-    at = [starts(p, w, overlap) for p, w in zip(whole, window, strict=True)]
-    if mirrored is not None:
-        at[mirrored] = [whole[mirrored] - window[mirrored] - start for start in reversed(at[mirrored])]
-    along, *across = at
-    weight = importance(window, blend)
-    calls, live = _calls(np.stack(np.meshgrid(*across, indexing="ij"), axis=-1).reshape(-1, 2), batch)
+        raise InputError(f"overlap {overlap}, batch {batch}: give an overlap from 0 to below 1, and a batch of 1 or more")
+    network, window, size = model.network, model.window, volume.shape[:3]
+    whole, before, at = _places(size, window, overlap, mirrored)
+    calls, live = _calls(np.array(list(product(*at[1:]))), batch)
+    # `total` holds the rows from a multiple of ROWS on: so rows come out at the same places whatever the window.
+    firsts = [start // ROWS * ROWS for start in at[0]]
+    kept = max(start - first for start, first in zip(at[0], firsts, strict=True)) + window[0]
+
+    params = jax.device_put(model.params)
+    here = _beside(params)
+    volume = jax.device_put(jnp.pad(volume, [*((b, w - n - b) for n, w, b in zip(size, whole, before, strict=True)), (0, 0)]), here)
     channels, dtype = _map(network, params, volume, window, calls.shape[1])
-    weight, cover = jnp.asarray(weight, dtype), jnp.asarray(_cover(whole, at, weight), dtype)
-    # `total` begins at a multiple of ROWS, so that rows come out at the same places whatever the window.
-    firsts = [start // ROWS * ROWS for start in along]
-    kept = max(start - first for start, first in zip(along, firsts, strict=True)) + window[0]
-    total = jnp.zeros((kept, *whole[1:], min(channels, network.classes)), dtype)
-    for start, first, after in zip(along, firsts, [*firsts[1:], None], strict=True):
+    weight = importance(window, blend).astype(dtype)
+    weight, cover = jax.device_put((weight, _cover(whole, at, weight)), here)
+    total = jnp.zeros((kept, *whole[1:], min(channels, network.classes)), dtype, device=here)
+    add, fixed = _compiled_add(here), (network, window, mirrored, params)
+    add.lower(*fixed, total, volume, weight, 0, 0, calls[0], live[0]).compile()
+    give_back_memory()
+    for start, first, after in zip(at[0], firsts, [*firsts[1:], size[0]], strict=True):
         for places, alive in zip(calls, live, strict=True):
-            total = _add(network, window, mirrored, params, total, volume, weight, start, first, places, alive)
-        for row in range(first, size[0] if after is None else after, ROWS):
+            total = add(*fixed, total, volume, weight, start, first, places, alive)
+        for row in range(first, after, ROWS):
             rows = min(ROWS, size[0] - row)
             corner = (row + before[0], *before[1:])
             yield slice(row, row + rows), _logits(params["head"], total, cover, first, corner, (rows, *size[1:]))
-        if after is not None:
-            total = _drop(total, after - first)
+        total = _drop(total, after - first)
 
 
-def starts(size: int, window: int, overlap: float) -> list[int]:
+def starts(size: int, window: int, overlap: float | int) -> list[int]:
     """Where windows begin on an axis of `size` voxels, no shorter than a window: MONAI's rule, the last one moved back inside."""
     step = max(int(window * (1 - overlap)), 1)
     return [min(i * step, size - window) for i in range(ceil((size - window) / step) + 1)]
@@ -144,20 +147,37 @@ def importance(window: Size, blend: Blend) -> Float[np.ndarray, "x y z"]:
     return np.maximum(x[:, None, None] * y[:, None] * z, 1e-3)
 
 
+def _places(size: Size, window: Size, overlap: float | int, mirrored: int | None) -> tuple[Size, Size, list[list[int]]]:
+    """The size with its zeros around, how many of them come before, and where windows begin, per axis; as the network sees them."""
+    whole = tuple(max(n, w) for n, w in zip(size, window, strict=True))
+    before = [(p - n) // 2 for n, p in zip(size, whole, strict=True)]
+    at = [starts(p, w, overlap) for p, w in zip(whole, window, strict=True)]
+    if mirrored is not None:
+        before[mirrored] = whole[mirrored] - size[mirrored] - before[mirrored]
+        at[mirrored] = [whole[mirrored] - window[mirrored] - start for start in reversed(at[mirrored])]
+    return whole, tuple(before), at
+
+
 def _cover(whole: Size, at: Sequence[Sequence[int]], weight: np.ndarray) -> np.ndarray:
     """The sum of the weights of all windows that see a voxel."""
-    cover = np.zeros(whole)
+    cover = np.zeros(whole, weight.dtype)
     for corner in product(*at):
         cover[tuple(slice(start, start + n) for start, n in zip(corner, weight.shape, strict=True))] += weight
     return cover
 
 
 def _calls(places: Int[np.ndarray, "n 2"], batch: int) -> tuple[Int[np.ndarray, "calls b 2"], Bool[np.ndarray, "calls b"]]:
-    """Places shared out evenly over as few calls as can be, so that hardly ever one in a batch is there for its shape only; which are not."""
+    """Places shared out evenly over as few calls as can be, so that hardly ever one fills a batch up only; and which do not."""
     calls = ceil(len(places) / batch)
     each = ceil(len(places) / calls)
     live = np.arange(calls * each) < len(places)
     return places[np.where(live, np.arange(len(live)), 0)].reshape(calls, each, 2), live.reshape(calls, each)
+
+
+def _beside(params: Any) -> jax.sharding.Sharding:
+    """Where what meets these parameters belongs: on their device, or all of it on each device of their mesh."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
 
 
 def _map(network, params, volume, window, batch):
@@ -176,7 +196,13 @@ def _head(head, x):
     return x @ kernel + jnp.expand_dims(bias, range(x.ndim - 1))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnames="total")
+@lru_cache
+def _compiled_add(here: jax.sharding.Sharding):
+    # XLA orders what a CPU does for concurrency, which here is worth nothing, and up to a half more memory.
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
+    return jax.jit(_add, static_argnums=(0, 1, 2), donate_argnames="total", out_shardings=here, compiler_options=options)
+
+
 def _add(network, window, mirrored, params, total, volume, weight, start, first, places, live):
     """`total`, whose first row is row `first`, with the weighted maps or logits of the windows at (start, *place) added."""
     windows = jax.vmap(lambda place: jax.lax.dynamic_slice(volume, (start, *place, 0), (*window, volume.shape[-1])))(places)
@@ -189,7 +215,7 @@ def _add(network, window, mirrored, params, total, volume, weight, start, first,
     def add(i, total):
         which, row = i // parts, i % parts * rows
         part = jax.lax.dynamic_slice(maps, (which, row, 0, 0, 0), (1, rows, *maps.shape[2:]))[0].astype(total.dtype)
-        if part.shape[-1] > total.shape[-1]:
+        if total.shape[-1] == network.classes:
             part = _head(params["head"], part)
         part = part * (jax.lax.dynamic_slice_in_dim(weight, row, rows) * live[which])[..., None]
         corner = (start - first + row, *places[which], 0)
