@@ -456,7 +456,7 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
     train(config, with_sources(config, set(), "test.py"), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     losses = {name: [row[name] for row in rows if row["kind"] == "train"] for name in ("rotation_accuracy", "reconstruction")}
-    # Of 160 views: by chance 0.25 ± 0.034. Where training stands after so few steps depends on rounding: 0.61 and more were seen.
+    # Of 160 views: by chance 0.25 ± 0.034. Where training stands after so few steps depends on rounding: 0.60 and more were seen.
     assert np.mean(losses["rotation_accuracy"][-20:]) > 0.5
     assert np.mean(losses["reconstruction"][-5:]) < 0.8 * np.mean(losses["reconstruction"][:5])
     held_out = [row for row in rows if row["kind"] == "eval"][-1]
