@@ -1,5 +1,14 @@
-"""The one exception for what a user can mend: its text names the file or key and the remedy, in one line."""
+"""The one exception for what a user can mend, whose text names the file or key and the remedy in one line; and words such texts share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(Exception):
     """A file, a value or a command that cannot be used. Commands print it as one line, without a traceback, and exit with 2."""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What follows a name that is not known: in brackets the known one that is closest to it, or nothing."""
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

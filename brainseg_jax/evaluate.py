@@ -7,7 +7,6 @@ does not lose the others: it is listed at the end, and the exit code is 3.
 
 import argparse
 import csv
-import difflib
 import io
 import shutil
 import sys
@@ -31,7 +30,7 @@ from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, meant
 from brainseg_jax.files import whole
 from brainseg_jax.metrics import METRICS, PerClass, definitions, score
 
@@ -138,9 +137,9 @@ def comparison(prediction: str | Table, reference: str | Table, target: str | Ta
     excluded = [key.strip() for key in exclude.split(",") if key.strip()]
     for key in excluded:
         if key.lower() not in number:
-            close = difflib.get_close_matches(key.lower(), number, n=1)
-            meant = f" (did you mean {close[0]!r}?)" if close else ""
-            raise InputError(f"--exclude: label table {table.name} has no {key!r}{meant}; give its ids, names or abbreviations")
+            raise InputError(
+                f"--exclude: label table {table.name} has no {key!r}{meant(key, number)}; give its ids, names or abbreviations"
+            )
     left_out = {number[key.lower()] for key in excluded}
     reported = tuple(n for n in range(len(table.structures) + 1) if n not in left_out)
     if len(reported) == 1:

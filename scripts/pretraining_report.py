@@ -1,9 +1,9 @@
-"""What a pretraining run has learned, for the documents: curve, held-out loss against a mean image, reconstructions without a face.
+"""What a pretraining run has learned, for the documents: curves, held-out error against a mean image, reconstructions without a face.
 
     python scripts/pretraining_report.py runs/pretrain_vit_2mm --out docs/pretraining_2mm --credit "Images: …"
 
 Writes OUT.md, OUT_curve.png and OUT_reconstruction.png. The mean image is that of the training volumes' central crops; both are judged on
-the same hidden patches of the same held-out crops as the run's own evaluation.
+the same hidden voxels of the same held-out crops as the run's own evaluation.
 """
 
 import argparse
@@ -35,6 +35,18 @@ from brainseg_jax.writer import read_metrics
 # Above and behind the face.
 FACELESS = ((2, "axial", 0.72), (2, "axial", 0.62), (1, "coronal", 0.3))
 
+ERRORS = {"mae": "squared", "ssl": "absolute"}
+# What is drawn of each objective, a panel for each measure.
+PANELS = {
+    "mae": {"loss": "mean squared error, hidden patches"},
+    "ssl": {
+        "rotation_accuracy": "rotation, share right",
+        "contrast_top1": "contrast, share right",
+        "reconstruction": "mean absolute error, whole crop",
+        "loss": "sum of the three losses",
+    },
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,7 +76,9 @@ def describe(run: Path, out: Path, credit: str) -> str:
     record.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
     model, baseline, shown = judge(params, config, data, mean)
-    curve(run, out.with_name(f"{out.name}_curve.png"), baseline)
+    rows = read_metrics(run / "metrics.jsonl")
+    lines = {"loss": ("mean image, held out", baseline)} if config.objective == "mae" else {}
+    curves(rows, PANELS[config.objective], lines, out.with_name(f"{out.name}_curve.png"))
     picture(shown, data.spec.orientation, out.with_name(f"{out.name}_reconstruction.png"), steps[-1])
     environment = facts["environment"]
     return f"""# Pretraining on real heads: {config.objective} of {config.encoder}
@@ -77,13 +91,13 @@ Written by `scripts/pretraining_report.py` from a run of
 {config.data.crop} at {config.data.spacing:g} mm; {facts["parameters"]["all"]:,} parameters; {config.dtype} on
 {environment["machine"]["processor"]}, {environment["machine"]["cores"]} cores; JAX {environment["packages"]["jax"]}.
 
-| mean squared error on hidden patches of held-out people (intensities in [0, 1]) | |
+| mean {ERRORS[config.objective]} error on hidden voxels of held-out people (intensities in [0, 1]) | |
 |---|---|
 | mean image of the training people | {baseline:.5f} |
 | this model | {model:.5f} |
 | ratio | {model / baseline:.2f} |
-
-![curve]({out.name}_curve.png)
+{measures(rows, PANELS[config.objective], config)}
+![curves]({out.name}_curve.png)
 
 ![held-out reconstruction]({out.name}_reconstruction.png)
 
@@ -109,31 +123,44 @@ def judge(params: Any, config: Any, data: dataset.Dataset, mean: np.ndarray) -> 
     """Errors of the model and of the mean image on the same hidden voxels, and the first held-out person's pictures."""
     objective = OBJECTIVES[config.objective](config)
     pictures = jax.jit(lambda batch, rngs: objective.apply({"params": params}, batch, method="pictures", rngs=rngs))
+    error = {"squared": np.square, "absolute": np.abs}[ERRORS[config.objective]]
     errors, shown = [], {}
     files = [entry.file for entry in data.val][: config.eval_volumes]
     for index, raw in enumerate(eval_batches(files, crop=config.data.crop, batch=config.data.batch)):
         key, rngs = eval_streams(objective, config.seed, index)
-        original, masked, filled = map(np.asarray, pictures(prepare_eval(key, {"image": jnp.asarray(raw["image"])}), rngs))
+        drawn = pictures(prepare_eval(key, {"image": jnp.asarray(raw["image"])}), rngs)
         for i in np.flatnonzero(raw["weight"]):
-            hidden = np.isnan(masked[i, ..., 0])
-            truth = original[i, ..., 0][hidden]
-            errors.append((np.mean((filled[i, ..., 0][hidden] - truth) ** 2), np.mean((mean[hidden] - truth) ** 2)))
-        if not shown:
-            names = (*objective.picture_names, "mean image")
-            shown = dict(zip(names, (original[0, ..., 0], masked[0, ..., 0], filled[0, ..., 0], mean), strict=True))
+            original, masked, filled = (np.asarray(volume)[i, ..., 0] for volume in drawn)
+            hidden = masked != original  # NaN is hidden, too
+            if hidden.any():
+                errors.append((np.mean(error(filled - original)[hidden]), np.mean(error(mean - original)[hidden])))
+            shown = shown or dict(zip((*objective.picture_names, "mean image"), (original, masked, filled, mean), strict=True))
     model, baseline = np.mean(errors, axis=0)
     return float(model), float(baseline), shown
 
 
-def curve(run: Path, file: Path, baseline: float) -> None:
-    rows = read_metrics(run / "metrics.jsonl")
-    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-    for kind, name in (("train", "training"), ("eval", "held out")):
-        found = [(row["step"], row["loss"]) for row in rows if row["kind"] == kind]
-        axes.plot(*zip(*found, strict=True), label=name, marker="o" if kind == "eval" else None, ms=3)
-    axes.axhline(baseline, color="gray", linestyle="--", label="mean image, held out")
-    axes.set(xlabel="step", ylabel="mean squared error", yscale="log")
-    axes.legend()
+def measures(rows: list[dict[str, Any]], panels: dict[str, str], config: Any) -> str:
+    """Of held-out crops: every measure at the first evaluation, at the last, and by guessing; nothing where there is one measure only."""
+    held_out = [row for row in rows if row["kind"] == "eval"]
+    guessing = {"rotation_accuracy": 1 / 4, "contrast_top1": 1 / (2 * config.data.batch - 1)}
+    lines = ["", "| held out | at the beginning | at the end | by guessing |", "|---|---|---|---|"]
+    for name, what in panels.items():
+        guess = f"{guessing[name]:.2f}" if name in guessing else ""
+        lines.append(f"| {what} | {held_out[0][name]:.3f} | {held_out[-1][name]:.3f} | {guess} |")
+    return "\n".join([*lines, ""]) if len(panels) > 1 else ""
+
+
+def curves(rows: list[dict[str, Any]], panels: dict[str, str], lines: dict[str, tuple[str, float]], file: Path) -> None:
+    """A panel for each measure, with a dashed line where `lines` gives a name and a height."""
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.4 * len(panels) + 1.5, 3.6), layout="constrained", squeeze=False)
+    for panel, (name, what) in zip(axes[0], panels.items(), strict=True):
+        for kind, called in (("train", "training"), ("eval", "held out")):
+            found = [(row["step"], row[name]) for row in rows if row["kind"] == kind]
+            panel.plot(*zip(*found, strict=True), label=called, marker="o" if kind == "eval" else None, ms=3)
+        if name in lines:
+            panel.axhline(lines[name][1], color="gray", linestyle="--", label=lines[name][0])
+        panel.set(xlabel="step", title=what, yscale="linear" if what.endswith("right") else "log")
+    axes[0, 0].legend()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 

@@ -15,7 +15,6 @@ of which the first three are required.
 """
 
 import colorsys
-import difflib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -28,7 +27,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt
 from scipy import ndimage
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, meant
 
 # seg33: the paper's structures. malpem: ADNI's labels. brain: a mask, with the CSF around the brain.
 SCHEMES = ("seg35", "seg33", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse")
@@ -66,8 +65,7 @@ def read_table(scheme: str | Path) -> Table:
         return _shipped(str(scheme))
     path = Path(scheme)
     if path.suffix != ".tsv":
-        meant = _meant(str(scheme), SCHEMES)
-        raise InputError(f"label table {str(scheme)!r} is unknown{meant}; use a .tsv file or one of {_list(SCHEMES)}")
+        raise InputError(f"label table {str(scheme)!r} is unknown{meant(str(scheme), SCHEMES)}; use a .tsv file or one of {_list(SCHEMES)}")
     try:
         return parse_table(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
@@ -84,7 +82,7 @@ def parse_table(text: str, name: str) -> Table:
     for column in header:
         if column not in COLUMNS:
             known = f"known are {_list(COLUMNS)}, separated by tabs"
-            raise InputError(f"{name}: column {column!r} is unknown{_meant(column, COLUMNS)}; {known}")
+            raise InputError(f"{name}: column {column!r} is unknown{meant(column, COLUMNS)}; {known}")
         if header.count(column) > 1:
             raise InputError(f"{name}: column {column!r} stands twice; remove one of the two")
     if lacking := [column for column in REQUIRED if column not in header]:
@@ -245,7 +243,7 @@ def _structure(cells: dict[str, str], where: str) -> Structure:
         raise InputError(f"{where}: colour {colour!r} cannot be read; write it as #rrggbb, e.g. #cd3e4e")
     tissue = cells["tissue"] or "other"
     if tissue not in TISSUES:
-        raise InputError(f"{where}: tissue {tissue!r} is unknown{_meant(tissue, TISSUES)}; use one of {_list(TISSUES)}")
+        raise InputError(f"{where}: tissue {tissue!r} is unknown{meant(tissue, TISSUES)}; use one of {_list(TISSUES)}")
     return Structure(id, cells["name"], cells["abbreviation"] or cells["name"], freesurfer, part_of, partner, colour, tissue, cells["note"])
 
 
@@ -273,11 +271,6 @@ def _take_nearer(classes: UInt[np.ndarray, "*shape"], either: int, sides: tuple[
             near[where] = near[tuple(nearest)][where]
         else:
             near[where] = 0
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _list(names: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import math
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, meant
 from brainseg_jax.files import whole
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split")
@@ -101,8 +100,8 @@ def check_rows(rows: Sequence[Row], source: str | Path) -> None:
     images, keys, sides = set(), set(), {}
     for row in rows:
         if row.split not in SPLITS:
-            meant = _meant(row.split, SPLITS)
-            raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{meant}; use one of {_list(SPLITS)}")
+            close = meant(row.split, SPLITS)
+            raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{close}; use one of {_list(SPLITS)}")
         if row.image in images:
             raise InputError(f"{source}: image {row.image} is listed twice; remove one of the two")
         if row.key in keys:
@@ -224,7 +223,7 @@ def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[
         raise InputError(f"{path}: the first line is empty; it names the columns, of {_list(columns)}")
     for name in header:
         if name not in columns:
-            raise InputError(f"{path}: column {name!r} is unknown{_meant(name, columns)}; known are {_list(columns)}")
+            raise InputError(f"{path}: column {name!r} is unknown{meant(name, columns)}; known are {_list(columns)}")
         if header.count(name) > 1:
             raise InputError(f"{path}: column {name!r} stands twice; remove one of the two")
     if missing := [name for name in required if name not in header]:
@@ -248,11 +247,6 @@ def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -
     with whole(path) as part:
         part.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _list(names: Sequence[str]) -> str:

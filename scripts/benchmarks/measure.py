@@ -1,0 +1,70 @@
+"""What all measurements share: fresh processes, times, memory, and the best matrix product of the machine."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+BENCHMARK = Path(__file__).parents[1] / "benchmark.py"
+
+
+def in_process(worker: str, steps: int, *, huge_pages: bool = True, folder: Path | None = None) -> Result:
+    """A worker's result from a fresh process; `folder` holds what workers leave for each other."""
+    command = [sys.executable, str(BENCHMARK), "--worker", worker, "--steps", str(steps)] + (["--folder", str(folder)] if folder else [])
+    environment = os.environ if huge_pages else os.environ | {"GLIBC_TUNABLES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"the worker {worker} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def timed(once: Callable[[], Any], steps: int, *, warm: bool = False) -> tuple[list[float], int]:
+    """Seconds of `steps` calls, and the most memory the process held in them, in bytes.
+
+    A call before them does not count, unless all is warm already.
+    """
+    if not warm:
+        once()
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark starts again from here
+    seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - began)
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return seconds, int(line.split()[1]) * 1024
+
+
+def jax_matmul_peak() -> float:
+    """`matmul_peak` of XLA's product."""
+    import jax
+    import jax.numpy as jnp
+
+    product, square = jax.jit(lambda a: a @ a), jnp.ones((2048, 2048))
+    return matmul_peak(lambda: jax.block_until_ready(product(square)))
+
+
+def torch_matmul_peak() -> float:
+    """`matmul_peak` of PyTorch's product."""
+    import torch
+
+    square = torch.ones(2048, 2048)
+    return matmul_peak(lambda: square @ square)
+
+
+def matmul_peak(product: Callable[[], Any]) -> float:
+    """FLOP/s of the fastest of many 2048³ float32 products."""
+    product()
+    best = math.inf
+    for _ in range(20):
+        began = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 2048**3 / best
