@@ -8,7 +8,6 @@ accounted for, and one without a use is an error unless --partial. Numbers are n
 import argparse
 import hashlib
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,21 +18,12 @@ from ml_collections import ConfigDict
 from brainseg_jax import safetensors
 from brainseg_jax.config import base, c_get, from_resolved, with_sources
 from brainseg_jax.errors import InputError
-from converters import certify, paper, swin_unetr, torchfile, unetr
+from converters import certify, swin_unetr, unetr
+from converters.adapt import adapted
 from converters.rules import MONAI, Account, Dialect, Leaves, Tensors, at_least, origin, release, synthesise, their_key, to_ours, to_theirs
+from converters.source import DIALECTS, METADATA, Source, detect, read, some
 
-DIALECTS = (unetr.UNETR, paper.UNETR, swin_unetr.SWIN_UNETR, swin_unetr.SSL, swin_unetr.SWINVIT, swin_unetr.DISRUPTIVE, paper.MAE)
-WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net")  # where files keep the weights
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")  # what wrapping a network puts before all keys
-METADATA = "brainseg_jax"  # the entry of a safetensors file where export writes down what shapes do not tell
 UNSEEN = ("vit.heads", "mae.heads", "mae.mask_ratio", "swin.merging", "data.crop")
-
-
-class Source(NamedTuple):
-    """What a file holds: its tensors under keys without prefixes, and values of our config that it tells of itself."""
-
-    tensors: Tensors
-    told: dict[str, Any]
 
 
 class Converted(NamedTuple):
@@ -104,66 +94,16 @@ def _import(options: argparse.Namespace) -> Converted:
     if rounded:
         report.append("  its float64 numbers were rounded to float32")
     as_read = Converted(config, leaves, tensors, dialect, facts, report)
-    done = _adapted(as_read, options)
+    config, leaves, without, done = adapted(config, leaves, options)
     from brainseg_jax import checkpoint
 
-    card = {"config": with_sources(done.config, set(), source.name), "format": 1, "source": done.facts}
-    checkpoint.write(out, tree(done.leaves), card)
-    report.append(f"  {_summary(done.config, done.leaves)}")
-    whole = config.objective == "segmentation" and not done.facts["left"]
+    facts = facts | {"left": [*left, *without], "adapted": done}
+    card = {"config": with_sources(config, set(), source.name), "format": 1, "source": facts}
+    checkpoint.write(out, tree(leaves), card)
+    report += [f"  {line}" for line in [*done, _summary(config, leaves)]]
+    whole = config.objective == "segmentation" and not facts["left"]
     report.append(f"{out}: written" + (f'; use it with brainseg_jax.load("{out}")' if whole else ", to start a training from"))
     return as_read
-
-
-def read(path: Path) -> Source:
-    """The weights in a file, PyTorch's or safetensors. Raises InputError if there are none."""
-    told: dict[str, Any] = {}
-    if path.suffix == ".safetensors":
-        tensors, metadata = safetensors.read(path)
-        if METADATA in metadata:
-            told = _json(path, metadata[METADATA])
-    else:
-        tensors = _weights(torchfile.read(path))
-    tensors = _without_prefixes(tensors)
-    if not tensors:
-        raise InputError(f"{path}: holds no weights; a file of torch.save(model.state_dict(), file) is expected")
-    return Source(tensors, told)
-
-
-def detect(tensors: Tensors, wanted: str = "") -> Dialect:
-    """The first dialect whose marks are all among the keys, or the wanted one. Raises InputError if there is none, or it is another."""
-    lacks = {d.name: [mark for mark in d.marks if mark not in tensors] for d in DIALECTS}
-    fitting = [d for d in DIALECTS if not lacks[d.name]]
-    if wanted:
-        if lacks[wanted]:
-            looks = f"it looks like {fitting[0].name}" if fitting else f"its {len(tensors)} keys are like {_some(tensors)}"
-            raise InputError(f"is no {wanted}, which has {lacks[wanted][0]}; {looks}")
-        return next(d for d in fitting if d.name == wanted)
-    if not fitting:
-        nearest = min(DIALECTS, key=lambda d: len(lacks[d.name]) / len(d.marks))
-        hint = f"nearest is {nearest.name}, without {_some(lacks[nearest.name])}" if len(lacks[nearest.name]) < len(nearest.marks) else ""
-        known = f"known are {', '.join(d.name for d in DIALECTS)}"
-        raise InputError(f"its {len(tensors)} keys, like {_some(tensors)}, are of no network known here; {hint or known}")
-    return fitting[0]
-
-
-def _weights(content: dict[str, Any]) -> Tensors:
-    for name in WRAPPERS:
-        inner = content.get(name)
-        if isinstance(inner, dict) and any(isinstance(value, np.ndarray) for value in inner.values()):
-            content = inner
-            break
-    return {str(key): value for key, value in content.items() if isinstance(value, np.ndarray)}
-
-
-def _without_prefixes(tensors: Tensors) -> Tensors:
-    prefixes = (*PREFIXES, "swin_vit.", "swinViT.")  # the last two: a Swin encoder that was saved alone
-    while tensors and (shared := [p for p in prefixes if all(key.startswith(p) for key in tensors)]):
-        tensors = {key.removeprefix(shared[0]): tensor for key, tensor in tensors.items()}
-    renamed = {re.sub(r"^swin_vit\.", "swinViT.", key): tensor for key, tensor in tensors.items()}
-    if len(renamed) < len(tensors):
-        raise InputError("its keys begin with both swin_vit. and swinViT.; keep one of them")
-    return renamed
 
 
 def _check_numbers(dialect: Dialect, leaves: Leaves) -> None:
@@ -256,73 +196,10 @@ def _not_covered(dialect: Dialect, account: Account, surplus: list[str], missing
     covered = 100 * (len(account.used) + len(account.dead) - len(surplus)) // total
     faults = []
     if unknown := [*account.unknown, *surplus]:
-        faults.append(f"{len(unknown)} of its {total} keys have no use ({_some(unknown)})")
+        faults.append(f"{len(unknown)} of its {total} keys have no use ({some(unknown)})")
     if missing:
-        faults.append(f"{len(missing)} are missing ({_some(missing)})")
+        faults.append(f"{len(missing)} are missing ({some(missing)})")
     return f"{' and '.join(faults)} in {dialect.what}, which covers {covered} %; get the whole file, or add --partial to leave them out"
-
-
-def _adapted(done: Converted, options: argparse.Namespace) -> Converted:
-    """The network for other images, as the --to- flags ask."""
-    config, leaves, facts = ConfigDict(done.config), dict(done.leaves), dict(done.facts)
-    adapted = []
-    if options.to_channels and options.to_channels != config.channels:
-        leaves = to_channels(leaves, config.channels, options.to_channels)
-        adapted.append(f"channels {config.channels} to {options.to_channels}: all take the mean kernel, scaled")
-        config.channels = options.to_channels
-    if options.to_classes and options.to_classes != config.classes and "head/kernel" in leaves:
-        head = [path for path in leaves if path.startswith("head/")]
-        leaves = {path: leaf for path, leaf in leaves.items() if path not in head}
-        facts["left"] = [*facts["left"], *head]
-        adapted.append(f"classes {config.classes} to {options.to_classes}: the head is left out, to be trained anew")
-        config.classes = options.to_classes
-    if options.to_crop and options.to_crop != tuple(config.data.crop):
-        if config.encoder == "vit":
-            leaves = to_crop(leaves, config.vit.patch, tuple(config.data.crop), options.to_crop)
-            adapted.append(f"crop {tuple(config.data.crop)} to {options.to_crop}: positions interpolated")
-        config.data.crop = options.to_crop
-    done.report.extend(f"  {line}" for line in adapted)
-    return done._replace(config=config, leaves=leaves, facts=facts | {"adapted": adapted})
-
-
-def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
-    """The network for images of `new` channels: an image whose channels are all alike gives what it gave before.
-
-    Raises InputError for heads that reconstruct the image, and where a decoder would need another shortcut.
-    """
-    if any(path.split("/")[0] not in ("encoder", "decoder", "head") for path in leaves):
-        raise InputError("--to-channels: the heads of pretraining reconstruct the image they were trained on; leave it out")
-
-    def mean(kernel: np.ndarray) -> np.ndarray:
-        by_channel = kernel.reshape(*kernel.shape[:-2], -1, old, kernel.shape[-1])
-        spread = np.repeat(by_channel.mean(axis=-2, keepdims=True), new, axis=-2) * np.float32(old / new)
-        return spread.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
-
-    first = ("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel")
-    width = leaves["decoder/encoder1/conv1/kernel"].shape[-1] if first[1] in leaves else 0
-    if width in (old, new):
-        raise InputError(f"--to-channels {new}: a decoder of {width} channels adds its image without a convolution; train it anew")
-    return {path: mean(leaf) if path in first else leaf for path, leaf in leaves.items()}
-
-
-def to_crop(leaves: Leaves, patch: int, old: tuple[int, int, int], new: tuple[int, int, int]) -> Leaves:
-    """Learned positions for another crop, by linear interpolation (antialiased where the grid becomes smaller)."""
-    import jax
-
-    if any(n % patch for n in new):
-        raise InputError(f"--to-crop {','.join(map(str, new))}: give multiples of the patch, {patch}")
-    (x, *plane), (x_new, *plane_new) = ([n // patch for n in crop] for crop in (old, new))
-    grids = {"table": ((x, *plane), (x_new, *plane_new)), "spatial": (plane, plane_new), "temporal": ((x,), (x_new,))}
-
-    def resized(path: str, leaf: np.ndarray) -> np.ndarray:
-        *_, part, name = ("", *path.split("/"))
-        if part != "position":
-            return leaf
-        grid, grid_new = grids[name]
-        width = leaf.shape[-1]
-        return np.asarray(jax.image.resize(leaf.reshape(*grid, width), (*grid_new, width), "linear")).reshape(-1, width)
-
-    return {path: resized(path, leaf) for path, leaf in leaves.items()}
 
 
 # ---- from a checkpoint
@@ -429,7 +306,7 @@ def _told(account: Account, left: list[str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for key, reason in account.dead.items():
         reasons.setdefault(reason, []).append(key)
-    lines += [f"  dead: {_some(keys)}: {reason}" for reason, keys in reasons.items()]
+    lines += [f"  dead: {some(keys)}: {reason}" for reason, keys in reasons.items()]
     return lines + [f"  left out: {key}" for key in left]
 
 
@@ -441,11 +318,6 @@ def _summary(config: ConfigDict, leaves: Leaves) -> str:
     classes = f", {config.classes} classes" if config.objective == "segmentation" else ""
     channels = f"{config.channels} channel{'s' * (config.channels > 1)}"
     return f"{network}, {channels}{classes}; {sum(leaf.size for leaf in leaves.values()):,} parameters"
-
-
-def _some(keys: Any) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
 
 
 def tree(leaves: Leaves) -> dict[str, Any]:
@@ -463,14 +335,6 @@ def tree(leaves: Leaves) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _json(path: Path, text: str) -> dict[str, Any]:
-    try:
-        told = json.loads(text)
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
-    except (ValueError, AttributeError):
-        raise InputError(f"{path}: its {METADATA} metadata are no JSON object; write the file again") from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -95,7 +95,8 @@ def training(config: Any) -> tuple[Callable[[], None], Callable[[], float]]:
 
     optimizer = optim.optimizer(config.optim, config.steps, jax.eval_shape(params))
     state, metrics = jax.jit(lambda: init_state(params(), optimizer))(), {}
-    step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0)
+    options = runtime.least_memory(jax.default_backend())
+    step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0, compiler_options=options)
 
     def once() -> None:
         nonlocal state, metrics

@@ -8,9 +8,11 @@ import torch
 from monai.networks.nets import UNETR, SwinUNETR
 
 from brainseg_jax import checkpoint
-from converters import certify, convert
+from brainseg_jax.config import from_resolved
+from converters import certify, paper, unetr
 from converters.convert import main
 from converters.rules import to_ours
+from converters.source import detect, read
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,10 @@ def test_a_wrong_network_fails(tmp_path, weights, monkeypatch):
     """One number of one bias, on our side only."""
     torch.save(weights, tmp_path / "w.pt")
     assert main([str(tmp_path / "w.pt"), str(tmp_path / "w")]) == 0
-    tensors = convert.read(tmp_path / "w.pt").tensors
-    dialect = convert.detect(tensors)
+    tensors = read(tmp_path / "w.pt").tensors
+    dialect = detect(tensors)
     leaves, _ = to_ours(dialect.rows, dialect.dead, tensors)
-    config = convert.from_resolved(checkpoint.load(tmp_path / "w")[1]["config"])
+    config = from_resolved(checkpoint.load(tmp_path / "w")[1]["config"])
     facts = {"file": "w.pt", "sha256": "", "dialect": dialect.name, "merging": "", "monai": ""}
     monkeypatch.setattr(certify, "TOLERANCE", {"float32": 1e-5})
     ours = certify._ours
@@ -86,6 +88,6 @@ def test_it_needs_monai(monkeypatch):
 
     monkeypatch.setattr(certify.importlib.metadata, "version", missing)
     with pytest.raises(certify.InputError, match="PyTorch and MONAI are not installed"):
-        certify.check(convert.unetr.UNETR, [])
+        certify.check(unetr.UNETR, [])
     with pytest.raises(certify.InputError, match="MONAI has none for paper-unetr"):
-        certify.check(convert.paper.UNETR, [])
+        certify.check(paper.UNETR, [])

@@ -16,9 +16,11 @@ import brainseg_jax
 from brainseg_jax import checkpoint, models, objectives, safetensors
 from brainseg_jax.config import from_resolved, with_sources
 from brainseg_jax.trees import count, paths
-from converters import convert
+from converters import convert, swin_unetr
+from converters import unetr as unetrs
 from converters.convert import main
 from converters.rules import to_ours
+from converters.source import detect
 
 OCTANTS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
@@ -123,7 +125,7 @@ def draws(rng, size, channels=1):
 def test_unetr_is_monais_network(x64, rng, close, converted):
     net, given = unetr((32, 48, 32), qkv_bias=True), draws(rng, (32, 48, 32))
     folder = converted(state(net), "--crop", "32,48,32")
-    close(ours(folder, *given, "float64"), theirs(net, convert.unetr.UNETR, *given), "float64")
+    close(ours(folder, *given, "float64"), theirs(net, unetrs.UNETR, *given), "float64")
 
 
 @pytest.mark.slow
@@ -137,7 +139,7 @@ def test_unetr_is_monais_network(x64, rng, close, converted):
 )
 def test_other_unetrs_are_monais_networks(x64, rng, close, converted, changes, dtype):
     net, given = unetr(**changes), draws(rng, (32, 32, 32), changes.get("channels", 1))
-    close(ours(converted(state(net)), *given, dtype), theirs(net, convert.unetr.UNETR, *given), dtype)
+    close(ours(converted(state(net)), *given, dtype), theirs(net, unetrs.UNETR, *given), dtype)
 
 
 @pytest.mark.slow
@@ -145,7 +147,7 @@ def test_other_unetrs_are_monais_networks(x64, rng, close, converted, changes, d
 def test_swin_unetr_is_monais_network(x64, rng, close, converted, merging, v2):
     net, given = swin(merging, use_v2=v2), draws(rng, (32, 32, 64), 2)
     folder = converted(state(net), "--merge", merging)
-    close(ours(folder, *given, "float64"), theirs(net, convert.swin_unetr.SWIN_UNETR, *given), "float64")
+    close(ours(folder, *given, "float64"), theirs(net, swin_unetr.SWIN_UNETR, *given), "float64")
 
 
 @pytest.mark.slow
@@ -156,7 +158,7 @@ def test_swin_unetr_in_single_precision(x64, rng, close, converted):
     """
     net, given = swin("legacy"), draws(rng, (32, 64, 64), 2)
     here = ours(converted(state(net), "--merge", "legacy"), *given, "float32")
-    exact, single = (theirs(net, convert.swin_unetr.SWIN_UNETR, *given, dtype) for dtype in (torch.float64, torch.float32))
+    exact, single = (theirs(net, swin_unetr.SWIN_UNETR, *given, dtype) for dtype in (torch.float64, torch.float32))
     close(here[0], exact[0])
 
     def worst(gradient):
@@ -244,7 +246,7 @@ def test_dead_tensors_of_every_version_are_dropped_and_made_again(tmp_path, plai
     assert ("pos_embed='conv'" in capsys.readouterr().out) == (version in ("0.8.1", "1.2"))
     found = {key: array.shape for key, array in safetensors.read(out)[0].items()}
     assert found == {key: tuple(value.shape) for key, value in live.items()} | DEAD[version]
-    dialect = convert.detect(safetensors.read(out)[0])
+    dialect = detect(safetensors.read(out)[0])
     leaves, account = to_ours(dialect.rows, dialect.dead, safetensors.read(out)[0])
     assert (set(account.dead), account.unknown) == (set(DEAD[version]), ())
     assert {path: leaf.tobytes() for path, leaf in leaves.items()} == {
@@ -348,7 +350,7 @@ def swin_encoder():
 
 
 def expected_encoder():
-    leaves, _ = to_ours(convert.swin_unetr.SWINVIT.rows, convert.swin_unetr.SWINVIT.dead, {k: v.numpy() for k, v in swin_encoder().items()})
+    leaves, _ = to_ours(swin_unetr.SWINVIT.rows, swin_unetr.SWINVIT.dead, {k: v.numpy() for k, v in swin_encoder().items()})
     return {path: leaf.tobytes() for path, leaf in leaves.items()}
 
 

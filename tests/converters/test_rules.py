@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax.errors import InputError
-from converters import convert, rules, swin_unetr, unetr
+from converters import rules, swin_unetr, unetr
 from converters.rules import Dead, Row, numbers, place, table, their_key, to_ours, to_theirs
 
 SIDES = {"n": 6, "m": 5, "d": 4, "out": 4, "in": 3, "x": 3, "y": 3, "z": 3, "p": 2}
@@ -40,7 +40,7 @@ def test_layouts_mean_what_they_say(rng):
     assert rules.LAYOUTS["conv"].read(conv)[x, y, z, i, o] == conv[o, i, x, y, z]
 
 
-@pytest.mark.parametrize("dialect", convert.DIALECTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: d.name)
 def test_every_row_is_read_and_the_first_of_a_path_written(rng, dialect):
     values = {"i": "0", "n": "2", "s": "3", "b": "1"}
     written = {}
@@ -56,7 +56,7 @@ def test_every_row_is_read_and_the_first_of_a_path_written(rng, dialect):
             np.testing.assert_array_equal(again, tensor)
 
 
-@pytest.mark.parametrize("dialect", convert.DIALECTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: d.name)
 def test_tables_have_a_place_for_marks_and_dead_keys_have_reasons(dialect):
     assert [mark for mark in dialect.marks if place(dialect.rows, mark) is None and mark != "out.conv.conv.weight"] == []
     assert all(d.why and (d.make is None or d.beside) for d in dialect.dead)

@@ -1,0 +1,69 @@
+"""A converted network for other images or other classes: only what a --to- flag asks for."""
+
+import argparse
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from brainseg_jax.errors import InputError
+from converters.rules import Leaves
+
+
+def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> tuple[ConfigDict, Leaves, list[str], list[str]]:
+    """(the network's config and leaves as the --to- flags ask, paths that are left out, what was done in words)."""
+    config, left, done = ConfigDict(config), [], []
+    if options.to_channels and options.to_channels != config.channels:
+        leaves = to_channels(leaves, config.channels, options.to_channels)
+        done.append(f"channels {config.channels} to {options.to_channels}: all take the mean kernel, scaled")
+        config.channels = options.to_channels
+    if options.to_classes and options.to_classes != config.classes and "head/kernel" in leaves:
+        left = [path for path in leaves if path.startswith("head/")]
+        leaves = {path: leaf for path, leaf in leaves.items() if path not in left}
+        done.append(f"classes {config.classes} to {options.to_classes}: the head is left out, to be trained anew")
+        config.classes = options.to_classes
+    if options.to_crop and options.to_crop != tuple(config.data.crop):
+        if config.encoder == "vit":
+            leaves = to_crop(leaves, config.vit.patch, tuple(config.data.crop), options.to_crop)
+            done.append(f"crop {tuple(config.data.crop)} to {options.to_crop}: positions interpolated")
+        config.data.crop = options.to_crop
+    return config, leaves, left, done
+
+
+def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
+    """The network for images of `new` channels: an image whose channels are all alike gives what it gave before.
+
+    Raises InputError for heads that reconstruct the image, and where a decoder would need another shortcut.
+    """
+    if any(path.split("/")[0] not in ("encoder", "decoder", "head") for path in leaves):
+        raise InputError("--to-channels: the heads of pretraining reconstruct the image they were trained on; leave it out")
+
+    def mean(kernel: np.ndarray) -> np.ndarray:
+        by_channel = kernel.reshape(*kernel.shape[:-2], -1, old, kernel.shape[-1])
+        spread = np.repeat(by_channel.mean(axis=-2, keepdims=True), new, axis=-2) * np.float32(old / new)
+        return spread.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
+
+    first = ("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel")
+    width = leaves["decoder/encoder1/conv1/kernel"].shape[-1] if first[1] in leaves else 0
+    if width in (old, new):
+        raise InputError(f"--to-channels {new}: a decoder of {width} channels adds its image without a convolution; train it anew")
+    return {path: mean(leaf) if path in first else leaf for path, leaf in leaves.items()}
+
+
+def to_crop(leaves: Leaves, patch: int, old: tuple[int, int, int], new: tuple[int, int, int]) -> Leaves:
+    """Learned positions for another crop, by linear interpolation (antialiased where the grid becomes smaller)."""
+    import jax
+
+    if any(n % patch for n in new):
+        raise InputError(f"--to-crop {','.join(map(str, new))}: give multiples of the patch, {patch}")
+    (x, *plane), (x_new, *plane_new) = ([n // patch for n in crop] for crop in (old, new))
+    grids = {"table": ((x, *plane), (x_new, *plane_new)), "spatial": (plane, plane_new), "temporal": ((x,), (x_new,))}
+
+    def resized(path: str, leaf: np.ndarray) -> np.ndarray:
+        *_, part, name = ("", *path.split("/"))
+        if part != "position":
+            return leaf
+        grid, grid_new = grids[name]
+        width = leaf.shape[-1]
+        return np.asarray(jax.image.resize(leaf.reshape(*grid, width), (*grid_new, width), "linear")).reshape(-1, width)
+
+    return {path: resized(path, leaf) for path, leaf in leaves.items()}
