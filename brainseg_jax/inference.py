@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.models.segmenter import Segmenter
-from brainseg_jax.runtime import give_back_memory, least_memory
+from brainseg_jax.runtime import give_back_memory
 
 Blend = Literal["constant", "gaussian"]
 Volume = Float[np.ndarray | jax.Array, "x y z c"]
@@ -198,7 +198,8 @@ def _head(head, x):
 
 @lru_cache
 def _compiled_add(here: jax.sharding.Sharding):
-    options = least_memory(jax.default_backend())
+    # XLA orders what a CPU does for concurrency: convolutions are a tenth to a third faster for it, and take up to a half more memory.
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
     return jax.jit(_add, static_argnums=(0, 1, 2), donate_argnames="total", out_shardings=here, compiler_options=options)
 
 

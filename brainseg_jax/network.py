@@ -13,7 +13,6 @@ from brainseg_jax import checkpoint, models
 from brainseg_jax.config import from_resolved
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import Model
-from brainseg_jax.runtime import least_memory
 from brainseg_jax.trees import paths
 
 
@@ -27,7 +26,7 @@ class Network:
     def __init__(self, config: ConfigDict, params: Any, card: dict[str, Any]):
         self.config, self.params, self.card = config, params, card
         self._network = models.segmenter(config)
-        self._compiled = jax.jit(self.apply, compiler_options=least_memory(jax.default_backend()))
+        self._compiled = jax.jit(self.apply)
 
     def logits(self, images: Float[Any, "b x y z c"]) -> Float[jax.Array, "b x y z k"]:
         """One score per class and voxel (softmax gives probabilities), float32; images standardised as the card says.

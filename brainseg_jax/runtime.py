@@ -33,12 +33,6 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def least_memory(platform: str) -> dict[str, str] | None:
-    """Compiler options of a large program. On a CPU XLA would order work so that much of it can go side by side, which two cores do not
-    notice and which takes up to a half more memory."""
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else None
-
-
 def with_huge_pages() -> None:
     """Starts this very command again with glibc's huge pages, where there is only a CPU and they have not been decided on.
 

@@ -26,7 +26,7 @@ from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.runtime import give_back_memory, least_memory
+from brainseg_jax.runtime import give_back_memory
 from brainseg_jax.step import Batch, Metrics, Objective, TrainState, averaged, init_params, init_state, make_train_step
 from brainseg_jax.transfer import subjects_before, transfer
 from brainseg_jax.trees import count
@@ -154,8 +154,7 @@ def compile_step(objective: Objective, optimizer: Any, run: Run, like: TrainStat
     swap = labels.swap(run.data.target) if run.data.target else None
     step = make_train_step(objective, optimizer, prepare_train(config, swap), config.seed, config.optim.accumulate)
     out = places, sharding.replicated(run.mesh)
-    options = least_memory(jax.default_backend())
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=out, compiler_options=options).lower(like, batch).compile()
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(like, batch).compile()
     give_back_memory()
     return compiled
 

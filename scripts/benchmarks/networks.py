@@ -72,15 +72,14 @@ def our_network(kind: str, edge: int, train: bool, steps: int) -> Result:
     labels = jax.random.randint(jax.random.key(1), image.shape[:-1], 0, config.classes)
     params = jax.jit(network.init)(jax.random.key(2), image)["params"]
     optimizer = optax.adamw(1e-4)
-    options = runtime.least_memory(jax.default_backend())  # as training and `load` compile
-    forward = jax.jit(lambda params: network.apply({"params": params}, image), compiler_options=options)
+    forward = jax.jit(lambda params: network.apply({"params": params}, image))
 
     def update(params: Any, state: Any) -> tuple[Any, Any]:
         loss = lambda params: dice_cross_entropy(network.apply({"params": params}, image, True), labels).mean()  # noqa: E731
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
 
-    step, carried = jax.jit(update, donate_argnums=(0, 1), compiler_options=options), (params, optimizer.init(params) if train else None)
+    step, carried = jax.jit(update, donate_argnums=(0, 1)), (params, optimizer.init(params) if train else None)
     if train:
         del params  # the step takes it over
 

@@ -95,8 +95,7 @@ def training(config: Any) -> tuple[Callable[[], None], Callable[[], float]]:
 
     optimizer = optim.optimizer(config.optim, config.steps, jax.eval_shape(params))
     state, metrics = jax.jit(lambda: init_state(params(), optimizer))(), {}
-    options = runtime.least_memory(jax.default_backend())
-    step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0, compiler_options=options)
+    step = jax.jit(make_train_step(objective, optimizer, prepare_train(config), 0), donate_argnums=0)
 
     def once() -> None:
         nonlocal state, metrics
@@ -137,7 +136,7 @@ def monai(steps: int) -> Result:
     from brainseg_jax.config import base
 
     torch.manual_seed(0)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(runtime.cores())
     c = base()
     network = MaskedAutoEncoderViT(
         in_channels=1,
