@@ -8,6 +8,7 @@ import pytest
 from brainseg_jax.errors import InputError
 from converters import rules, swin_unetr, unetr
 from converters.rules import Dead, Row, numbers, place, table, their_key, to_ours, to_theirs
+from converters.source import DIALECTS
 
 SIDES = {"n": 6, "m": 5, "d": 4, "out": 4, "in": 3, "x": 3, "y": 3, "z": 3, "p": 2}
 ROWS = table("""
