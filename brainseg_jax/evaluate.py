@@ -113,6 +113,7 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
         remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
         raise InputError(f"{options.manifest}: no scan of split {options.split!r} has labels; {remedy}")
     by = predictor(options.checkpoint.split(","))
+    by = by.mirrored() if options.tta else by
     target = read_table(options.labels) if options.labels else by.table
     chosen = [read_for(row, target, "background") for row in chosen]
     schemes = {row.scheme[0]: comparison(by.table, row.scheme[0], target, options.exclude) for row in chosen}
@@ -343,6 +344,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tolerance", type=_tolerance, default=1.0, metavar="MM", help="nsd's (%(default)s)")
     parser.add_argument("--subject-regex", default="", help="finds the subject in paths below both folders, in its first group")
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="segment with this checkpoint; several, with commas: together")
+    parser.add_argument("--tta", action="store_true", help="with --checkpoint: also look at each scan in the mirror, partners exchanged")
     parser.add_argument("--manifest", type=Path, help="with --checkpoint: the scans, their labels and splits")
     parser.add_argument("--split", default="test", help="with --checkpoint: which scans of it (%(default)s)")
     parser.add_argument("--splits", type=Path, metavar="TSV", help="with --checkpoint: a run's split.tsv, where the manifest has no splits")

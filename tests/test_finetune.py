@@ -70,6 +70,10 @@ def test_it_is_scored_on_a_split_on_the_scans_own_grids(tuned, masked, tmp_path,
     assert "0 of 1 people were in the training data" in capsys.readouterr().out
     (row,) = [line.split("\t") for line in table.read_text().splitlines() if "Brain" in line]
     assert row[0] == "head3_head3" and float(row[3]) > 0.9
+    mirrored = ["--checkpoint", checkpoint, "--tta", "--manifest", str(masked), "--split", "val", "--metrics", "dice"]
+    assert evaluate([*mirrored, "--o", str(table)]) == 0
+    (with_mirror,) = [line.split("\t") for line in table.read_text().splitlines() if "Brain" in line]
+    assert float(with_mirror[3]) > 0.9 and with_mirror[3] != row[3]
     twice = ["--checkpoint", f"{checkpoint},{checkpoint}", "--manifest", str(masked), "--split", "train", "--metrics", "dice"]
     assert evaluate([*twice, "--o", str(table)]) == 0
     assert "3 of 3 people were in the training data of the checkpoint or of what it began with: head0, head1" in capsys.readouterr().out
