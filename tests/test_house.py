@@ -15,10 +15,10 @@ FLOORS = (
     ("train", "network", "prediction", "predict", "evaluate", "inspect", "plan", "probe", "verify"),
     ("heldout", "transfer"),
     ("record",),
-    ("step", "optim", "layerwise", "sharding", "checkpoint", "writer", "report"),
+    ("step", "optim", "layerwise", "sharding", "checkpoint", "writer", "report", "quality", "strip", "page"),
     ("objectives", "data"),
     ("models", "losses", "metrics", "inference", "config", "recipes", "flags"),
-    ("trees", "runtime", "files", "errors", "safetensors"),
+    ("trees", "runtime", "files", "errors", "safetensors", "images"),
 )
 FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
 # Who may import what; others may not.

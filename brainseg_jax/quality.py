@@ -1,0 +1,298 @@
+"""What looks wrong about a label map, each thing in one plain sentence, so that people look at the right cases first.
+
+`measure` reads the voxels, once; `flags` judges the numbers, against a cohort where there is one. A flag is a reason to look, not proof of
+an error, and no flag is no proof of its absence.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64, Integer
+from scipy import ndimage
+
+from brainseg_jax.data.labels import Table
+from brainseg_jax.data.nifti import orientation
+
+ALL = "All structures"  # what flags and cohorts call all of a table's structures together; class 0 in measures
+ENTROPY = "Entropy"  # what a cohort calls the mean entropy inside the brain
+Z = 3.0  # standard deviations from the cohort's mean
+FEWEST = 20  # people a cohort needs to say what is usual
+# Where no cohort says what is usual: just beyond what 155 people's label maps have (141 of DLMUSE at 2 mm, 14 at 1 mm).
+ASYMMETRY, ASYMMETRY_CSF = 0.45, 1.5  # ventricles and vessels: 1 % of people have more
+OUTSIDE, OUTSIDE_ALL = 0.02, 0.002  # share outside the largest piece; ventricles and vessels are in pieces in most people
+NATS = 0.5  # mean entropy: as if every voxel were 80 to 20 between two structures
+WORST = 3.0  # the largest severity; at its threshold a flag has 1
+
+# In the order in which a reader wants them; {} are the numbers above.
+KINDS = {
+    "empty": "nothing was segmented",
+    "absent": "a structure has no voxel, though the cohort, if there is one, says that people have it",
+    "sides": "a left structure lies to the right of its partner",
+    "edge": "a structure touches the edge of the image, so part of it may not have been scanned",
+    "pieces": f"over {OUTSIDE:.0%} of a structure (not of ventricles and vessels), or {OUTSIDE_ALL:.1%} of all together, lies outside its "
+    "largest connected piece",
+    "volume": f"a volume, scaled to the cohort's mean brain, or the brain itself, is {Z:g} standard deviations from the cohort's mean",
+    "asymmetry": f"left and right differ by {Z:g} standard deviations from what the cohort has, or without one by over "
+    f"{ASYMMETRY:.0%} of their mean ({ASYMMETRY_CSF:.0%} in ventricles and vessels)",
+    "entropy": f"the network is unsure inside the brain: {Z:g} standard deviations more than in the cohort, or over {NATS:g} nats",
+}
+FACES = ("left", "right", "back", "front", "bottom", "top")
+LETTERS = "LRPAIS"  # of FACES
+
+PerClass = Float64[np.ndarray, "k"]
+# Mean, standard deviation and number of people by name: of a structure's ml, and what `cohort_of` adds. JSON's lists will do.
+Usual = Sequence[float | int]
+Cohort = Mapping[str, Usual]
+
+
+class Flag(NamedTuple):
+    """A reason to look: at which structure (or ALL), of which of KINDS, how bad, the number behind it, a sentence.
+
+    Severities go from 1, at the threshold, to WORST for one structure, and are as many times that as structures are concerned.
+    """
+
+    structure: str
+    kind: str
+    severity: float
+    value: float
+    words: str
+
+
+class Measures(NamedTuple):
+    """What a label map is like, class by class, with all structures together as class 0; NaN where there is no voxel.
+
+    ml: volumes. centre: world mm. pieces: connected ones, by faces, edges or corners. outside: the share outside the largest.
+    edge: cm² that lie on each of the image's FACES.
+    """
+
+    ml: PerClass
+    centre: Float64[np.ndarray, "k 3"]
+    pieces: Int64[np.ndarray, "k"]
+    outside: PerClass
+    edge: Float64[np.ndarray, "k 6"]
+
+
+class Findings(NamedTuple):
+    """All about one label map. z: deviations from the cohort's mean; z_scaled: once scaled to its mean brain; NaN where it says nothing."""
+
+    measures: Measures
+    z: PerClass
+    z_scaled: PerClass
+    flags: list[Flag]
+
+    @property
+    def score(self) -> float:
+        """How urgently a person should look: the sum of severities, 0 for nothing."""
+        return sum((flag.severity for flag in self.flags), 0.0)
+
+
+def examine(
+    classes: Integer[np.ndarray, "x y z"],
+    affine: Float[np.ndarray, "4 4"],
+    table: Table,
+    cohort: Cohort | None = None,
+    entropy: float | None = None,
+) -> Findings:
+    """Measures and judges class numbers of a table. `entropy`: mean over the brain's voxels of −Σ p ln p, in nats."""
+    measures = measure(classes, affine, len(table.structures) + 1)
+    z, z_scaled = z_scores(measures.ml, table, cohort or {})
+    return Findings(measures, z, z_scaled, flags(measures, table, cohort, entropy))
+
+
+def measure(classes: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], k: int) -> Measures:
+    """Measures of classes 1 to k − 1, and of all of them as 0; `affine` takes voxels to world mm."""
+    if classes.min() < 0 or classes.max() >= k:
+        raise ValueError(f"classes {classes.min()} to {classes.max()} where 0 to {k - 1} are expected")
+    voxel = abs(float(np.linalg.det(affine[:3, :3])))
+    areas = voxel / np.linalg.norm(affine[:3, :3], axis=0) / 100
+    ends = [(LETTERS.index(letter) ^ 1, LETTERS.index(letter)) for letter in orientation(affine)]  # faces before and behind each axis
+    ml, outside, pieces = np.zeros(k), np.full(k, np.nan), np.zeros(k, np.int64)
+    centre, edge = np.full((k, 3), np.nan), np.zeros((k, 6))
+    boxes = ndimage.find_objects(classes, k - 1)
+    for n, box in enumerate([_around(boxes), *boxes]):
+        if box is None:
+            continue
+        mask = classes[box] == n if n else classes[box] > 0
+        along = [mask.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+        count = int(along[0].sum())
+        middle = [part.start + np.arange(len(line)) @ line / count for part, line in zip(box, along, strict=True)]
+        ml[n] = count * voxel / 1000
+        centre[n] = affine[:3, :3] @ middle + affine[:3, 3]
+        for axis, (part, line) in enumerate(zip(box, along, strict=True)):
+            edge[n, ends[axis][0]] = line[0] * areas[axis] * (part.start == 0)
+            edge[n, ends[axis][1]] = line[-1] * areas[axis] * (part.stop == classes.shape[axis])
+        parts, pieces[n] = ndimage.label(mask, np.ones((3, 3, 3)))
+        outside[n] = 1 - np.bincount(parts.ravel())[1:].max() / count
+    return Measures(ml, centre, pieces, outside, edge)
+
+
+def z_scores(ml: PerClass, table: Table, cohort: Cohort) -> tuple[PerClass, PerClass]:
+    """Standard deviations of each class from the cohort's mean: as it is, and once scaled to the cohort's mean brain; 0: all together.
+
+    NaN for what is absent or not in the cohort. The sd of all together is at most the sum of the structures', where the cohort lacks it.
+    """
+    z, scaled = np.full((2, len(ml)), np.nan)
+    known = [n for n, s in enumerate(table.structures, 1) if _usable(cohort.get(s.name))]
+    if not known or not ml[known].sum():
+        return z, scaled
+    of = {n: cohort[table.structures[n - 1].name] for n in known}
+    mean = sum(of[n][0] for n in known)
+    whole = cohort.get(ALL, (mean, sum(of[n][1] for n in known), min(of[n][2] for n in known)))
+    z[0] = scaled[0] = _deviation(ml[known].sum(), whole)
+    for n in known:
+        if ml[n]:
+            z[n] = _deviation(ml[n], of[n])
+            scaled[n] = _deviation(ml[n] * mean / ml[known].sum(), of[n])
+    return z, scaled
+
+
+def cohort_of(ml: Float[np.ndarray, "people k"], table: Table, entropy: Sequence[float] = ()) -> dict[str, list[float | int]]:
+    """What is usual in people whose `Measures.ml` and mean entropies these are, as a model card keeps it (JSON).
+
+    By name [mean, sd, people]: ml of each structure that anyone has and of ALL, the asymmetry of each pair by both names, and ENTROPY.
+    """
+    pairs = {_pair(*names): [_asymmetry(*both) for both in ml[:, sides] if all(both)] for sides, names in _partners(table)}
+    structures = {s.name: ml[:, n] for n, s in enumerate(table.structures, 1) if ml[:, n].any()}
+    values = {ALL: ml[:, 1:].sum(axis=1)} | structures | pairs | {ENTROPY: entropy}
+    return {name: [float(np.mean(v)), float(np.std(v, ddof=1)), len(v)] for name, v in values.items() if len(v) > 1}
+
+
+def flags(found: Measures, table: Table, cohort: Cohort | None = None, entropy: float | None = None) -> list[Flag]:
+    """Reasons to look at a case, the worst first. An empty label map counts as much as every structure's absence."""
+    if not found.ml[0]:
+        return [Flag(ALL, "empty", WORST * len(table.structures), 0.0, "Nothing was segmented.")]
+    judged = (
+        _absent(found, table, cohort),
+        _sides(found, table),
+        _edge(found, table),
+        _pieces(found, table),
+        _volume(found, table, cohort or {}),
+        _asymmetric(found, table, cohort or {}),
+        _unsure(entropy, cohort or {}),
+    )
+    return sorted((flag for some in judged for flag in some), key=lambda flag: -flag.severity)
+
+
+def _absent(found: Measures, table: Table, cohort: Cohort | None) -> Iterator[Flag]:
+    for n, structure in enumerate(table.structures, 1):
+        mean, sd, _ = (1, 0, 0) if cohort is None else cohort.get(structure.name, (0, 0, 0))
+        if not found.ml[n] and mean > sd:
+            yield Flag(structure.name, "absent", WORST, 0.0, f"{structure.name} is absent.")
+
+
+def _sides(found: Measures, table: Table) -> Iterator[Flag]:
+    """Partners are compared with each other, along the world's x: a head that is turned, even by 80°, has its left on the left."""
+    pairs = [(sides, names) for sides, names in _partners(table) if _side(names[0]) == "left" and found.ml[sides].all()]
+    apart = {names: float(found.centre[right, 0] - found.centre[left, 0]) for (left, right), names in pairs}
+    wrong = {names: mm for names, mm in apart.items() if mm < 0}
+    if len(wrong) > max(1, len(apart) / 2):
+        words = f"Left and right are exchanged: {len(wrong)} of {len(apart)} pairs lie on the wrong sides."
+        yield Flag(ALL, "sides", WORST * len(wrong), float(len(wrong)), words)
+        return
+    for (left, _), mm in wrong.items():
+        yield Flag(left, "sides", WORST, mm, f"{left} lies {-mm:.0f} mm to the right of its partner.")
+
+
+def _edge(found: Measures, table: Table) -> Iterator[Flag]:
+    for n, structure in enumerate(table.structures, 1):
+        cm2 = found.edge[n]
+        if cm2.any():
+            faces = " and ".join(face for face, area in zip(FACES, cm2, strict=True) if area)
+            words = f"{structure.name} touches the image's edge ({faces}), {cm2.sum():.1f} cm²."
+            yield Flag(structure.name, "edge", _severity(cm2.sum()), float(cm2.sum()), words)
+
+
+def _pieces(found: Measures, table: Table) -> Iterator[Flag]:
+    """Only tissue that is one structure in FreeSurfer's ids is expected to be in one piece; all together are, in any table."""
+    limits = {0: OUTSIDE_ALL} | {n: OUTSIDE for n, s in enumerate(table.structures, 1) if s.tissue != "csf" and len(s.freesurfer) < 2}
+    for n, limit in limits.items():
+        if found.outside[n] > limit:
+            name, what = (table.structures[n - 1].name,) * 2 if n else (ALL, "The segmentation")
+            words = f"{what} is in {found.pieces[n]} pieces; {found.outside[n]:.1%} of it lies outside the largest."
+            yield Flag(name, "pieces", _severity(found.outside[n] / limit), float(found.outside[n]), words)
+
+
+def _volume(found: Measures, table: Table, cohort: Cohort) -> Iterator[Flag]:
+    _, scaled = z_scores(found.ml, table, cohort)
+    for n, name in enumerate([ALL, *(s.name for s in table.structures)]):
+        if abs(scaled[n]) > Z:
+            size, sign = ("large", "+") if scaled[n] > 0 else ("small", "−")
+            what = f"{name} is {size} for this brain" if n else f"All together are {size}"
+            words = f"{what}: {found.ml[n]:.3g} ml, z = {sign}{abs(scaled[n]):.1f}."
+            yield Flag(name, "volume", _severity(abs(scaled[n]) / Z), float(scaled[n]), words)
+
+
+def _asymmetric(found: Measures, table: Table, cohort: Cohort) -> Iterator[Flag]:
+    tissues = {s.name: s.tissue for s in table.structures}
+    for sides, names in _partners(table):
+        if not found.ml[sides].all():
+            continue
+        value, usual = _asymmetry(*found.ml[sides]), cohort.get(_pair(*names))
+        if _usable(usual, signed=True):
+            times = abs(value - usual[0]) / _spread(usual) / Z
+        else:
+            times = abs(value) / (ASYMMETRY_CSF if tissues[names[0]] == "csf" else ASYMMETRY)
+        if times > 1:
+            first, second = (f"{found.ml[n]:.3g}" for n in sides)
+            words = f"{names[0]} has {first} ml and its partner {second} ml: they differ by {abs(value):.0%} of their mean."
+            yield Flag(names[0], "asymmetry", _severity(times), float(value), words)
+
+
+def _unsure(entropy: float | None, cohort: Cohort) -> Iterator[Flag]:
+    if entropy is None:
+        return
+    usual = cohort.get(ENTROPY)
+    times = _deviation(entropy, usual) / Z if _usable(usual) else entropy / NATS
+    if times > 1:
+        words = f"The network is unsure inside the brain: {entropy:.2f} nats a voxel on average."
+        yield Flag(ALL, "entropy", _severity(times), float(entropy), words)
+
+
+def _partners(table: Table) -> Iterator[tuple[list[int], tuple[str, str]]]:
+    """Classes and names of each pair of structures, the left one first where their names begin with their sides."""
+    number = {s.id: n for n, s in enumerate(table.structures, 1)}
+    for n, structure in enumerate(table.structures, 1):
+        other = number[structure.partner]
+        if n < other:
+            sides = [other, n] if _side(structure.name) == "right" else [n, other]
+            yield sides, (table.structures[sides[0] - 1].name, table.structures[sides[1] - 1].name)
+
+
+def _side(name: str) -> str:
+    return name.partition(" ")[0].lower()
+
+
+def _pair(left: str, right: str) -> str:
+    return f"{left} : {right}"
+
+
+def _asymmetry(left: float, right: float) -> float:
+    return 2 * (left - right) / (left + right)
+
+
+def _severity(times: float) -> float:
+    """From how often its threshold a value is."""
+    return float(np.clip(times, 1, WORST))
+
+
+def _usable(usual: Usual | None, signed: bool = False) -> bool:
+    return bool(usual is not None and usual[2] >= FEWEST and usual[1] > 0 and (signed or usual[0] > 0))
+
+
+def _spread(usual: Usual) -> float:
+    """The sd of one more person about a mean that is itself of n people only."""
+    return usual[1] * math.sqrt(1 + 1 / usual[2])
+
+
+def _deviation(value: float, usual: Usual) -> float:
+    """Standard deviations from the mean on a logarithmic scale, on which volumes are spread evenly: half is as far away as double."""
+    variance = math.log1p((_spread(usual) / usual[0]) ** 2)
+    return (math.log(value / usual[0]) + variance / 2) / math.sqrt(variance)
+
+
+def _around(boxes: Iterable[tuple[slice, ...] | None]) -> tuple[slice, ...] | None:
+    """The box around those that are there."""
+    sides = list(zip(*(box for box in boxes if box is not None), strict=True))
+    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides) or None
