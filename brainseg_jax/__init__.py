@@ -13,4 +13,8 @@ def __getattr__(name: str):
         from brainseg_jax.network import load
 
         return load
+    if name == "predict":  # until the command of this name is imported, which then answers calls itself
+        from brainseg_jax.prediction import predict
+
+        return predict
     raise AttributeError(f"module 'brainseg_jax' has no attribute {name!r}")

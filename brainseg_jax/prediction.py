@@ -1,23 +1,46 @@
-"""A scan's classes on its own grid, from trained networks: standardised as their checkpoints say, segmented by windows, and taken back."""
+"""From a scan to labels on its own grid, by trained networks: standardised as their checkpoints say, segmented by windows, taken back.
 
-from collections.abc import Sequence
+What is taken back is every class's probability, linearly, and the likeliest is the label: borders of labels on a finer grid than the
+networks' are smooth, where the nearest label would show its voxels. On a grid like the networks' it is their labels, to the voxel.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Float, Integer, Shaped, UInt, UInt8
+from scipy import ndimage
 
 from brainseg_jax import inference, network
+from brainseg_jax.checkpoint import SEAL
 from brainseg_jax.data.augment import as_float
-from brainseg_jax.data.labels import Table, parse_table
-from brainseg_jax.data.nifti import Scan
-from brainseg_jax.data.standardize import Spec, restore, spec_of, standardize
+from brainseg_jax.data.labels import Table, freesurfer_ids, parse_table, swap, voxel_ids
+from brainseg_jax.data.nifti import Scan, read
+from brainseg_jax.data.standardize import Spec, Standardized, along_axis, spec_of, standardize
 from brainseg_jax.errors import InputError
+from brainseg_jax.recipes import TASKS
+
+# A brain is about 140, 170 and 130 mm wide, long and high: less than this of it, or this few slices, is no brain that could be measured.
+LEAST_MM, LEAST_VOXELS = 60.0, 16
+LEAST_ML = 200.0  # of a brain, cut by the field of view; a newborn's whole one has 350
+AIR, AIR_SHARE = (-1100, -900), 0.05  # Hounsfield units; MRI has no negative intensities to speak of
+NOISE = 0.3  # correlation of neighbouring voxels; a head in its air has 0.8 and more, however noisy
+ONE = 255  # stands for probability 1
+ALONG = 0.05  # voxels by which axes may run apart from end to end and still be taken for parallel
+
+Ids = Literal["freesurfer", "table", "auto"]
 
 
 class Predictor(NamedTuple):
-    """Networks that answer together (the mean of their probabilities), what they take, and what their classes are."""
+    """Networks that answer together (the mean of their probabilities), what they take, and what their classes are.
+
+    `table` is named for its task. `mirror`: each network also sees the mirror image. `digests` tell checkpoints apart, wherever they lie.
+    """
 
     models: tuple[inference.Model, ...]
     spec: Spec
@@ -25,28 +48,87 @@ class Predictor(NamedTuple):
     overlap: float
     blend: str
     cards: tuple[dict[str, Any], ...]
+    digests: tuple[str, ...] = ()
+    mirror: inference.Mirror | None = None
 
     def trained_on(self) -> set[str]:
         """Hashes of the people that any of the networks, or the pretraining it began with, was trained on (`Row.hashed`)."""
         return {person for card in self.cards for person in (*card.get("subjects", ()), *card.get("subjects_before", ()))}
 
+    def mirrored(self) -> "Predictor":
+        """The same with every network seeing the scan twice, as it is and in a mirror, left and right structures changing places."""
+        axis = next(axis for axis, letter in enumerate(self.spec.orientation) if letter in "LR")
+        return self._replace(mirror=inference.Mirror(axis, swap(self.table)))
+
+
+class Found(NamedTuple):
+    """What networks see in a standardised scan.
+
+    `soft`: on its grid the probability of each class, background first, in bytes: 255 stands for 1, and the likeliest class has one more
+    than the others would, so that rounding makes no ties. `volumes`: ml of each class, the sum of its probability.
+    """
+
+    soft: UInt8[np.ndarray, "k x y z"]
+    volumes: Float[np.ndarray, "k"]
+
+
+class Prediction(NamedTuple):
+    """`labels`: ids of `table`, 0 the background, on the scan's grid, which `affine` places. `volumes`: ml by structure's name (soft)."""
+
+    labels: Integer[np.ndarray, "x y z"]
+    affine: Float[np.ndarray, "4 4"]
+    volumes: dict[str, float]
+    table: Table
+
+
+def predict(
+    scan: str | Path | tuple[Any, Any],
+    checkpoint: str | Path | Sequence[str | Path] | Predictor,
+    *,
+    tta: bool = False,
+    ids: Ids = "auto",
+) -> Prediction:
+    """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), or voxels [x y z] with the affine that takes their indices to RAS millimetres.
+
+    `checkpoint`: a folder, or several that answer together; for many scans give `prediction.predictor(checkpoint)`, which is loaded once.
+    `tta`: each network also sees the mirror image (takes twice as long). `ids`: "freesurfer", "table" (the label table's own), or "auto":
+    FreeSurfer's where every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
+    """
+    if not isinstance(checkpoint, Predictor):
+        checkpoint = predictor([checkpoint] if isinstance(checkpoint, str | Path) else checkpoint)
+    by = checkpoint.mirrored() if tta else checkpoint
+    table = written(by.table, ids)
+    name = str(scan) if isinstance(scan, str | Path) else "scan"
+    given = read(scan) if isinstance(scan, str | Path) else _checked(*scan)
+    ready = prepare(by, given, name)
+    found = find(by, ready)
+    classes = on_scan(found, ready)
+    refuse_empty(by.table, voxel_volumes(classes, by.table, given.affine), name)
+    volumes = {structure.name: float(ml) for structure, ml in zip(table.structures, found.volumes[1:], strict=True)}
+    return Prediction(as_ids(classes, table), given.affine, volumes, table)
+
 
 def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
-    """Reads checkpoints of fine-tuning. InputError where one does not say what its classes are, or two do not belong together."""
-    models, cards, kinds = [], [], []
+    """Reads checkpoints of fine-tuning. InputError for none, for one that does not say what its classes are, and for two that do not belong
+    together."""
+    if not checkpoints:
+        raise InputError("no checkpoint; give one, or several that answer together")
+    models, cards, kinds, digests = [], [], [], []
     for folder in checkpoints:
         loaded = network.load(folder)
         if "labels" not in loaded.card:
             raise InputError(f"{folder}: does not say what its classes are, as converted files do not; fine-tune it here, if only its head")
         models.append(loaded.model())
         cards.append(loaded.card)
-        kinds.append((spec_of(loaded.card), parse_table(loaded.card["labels"], f"{folder}: its label table"), loaded.config.segmentation))
+        digests.append(hashlib.sha256((Path(folder) / SEAL).read_bytes()).hexdigest())
+        table = parse_table(loaded.card["labels"], f"{folder}: its label table")._replace(name=_task(loaded.config.data.labels))
+        kinds.append((spec_of(loaded.card), table, loaded.config.segmentation))
     spec, table, settings = kinds[0]
     for folder, (other_spec, other_table, _) in zip(checkpoints, kinds, strict=True):
         if other_spec != spec or other_table.structures != table.structures:
             what = "labels" if other_spec == spec else "standardisation"
             raise InputError(f"{folder}: was trained with other {what} than {checkpoints[0]}; predict with each by itself")
-    return Predictor(tuple(models), spec, table, settings.overlap, settings.blend, tuple(cards))
+    return Predictor(tuple(models), spec, table, settings.overlap, settings.blend, tuple(cards), tuple(digests))
 
 
 def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y z"]:
@@ -55,6 +137,200 @@ def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y 
     `name` is what errors call the scan. Raises InputError for a scan that cannot be standardised.
     """
     ready = standardize(scan, by.spec, name)
+    return on_scan(find(by, ready), ready)
+
+
+# ---- the steps
+
+
+def prepare(by: Predictor, scan: Scan, name: str) -> Standardized:
+    """A scan as the networks take it. Raises InputError, calling it `name`, where it cannot be an MRI of a head."""
+    refuse(scan, name)
+    return standardize(scan, by.spec, name)
+
+
+def find(by: Predictor, ready: Standardized) -> Found:
+    """What the networks see."""
     volume = as_float(jnp.asarray(ready.image)[None, ..., None])[0]
-    found = inference.segment(by.models, volume, overlap=by.overlap, blend=by.blend)
-    return restore(found.labels, ready.record)
+    soft = np.empty((len(by.table.structures) + 1, *ready.image.shape), np.uint8)
+
+    def keep(rows: slice, probabilities: jax.Array) -> None:
+        soft[:, rows] = np.moveaxis(np.asarray(_in_bytes(probabilities)), -1, 0)
+
+    seen = inference.segment(by.models, volume, overlap=by.overlap, blend=by.blend, mirror=by.mirror, each=keep)
+    return Found(soft, seen.volumes * abs(np.linalg.det(ready.affine[:3, :3])) / 1000)
+
+
+def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
+    """The likeliest class of every voxel of the scan's own grid, 0 where the standardised window did not reach."""
+    way, classes = _way(ready), len(found.soft)
+    # To be the likeliest between voxels, a class needs its share of 1 in one of them: so most of them are looked at in a small box only.
+    boxes = [_box(soft > max((ONE - 1) // classes - 1, 0)) for soft in found.soft[1:]]
+    somewhere = [box for box in boxes if box]
+    labels = np.zeros(ready.record["source_shape"], np.min_scalar_type(classes - 1))
+    if not somewhere:
+        return labels
+    best = np.zeros(labels.shape, np.float32)
+    whole = tuple(slice(min(b[axis].start for b in somewhere), max(b[axis].stop for b in somewhere)) for axis in range(3))
+    for number, box in enumerate([whole, *boxes]):
+        if box:
+            part, values = _taken_back(found.soft[number], box, way)
+            np.copyto(labels[part], labels.dtype.type(number), where=values > best[part])
+            np.maximum(best[part], values, out=best[part])
+    return labels
+
+
+def soft_maps(found: Found, ready: Standardized) -> Iterator[UInt8[np.ndarray, "x y z"]]:
+    """The probability of each class on the scan's own grid, 255 standing for 1, background first; one at a time, since each is large."""
+    way = _way(ready)
+    for number, soft in enumerate(found.soft):
+        # Where the window did not reach there is background.
+        out = np.full(ready.record["source_shape"], 0 if number else ONE, np.uint8, order="F")  # as files have it
+        if box := _box(soft > 0) if number else tuple(slice(0, n) for n in soft.shape):
+            part, values = _taken_back(soft, box, way)
+            out[part] = np.rint(values)
+        yield out
+
+
+def written(table: Table, ids: Ids) -> Table:
+    """The table with the ids that voxels get. Raises InputError for FreeSurfer's where structures have none, several, or share one."""
+    own = voxel_ids(table)
+    try:
+        values = own if ids == "table" else freesurfer_ids(table)
+        if len(set(values.tolist())) < len(values):
+            raise InputError(f"label table {table.name} has two structures with one FreeSurfer id; write the table's own ids")
+    except InputError:
+        if ids == "freesurfer":
+            raise
+        values = own
+    of = dict(zip(own.tolist(), values.tolist(), strict=True))
+    return table._replace(structures=tuple(s._replace(id=of[s.id], partner=of[s.partner]) for s in table.structures))
+
+
+def as_ids(classes: UInt[np.ndarray, "x y z"], table: Table) -> Integer[np.ndarray, "x y z"]:
+    """Class numbers as the table's ids, in the smallest type that holds them all; of 16 bits the signed one, which more tools read."""
+    ids = voxel_ids(table)
+    return ids.astype(next(dtype for dtype in (np.uint8, np.int16, np.int32) if ids.max() <= np.iinfo(dtype).max))[classes]
+
+
+def voxel_volumes(classes: UInt[np.ndarray, "x y z"], table: Table, affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "k"]:
+    """The volume of each class in ml, as voxels count it."""
+    return np.bincount(classes.ravel(), minlength=len(table.structures) + 1) * abs(np.linalg.det(affine[:3, :3])) / 1000
+
+
+# ---- what is refused
+
+
+def refuse(scan: Scan, name: str) -> None:
+    """Raises InputError for what can be seen to be no MRI of a head before it is segmented: too small, Hounsfield units, noise."""
+    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
+    extent = spacing * scan.voxels.shape
+    if min(scan.voxels.shape) < LEAST_VOXELS or extent.min() < LEAST_MM:
+        size = f"{' × '.join(map(str, scan.voxels.shape))} voxels of {' × '.join(f'{mm:.3g}' for mm in spacing)} mm"
+        raise InputError(
+            f"{name}: {size} show too little of a head; give a scan with at least {LEAST_VOXELS} voxels and {LEAST_MM:.0f} mm on every axis"
+        )
+    air = np.mean((scan.voxels > AIR[0]) & (scan.voxels < AIR[1]))
+    if air > AIR_SHARE:
+        raise InputError(f"{name}: looks like CT, {air:.0%} of its voxels are air of about -1000 Hounsfield units; give an MRI")
+    if _correlation(scan.voxels) < NOISE:
+        raise InputError(f"{name}: is noise without a head, neighbouring voxels have nothing in common; check the image")
+
+
+def refuse_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) -> None:
+    """Raises InputError where the volumes (ml, background first) of what was found are no brain's, if the table is of more than parts."""
+    cerebrum = {2, 3, 41, 42} <= {id for structure in table.structures for id in structure.freesurfer}
+    total = volumes[1:].sum()
+    if total == 0 or (cerebrum and total < LEAST_ML):
+        raise InputError(
+            f"{name}: no brain was found in it, {total:.0f} ml of labels; check that it shows a head, and how the network was trained"
+        )
+
+
+def _checked(voxels: Any, affine: Any) -> Scan:
+    """An array and its affine as reading a file would give them."""
+    voxels, affine = np.asarray(voxels), np.asarray(affine, np.float64)
+    if voxels.ndim != 3 or voxels.dtype.kind not in "biuf":
+        raise InputError(f"scan: an array of {voxels.dtype} and shape {voxels.shape}; give one grey value per voxel, [x, y, z]")
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise InputError("scan: its affine is not an invertible matrix of 4 × 4; give the one that takes voxel indices to RAS millimetres")
+    return Scan(np.nan_to_num(voxels.astype(np.float32), nan=0, posinf=0, neginf=0), affine)
+
+
+def _correlation(voxels: Float[np.ndarray, "x y z"]) -> float:
+    """Of neighbouring voxels along the axis where it is highest; every fourth line of an axis is looked at."""
+    found = []
+    for axis in range(3):
+        lines = np.moveaxis(voxels, axis, 0)[:, ::4, ::4].astype(np.float64)
+        lines -= lines.mean()
+        power = np.mean(lines**2)
+        found.append(float(np.mean(lines[1:] * lines[:-1]) / power) if power else 1.0)
+    return max(found)
+
+
+# ---- the way back
+
+
+class _Way(NamedTuple):
+    """From voxels of the scan to voxels of its standardised grid. `axes`: which axis of that grid each of the scan's runs along."""
+
+    matrix: Float[np.ndarray, "4 4"]
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] | None
+
+
+def _way(ready: Standardized) -> _Way:
+    """`axes` is None for a scan whose own axes are not at right angles: a standardised grid's are."""
+    shape = tuple(ready.record["source_shape"])
+    matrix = np.linalg.solve(ready.affine, ready.record["source_affine"])
+    axes = np.abs(matrix[:3, :3]).argmax(axis=0)
+    across = matrix[:3, :3].copy()
+    across[axes, [0, 1, 2]] = 0
+    along = sorted(axes) == [0, 1, 2] and (np.abs(across) @ shape).max() < ALONG
+    return _Way(matrix, shape, tuple(axes.tolist()) if along else None)
+
+
+def _taken_back(
+    soft: UInt8[np.ndarray, "x y z"], box: tuple[slice, ...], way: _Way
+) -> tuple[tuple[slice, ...], Float[np.ndarray, "x2 y2 z2"]]:
+    """The part of the scan's grid that `box` of the standardised grid bears on, and the values there, linear between voxels."""
+    crop = tuple(slice(max(b.start - 1, 0), b.stop + 1) for b in box)
+    values, start = soft[crop].astype(np.float32), np.array([c.start for c in crop])
+    if way.axes is None:
+        corners = np.array([(*corner, 1) for corner in product(*((b.start - 1, b.stop) for b in box))])
+        corners = (np.linalg.inv(way.matrix) @ corners.T)[:3]
+        low = np.clip(np.floor(corners.min(axis=1)).astype(int), 0, way.shape)
+        high = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 1, low, way.shape)
+        turn, first = way.matrix[:3, :3], way.matrix[:3, 3] - start
+        values = ndimage.affine_transform(values, turn, turn @ low + first, tuple(high - low), order=1, mode="grid-constant")
+        return tuple(map(slice, low, high)), values
+    parts, places = [], []
+    middle = way.matrix @ [*((np.array(way.shape) - 1) / 2), 1]
+    for n, axis, step in zip(way.shape, way.axes, way.matrix[way.axes, [0, 1, 2]], strict=True):
+        at = middle[axis] + step * (np.arange(n) - (n - 1) / 2)
+        # Up to half a voxel beyond the window's outermost voxels, which are continued.
+        inside = (at > box[axis].start - 1) & (at < box[axis].stop) & (at >= -0.5) & (at <= soft.shape[axis] - 0.5)
+        where = np.flatnonzero(inside)
+        parts.append(slice(int(where[0]), int(where[-1]) + 1) if where.size else slice(0, 0))
+        places.append(at[inside] - start[axis])
+    values = values.transpose(way.axes)
+    for axis in np.argsort([len(at) / n for at, n in zip(places, values.shape, strict=True)]):
+        values = along_axis(values, places[axis], int(axis), order=1)
+    return tuple(parts), values
+
+
+def _box(mask: Shaped[np.ndarray, "x y z"]) -> tuple[slice, ...] | None:
+    found = ndimage.find_objects(mask.view(np.uint8))
+    return found[0] if found else None
+
+
+@jax.jit
+def _in_bytes(probabilities: Float[jax.Array, "r y z k"]) -> UInt8[jax.Array, "r y z k"]:
+    winner = jax.nn.one_hot(jnp.argmax(probabilities, axis=-1), probabilities.shape[-1])
+    return (jnp.rint((ONE - 1) * probabilities) + winner).astype(jnp.uint8)
+
+
+def _task(labels: str) -> str:
+    """What the labels of a config are called: the task that they are of, or else the table."""
+    tasks = {table: task for task, table in TASKS.items()}
+    return tasks.get(labels, Path(labels).stem or "labels")

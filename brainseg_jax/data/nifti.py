@@ -1,16 +1,20 @@
 """The intake gate: a scan or label map enters here or is refused in one line; nibabel decodes the headers (NIfTI-1/2, MGH), while the
 stream is read here, to its end, because nibabel stops before the gzip checksum and guesses left and right where a header does not say.
+What is written leaves here, too: on a grid that is given, or on that of a scan, to the bit.
 """
 
 import gzip
+import io
 import math
 import zlib
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Shaped, UInt8
 from nibabel import orientations
 
 from brainseg_jax.errors import InputError
@@ -39,6 +43,7 @@ class _Layout(NamedTuple):
     slope: float
     inter: float
     affine: np.ndarray
+    header: Any
 
     @property
     def end(self) -> int:
@@ -91,26 +96,38 @@ def read_labels(path: str | Path) -> Scan:
 
 
 def write(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "4 4"]) -> None:
-    """Writes NIfTI-1 (.nii or .nii.gz), all of it or nothing; integers keep their type and values, booleans become uint8, floats float32.
+    """Writes NIfTI-1 or MGH, as the suffix says, all of it or nothing; integers keep their type and values, booleans become uint8, floats
+    float32.
 
-    The s-form holds the affine in float32, the q-form its closest rotation; equal input gives equal bytes. Folders are made. Raises
-    InputError for another suffix.
+    NIfTI's s-form holds the affine in float32, the q-form its closest rotation, which leaves out shear; MGH holds directions, spacing and
+    centre in float32. Equal input gives equal bytes. Folders are made. Raises InputError for another suffix.
     """
-    path = Path(path)
+    _write(Path(path), voxels, affine, None)
+
+
+def write_like(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], scan: str | Path) -> None:
+    """The same on the grid of the file `scan`: where both are NIfTI, or both MGH, nibabel reads the same affine from them, to the bit.
+
+    Both forms of NIfTI then are what was read, in the scan's version of the format and with its code. Only where the scan has a q-form
+    and no s-form, it is the q-form alone that is copied: no float32 matrix equals a quaternion to the bit.
+    """
+    layout = _layout(_start(scan))
+    if layout.shape != voxels.shape:
+        raise InputError(f"{scan}: has another shape than when it was read; let nothing change it, and run again")
+    _write(Path(path), voxels, layout.affine, layout.header)
+
+
+def write_soft(path: str | Path, maps: Iterable[UInt8[np.ndarray, "x y z"]], n: int, scan: str | Path) -> None:
+    """Writes `n` maps on the grid of the file `scan` as one 4-D NIfTI, each as it comes: 255 stands for 1, as the header's slope says.
+
+    A byte, because its steps of 0.004 are finer than a probability is known, and float32 takes four times the space and more time.
+    """
+    path, layout = Path(path), _layout(_start(scan))
     if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: images are written as .nii or .nii.gz; change the name")
-    dtype = {"b": np.dtype(np.uint8), "f": np.dtype(np.float32)}.get(voxels.dtype.kind, voxels.dtype)
-    header = nib.Nifti1Header(endianness="<")
-    header.set_data_dtype(dtype)
-    header.set_data_shape(voxels.shape)
-    header.set_qform(affine, code="scanner")
-    header.set_sform(affine, code="scanner")
-    header.set_slope_inter(1, 0)
-    header.set_xyzt_units("mm")
-    header["vox_offset"] = 352
-    content = header.binaryblock + bytes(4) + voxels.astype(dtype.newbyteorder("<")).tobytes(order="F")
-    with whole(path) as part:
-        part.write_bytes(gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
+        raise InputError(f"{path}: soft maps are written as .nii or .nii.gz; change the name")
+    header = _nifti_header((*layout.shape, n), np.dtype(np.uint8), layout.affine, layout.header)
+    header.set_slope_inter(1 / 255, 0)
+    _save(path, header, (one.tobytes(order="F") for one in maps))
 
 
 def orientation(affine: Shaped[np.ndarray, "4 4"]) -> str:
@@ -133,7 +150,7 @@ def reorient(scan: Scan, codes: str) -> Scan:
 def _load(path: str | Path) -> tuple[np.ndarray, _Layout]:
     """The stored voxels, in the file's own type, and the header's claims, once all of the file has been read and agrees with them."""
     try:
-        with Path(path).open("rb") as file, gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file as stream:
+        with Path(path).open("rb") as file, _plain(file) as stream:
             layout = _layout(stream.read(540))
             stream.seek(0)
             # One byte more than may be there: short of it the stream has ended, and with its end the gzip checksum has been compared.
@@ -152,6 +169,15 @@ def _load(path: str | Path) -> tuple[np.ndarray, _Layout]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
     raw = np.frombuffer(content, layout.dtype, math.prod(layout.shape), layout.offset)
     return raw.reshape(layout.shape, order="F"), layout
+
+
+def _plain(file: io.BufferedReader) -> Any:
+    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+
+
+def _start(path: str | Path) -> bytes:
+    with Path(path).open("rb") as file, _plain(file) as stream:
+        return stream.read(540)
 
 
 def _layout(head: bytes) -> _Layout:
@@ -208,7 +234,7 @@ def _nifti(head: bytes, kind: type, order: str) -> _Layout:
         raise InputError(f"scl_slope {slope} and scl_inter {inter} give no intensities; export the image again")
     # Padding is shorter than any slice, so a dimension that is one too small does not pass for it.
     tail = min(NIFTI_TAIL, math.prod(shape) * dtype.itemsize // (max(shape) + 1))
-    return _Layout(shape, dtype, offset, tail, slope, inter, forms[0])
+    return _Layout(shape, dtype, offset, tail, slope, inter, forms[0], header)
 
 
 def _mgh(head: bytes) -> _Layout:
@@ -222,7 +248,7 @@ def _mgh(head: bytes) -> _Layout:
     if int.from_bytes(head[28:30], "big") != 1:
         raise InputError("says no orientation (goodRASFlag), so left and right are unknown; set it with mri_convert --in_orientation")
     affine = _sound(header.get_affine())
-    return _Layout(shape, header.get_data_dtype().newbyteorder(">"), header.get_data_offset(), MGH_TAIL, 1.0, 0.0, affine)
+    return _Layout(shape, header.get_data_dtype().newbyteorder(">"), header.get_data_offset(), MGH_TAIL, 1.0, 0.0, affine, header)
 
 
 def _volume(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -253,3 +279,58 @@ def _disagree(a: np.ndarray, b: np.ndarray) -> bool:
     a, b = a[:3, :3], b[:3, :3]
     cosines = (a * b).sum(axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))
     return bool(np.linalg.det(a) * np.linalg.det(b) < 0 or cosines.min() < np.sqrt(0.5))
+
+
+def _write(path: Path, voxels: Shaped[np.ndarray, "x y z"], affine: np.ndarray, like: Any) -> None:
+    dtype = {"b": np.dtype(np.uint8), "f": np.dtype(np.float32)}.get(voxels.dtype.kind, voxels.dtype)
+    if path.name.endswith((".nii", ".nii.gz")):
+        header = _nifti_header(voxels.shape, dtype, affine, like)
+    elif path.suffix in (".mgz", ".mgh"):
+        header = _mgh_header(path, voxels.shape, dtype, affine, like)
+    else:
+        raise InputError(f"{path}: images are written as .nii, .nii.gz, .mgz or .mgh; change the name")
+    _save(path, header, [voxels.astype(dtype.newbyteorder(header.endianness)).tobytes(order="F")])
+
+
+def _nifti_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, like: Any) -> Any:
+    """A header that places the voxels by an affine, as the header `like`, if it is NIfTI, has it."""
+    like = like if isinstance(like, nib.Nifti1Header) else None
+    header = (nib.Nifti1Header if like is None else type(like))(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    if like is not None and not like["sform_code"]:
+        header["pixdim"][:4] = like["pixdim"][:4]
+        for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "qform_code"):
+            header[name] = like[name]
+    else:
+        header.set_qform(affine, code="scanner")
+        header.set_sform(affine, code="scanner")
+        if like is not None:
+            header["qform_code"] = header["sform_code"] = like["sform_code"]
+    header.set_slope_inter(1, 0)
+    header.set_xyzt_units("mm")
+    header["vox_offset"] = header.sizeof_hdr + 4
+    return header
+
+
+def _mgh_header(path: Path, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, like: Any) -> Any:
+    """The same for MGH, whose fields for the place are copied if `like` is MGH."""
+    if isinstance(like, nib.freesurfer.mghformat.MGHHeader):
+        header = like.copy()
+    else:
+        header = nib.MGHImage(np.broadcast_to(np.uint8(0), shape), affine).header
+    if dtype not in (np.uint8, np.int16, np.int32, np.float32):
+        raise InputError(f"{path}: MGH does not hold {dtype}; write it as .nii.gz")
+    header.set_data_dtype(dtype)
+    return header
+
+
+def _save(path: Path, header: Any, voxels: Iterable[bytes]) -> None:
+    """Writes header and voxels, compressed where the name says so, all or nothing."""
+    block = header.binaryblock
+    # MGH's binary block is its header and what follows the voxels; NIfTI's is followed by four bytes that say that nothing is added.
+    head, tail = (block[:90] + bytes(284 - 90), block[90:]) if path.suffix in (".mgz", ".mgh") else (block + bytes(4), b"")
+    packed = path.suffix in (".gz", ".mgz")
+    with whole(path) as part, part.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) if packed else file as stream:
+        for chunk in chain([head], voxels, [tail]):
+            stream.write(chunk)

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from itertools import permutations, product
 
 import nibabel as nib
 import numpy as np
@@ -302,7 +303,115 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_write_refuses_other_names(tmp_path):
     with pytest.raises(InputError, match="change the name"):
-        nifti.write(tmp_path / "a.mgz", DATA, PSR)
+        nifti.write(tmp_path / "a.img", DATA, PSR)
+
+
+@pytest.mark.parametrize("name", ["a.mgz", "a.mgh"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+def test_writes_mgh_as_nibabel_does(tmp_path, name, dtype):
+    nifti.write(tmp_path / name, DATA.astype(dtype), OBLIQUE)
+    content = (tmp_path / name).read_bytes()
+    content = gzip.decompress(content) if name == "a.mgz" else content
+    theirs = nib.MGHImage(DATA.astype(dtype), OBLIQUE).to_bytes()
+    assert content == theirs
+    np.testing.assert_array_equal(nifti.read_labels(tmp_path / name).voxels, DATA)
+    with pytest.raises(InputError, match="MGH does not hold int64; write it as"):
+        nifti.write(tmp_path / name, DATA.astype(np.int64), PSR)
+
+
+SHEARED = np.array([[0.97, 0.2, -0.11], [-0.21, 0.97, -0.02], [0.09, 0.1, 0.99]])
+Q, R = np.linalg.qr(SHEARED)
+LINES = {"straight": np.eye(3), "oblique": Q * np.sign(np.diag(R)), "sheared": SHEARED}
+
+
+def placed(codes, lines, spacing=(0.7, 1.3, 2.1)):
+    """The affine of a scan whose axes point to `codes` before they are turned."""
+    axes, affine = np.zeros((3, 3)), np.eye(4)
+    for k, letter in enumerate(codes):
+        axes["LRPAIS".index(letter) // 2, k] = 1 if letter in "RAS" else -1
+    affine[:3, :3] = LINES[lines] @ axes * spacing
+    affine[:3, 3] = -71.3, 88.9, -40.1
+    return affine
+
+
+def orientations():
+    return ["".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes)]
+
+
+@pytest.mark.parametrize("lines", LINES)
+@pytest.mark.parametrize("codes", orientations())
+def test_what_is_written_lies_on_the_scan_to_the_bit(tmp_path, codes, lines):
+    """Every orientation, oblique and anisotropic: the affine that nibabel reads is the scan's, and both forms are it."""
+    affine, labels = placed(codes, lines), DATA.astype(np.uint8)
+    make(tmp_path / "scan.nii.gz", affine=affine, sform_code=4, qform_code=2, scl_slope=2, scl_inter=-7)
+    nifti.write_like(tmp_path / "seg.nii.gz", labels, tmp_path / "scan.nii.gz")
+    scan, written = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "seg.nii.gz")
+    assert written.affine.tobytes() == scan.affine.tobytes() and written.shape == scan.shape
+    np.testing.assert_array_equal(written.dataobj, labels)
+    assert (written.get_data_dtype(), written.dataobj.slope, written.dataobj.inter) == (np.uint8, 1, 0)
+    (q, q_code), (s, s_code) = written.get_qform(coded=True), written.get_sform(coded=True)
+    assert q_code == s_code == 4
+    if lines == "sheared":  # a quaternion turns and does not shear: as near as it can be
+        near = np.linalg.norm((q - s)[:3, :3], axis=0) / np.linalg.norm(s[:3, :3], axis=0)
+        assert 0.01 < near.max() < 0.05 and np.array_equal(q[:3, 3], s[:3, 3])
+    else:
+        np.testing.assert_allclose(q, s, atol=1e-3)  # of half a turn a quaternion in float32 says no more
+    nib.save(nib.MGHImage(DATA, affine), tmp_path / "scan.mgz")
+    nifti.write_like(tmp_path / "seg.mgz", labels, tmp_path / "scan.mgz")
+    scan, written = nib.load(tmp_path / "scan.mgz"), nib.load(tmp_path / "seg.mgz")
+    assert written.affine.tobytes() == scan.affine.tobytes() and written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(written.dataobj, labels)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("forms", [{"qform_code": 0}, {"sform_code": 0}, {"sform_code": 0, "pixdim": [0, 0.7, 1.3, 2.1, 0, 0, 0, 0]}, {}])
+def test_one_form_or_both_and_either_version(tmp_path, kind, forms):
+    """A q-form alone stays alone: as a float32 matrix it would be another affine."""
+    affine = placed("RAS" if "pixdim" in forms else "LAS", "oblique")
+    make(tmp_path / "scan.nii", affine=affine, kind=kind, **forms)
+    nifti.write_like(tmp_path / "seg.nii", DATA, tmp_path / "scan.nii")
+    ours, theirs = nifti.read(tmp_path / "seg.nii").affine, nifti.read(tmp_path / "scan.nii").affine
+    assert ours.tobytes() == theirs.tobytes() == nib.load(tmp_path / "seg.nii").affine.tobytes()
+    header = nib.load(tmp_path / "seg.nii").header
+    assert isinstance(header, kind.header_class) and (header["qform_code"], header["sform_code"]) == (1, 0 if "sform_code" in forms else 1)
+    assert (kind is nib.Nifti2Image) == isinstance(header, nib.Nifti2Header)
+
+
+def test_forms_that_differ_become_the_one_that_is_read(tmp_path):
+    make(tmp_path / "scan.nii.gz", affine=np.eye(4), srow_x=[0.94, -0.34, 0, 5], srow_y=[0.34, 0.94, 0, 3], sform_code=3)
+    nifti.write_like(tmp_path / "seg.nii.gz", DATA, tmp_path / "scan.nii.gz")
+    written = nib.load(tmp_path / "seg.nii.gz")
+    assert written.affine.tobytes() == nib.load(tmp_path / "scan.nii.gz").affine.tobytes()
+    np.testing.assert_allclose(written.get_qform(), written.affine, atol=1e-3)
+
+
+@pytest.mark.parametrize(("scan", "seg"), [("a.mgz", "b.nii.gz"), ("a.nii.gz", "b.mgz")])
+def test_another_format_is_as_near_as_float32(tmp_path, scan, seg):
+    (make_mgh if scan == "a.mgz" else make)(tmp_path / scan, affine=OBLIQUE)
+    nifti.write_like(tmp_path / seg, DATA, tmp_path / scan)
+    np.testing.assert_allclose(nib.load(tmp_path / seg).affine, nib.load(tmp_path / scan).affine, atol=2e-5)
+
+
+def test_a_scan_that_has_changed_is_noticed(tmp_path):
+    with pytest.raises(InputError, match="another shape than when it was read"):
+        nifti.write_like(tmp_path / "seg.nii", DATA[1:], make(tmp_path / "a.nii"))
+    assert not (tmp_path / "seg.nii").exists()
+
+
+@pytest.mark.parametrize("name", ["post.nii", "post.nii.gz"])
+def test_soft_maps_are_written_as_they_come(tmp_path, name):
+    maps = [np.full(DATA.shape, value, np.uint8) for value in (0, 51, 255)]
+    maps[1][1, 2, 3] = 102
+    nifti.write_soft(tmp_path / name, iter(maps), 3, make_mgh(tmp_path / "a.mgz", affine=PSR))
+    image = nib.load(tmp_path / name)
+    assert image.shape == (*DATA.shape, 3) and image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(image.affine, PSR)
+    expected = np.zeros(image.shape)
+    expected[..., 1], expected[1, 2, 3, 1], expected[..., 2] = 0.2, 0.4, 1
+    np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-6)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.mgz", name]
+    with pytest.raises(InputError, match="soft maps are written as"):
+        nifti.write_soft(tmp_path / "post.mgz", iter(maps), 3, tmp_path / "a.mgz")
 
 
 def test_orientation():

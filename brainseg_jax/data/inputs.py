@@ -1,0 +1,129 @@
+"""What is to be segmented (a scan, a folder, a list, a BIDS data set), and the files that are written for each scan.
+
+A BIDS data set gets BIDS derivatives, a folder its own tree again, a list one flat folder.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from brainseg_jax.data.makers import VOLUMES, bids, folder
+from brainseg_jax.data.manifest import Row, read_manifest
+from brainseg_jax.errors import InputError
+
+# BIDS entities that stand after `seg` in a name.
+AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
+LAYOUT = ("sub-*", "sub-*/ses-*")
+
+
+class Source(NamedTuple):
+    """Scans, the folder that they lie below, and what was given."""
+
+    rows: tuple[Row, ...]
+    root: Path
+    kind: Literal["scan", "folder", "list", "bids"]
+
+
+class Case(NamedTuple):
+    """A scan and the files that are written for it: its label map, soft maps, and a table of names, which others may share."""
+
+    row: Row
+    labels: Path
+    soft: Path
+    names: Path
+
+    @property
+    def sidecar(self) -> Path:
+        """What the label map was made from, and volumes."""
+        return self.labels.with_name(stem(self.labels) + ".json")
+
+
+def find(path: Path) -> Source:
+    """The scans that a path stands for. Raises InputError where there are none.
+
+    A folder is a BIDS data set if it says so (dataset_description.json) or is laid out as one; a .csv or .tsv file is a manifest.
+    """
+    path = Path(os.path.normpath(path.absolute()))
+    if path.is_dir():
+        if (path / "dataset_description.json").exists() or any(any(path.glob(f"{p}/anat/sub-*_T1w.nii*")) for p in LAYOUT):
+            return Source(bids(path), path, "bids")
+        return Source(folder(path), path, "folder")
+    if not path.exists():
+        raise InputError(f"--i {path}: no such file or folder; check the path")
+    if path.name.endswith(VOLUMES):
+        return Source((Row(stem(path), "", path, (), (), "", ""),), path.parent, "scan")
+    if path.suffix in (".csv", ".tsv"):
+        return Source(read_manifest(path), path.parent, "list")
+    raise InputError(f"--i {path}: give a scan ({', '.join(VOLUMES)}), a folder, a list of scans (.csv or .tsv), or a BIDS data set")
+
+
+def place(source: Source, out: Path, task: str) -> tuple[Case, ...]:
+    """Each scan with its outputs in the folder `out`; one scan may be given the name of its label map instead.
+
+    MGH scans get .mgz, others .nii.gz. What an earlier run wrote into the same tree is no scan. Raises InputError where an output would
+    be written over a scan or another output.
+    """
+    out = Path(os.path.normpath(out.absolute()))
+    one_file = out.name.endswith(VOLUMES)
+    if one_file and source.kind != "scan":
+        raise InputError(f"--o {out}: is the name of one file, and --i may hold many scans; give a folder")
+    if out.is_file() and not one_file:
+        raise InputError(f"--o {out}: is a file; give a folder, or a name that ends in .nii.gz or .mgz")
+    if source.kind == "bids" and out == source.root:
+        raise InputError(f"--o {out}: is the data set itself; give a folder for derivatives, e.g. {out / 'derivatives' / 'brainseg_jax'}")
+    if one_file:
+        name = stem(out)
+        cases = [Case(source.rows[0], out, out.with_name(f"{name}_post.nii.gz"), out.with_name(f"{name}.tsv"))]
+    else:
+        cases = [_case(row, source, out, task) for row in source.rows]
+    if source.kind == "folder":
+        written = {path for case in cases for path in (case.labels, case.soft)}
+        below = out.is_relative_to(source.root) and out != source.root
+        cases = [case for case in cases if case.row.image not in written and not (below and case.row.image.is_relative_to(out))]
+    if not cases:
+        raise InputError(f"--i {source.root}: no scans found outside {out}; give another --o")
+    owners: dict[Path, Path] = {}
+    scans = {case.row.image for case in cases}
+    for case in cases:
+        for path in (case.labels, case.soft):
+            if path in scans:
+                raise InputError(f"--o {out}: {path} would be written over a scan; give another folder or name")
+            if (other := owners.setdefault(path, case.row.image)) != case.row.image:
+                raise InputError(f"{other} and {case.row.image} would both become {path}; rename one of the two")
+    return tuple(cases)
+
+
+def share(cases: tuple[Case, ...], out: Path, part: int, parts: int) -> tuple[Case, ...]:
+    """Part 1 … `parts` of the cases: by a hash of where the label map lies below `out`, so that no job needs to know what others find."""
+
+    def number(case: Case) -> int:
+        place = case.labels.relative_to(os.path.normpath(out.absolute())).as_posix()
+        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big") % parts
+
+    return tuple(case for case in cases if number(case) == part - 1)
+
+
+def stem(path: Path) -> str:
+    """A volume's name without .nii, .nii.gz or .mgz."""
+    return path.name.removesuffix(".gz").rpartition(".")[0]
+
+
+def _case(row: Row, source: Source, out: Path, task: str) -> Case:
+    name, ending = stem(row.image), ".mgz" if row.image.suffix in (".mgz", ".mgh") else ".nii.gz"
+    if source.kind == "bids":
+        entities = name.split("_")[:-1]
+        last = [entity for entity in entities if entity.partition("-")[0] in AFTER_SEG]
+        first = [entity for entity in entities if entity not in last]
+        name = "_".join([*first, f"seg-{re.sub('[^0-9a-zA-Z]', '', task)}", *last])
+        where = out / row.image.relative_to(source.root).parent
+        return Case(row, where / f"{name}_dseg{ending}", where / f"{name}_probseg.nii.gz", where / f"{name}_dseg.tsv")
+    if source.kind == "list":
+        # A manifest's file names differ only together with data set, subject and session.
+        person = "_".join(filter(None, (row.subject, row.session)))
+        name = re.sub(r"[^\w.-]", "-", name if name.startswith(person) else f"{person}_{name}")
+        where = out / re.sub(r"[^\w.-]", "-", row.dataset)
+    else:
+        where = out / row.image.relative_to(source.root).parent
+    return Case(row, where / f"{name}_seg{ending}", where / f"{name}_post.nii.gz", out / "seg_labels.tsv")

@@ -1,0 +1,323 @@
+"""`python -m brainseg_jax.predict --i SCAN|FOLDER|LIST.csv|BIDS --o OUT --checkpoint C`: label maps, each on its scan's own grid.
+
+What is done is not done again, one bad scan does not lose the others (exit code 3), and with `--part` any number of jobs share a folder.
+From Python the same is a function, `brainseg_jax.predict(scan, checkpoint)`.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import brainseg_jax
+from brainseg_jax import runtime
+from brainseg_jax.data.inputs import Case, Source, find, place, share, stem
+from brainseg_jax.data.makers import VOLUMES
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import whole
+
+VERSION = 1  # of what is written: raise it whenever the same scan and checkpoints would give other labels
+NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
+COLUMNS = ("subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml")
+SHOWN = 5  # failures that are printed; all stand in failures.csv
+
+
+class Job(NamedTuple):
+    """What stays the same during a run: the predictor, the table whose ids are written, where scans come from, and what is asked for."""
+
+    by: Any
+    table: Any
+    source: Source
+    post: bool
+    overwrite: bool
+
+
+class _Callable(ModuleType):
+    """Importing this module makes it `brainseg_jax.predict`, which is a function to those who use it from Python: so it is one."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from brainseg_jax.prediction import predict
+
+        return predict(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Segments as the command line says. Returns 0, 3 if some scans could not be segmented, or 2 after a line on what the user can mend."""
+    try:
+        return run(_parser().parse_args(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror}; check the place, its permissions and room", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 130
+    return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Segments every scan that is not done, writes the tables, and says what could not be segmented."""
+    source, networks = find(options.i), checkpoints(options)
+    start(options)
+    from brainseg_jax.prediction import predictor, written  # JAX reads its settings when it is imported
+
+    by = predictor(networks)
+    by = by.mirrored() if options.tta else by
+    job = Job(by, written(by.table, options.ids), source, options.post, options.overwrite)
+    folder = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
+    cases = share(place(source, options.o, by.table.name), folder, *options.part)
+    results = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
+    before, reasons = len(results), of_part(folder / "failures.csv", options.part)
+    if source.kind == "bids":
+        describe(source, folder)
+    failures = segment_all(job, cases, results, reasons)
+    if options.vol:
+        write_volumes(of_part(options.vol, options.part), {case: results[case] for case in cases if case in results})
+    print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
+    if failures:
+        print(f"{len(failures)} of {len(cases)} scans could not be segmented, reasons in {reasons}:", file=sys.stderr)
+        print("\n".join([*failures[:SHOWN], *["…"] * (len(failures) > SHOWN)]), file=sys.stderr)
+    return 3 if failures else 0
+
+
+def start(options: argparse.Namespace) -> None:
+    """Settles what JAX reads when it is imported: where it computes, on how many cores, and that it takes of a GPU only what it needs."""
+    runtime.keep_compiled_programs()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if options.cpu:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    if options.threads and hasattr(os, "sched_setaffinity"):
+        # XLA has no setting for its threads: it starts as many as there are cores for the process.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    elif options.threads:
+        os.environ["NPROC"] = str(options.threads)  # what it goes by instead, where a process has no cores of its own
+
+
+def checkpoints(options: argparse.Namespace) -> list[str]:
+    """The checkpoints that answer together."""
+    if not options.checkpoint:
+        raise InputError("--checkpoint is missing: a fine-tuned network, e.g. runs/NAME/checkpoints/STEP")
+    return options.checkpoint.split(",")
+
+
+# ---- scans
+
+
+def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, dict[str, Any]], reasons: Path) -> list[str]:
+    """Segments the cases that have no result, gives them one, and returns why others have none, which also stands in the file `reasons`."""
+    from brainseg_jax.data.cache import Failure, write_failures
+    from brainseg_jax.record import progress
+
+    show, failures = progress("segmenting scans"), []
+    todo = [case for case in cases if case not in results]
+    show(len(cases) - len(todo), len(cases))
+    for n, (case, coming) in enumerate(ahead(partial(read_case, job), todo), len(cases) - len(todo) + 1):
+        try:
+            results[case] = segment_case(job, case, *coming.result())
+        except OSError:
+            raise  # a full disk, and not a bad scan
+        except Exception as error:
+            failures.append(Failure(case.row, _reason(case, error)))
+            reasons.parent.mkdir(parents=True, exist_ok=True)
+            write_failures(reasons, failures)
+        show(n, len(cases))
+    if not failures:
+        reasons.unlink(missing_ok=True)
+    return [failure.reason for failure in failures]
+
+
+def ahead(read: Callable[[Case], Any], cases: Iterable[Case]) -> Iterator[tuple[Case, Future]]:
+    """Each case with what `read` gives for it, the next one being read meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for case in cases:
+            coming = case, pool.submit(read, case)
+            if waiting:
+                yield waiting
+            waiting = coming
+        if waiting:
+            yield waiting
+
+
+def read_case(job: Job, case: Case) -> tuple[str, Any]:
+    """What the labels are made from, and the scan, standardised.
+
+    Raises InputError for what cannot be segmented, and where somebody else's file would be overwritten.
+    """
+    from brainseg_jax.data.nifti import read
+    from brainseg_jax.prediction import prepare
+
+    if case.labels.exists() and not case.sidecar.exists() and not job.overwrite:
+        raise InputError(f"{case.labels}: exists, and not from this command; move it away, or add --overwrite")
+    image = case.row.image
+    mark = made_from(job, case) if image.exists() else ""
+    return mark, prepare(job.by, read(image), str(image))
+
+
+def segment_case(job: Job, case: Case, mark: str, ready: Any) -> dict[str, Any]:
+    """Writes the files of a scan, each wholly or not at all, and last its sidecar, which is returned: what has one is done.
+
+    Raises InputError where there is no brain; nothing is written then.
+    """
+    import numpy as np
+
+    from brainseg_jax import prediction
+    from brainseg_jax.data import nifti
+
+    image, table = case.row.image, job.table
+    found = prediction.find(job.by, ready)
+    classes = prediction.on_scan(found, ready)
+    volumes = prediction.voxel_volumes(classes, table, np.array(ready.record["source_affine"]))
+    prediction.refuse_empty(job.by.table, volumes, str(image))
+    of = f"bids:raw:{image.relative_to(job.source.root).as_posix()}" if job.source.kind == "bids" else str(image)
+    about = {"Sources": [of], "SpatialReference": of}
+    if job.post:
+        nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
+        names = ["BG", *(s.abbreviation for s in table.structures)]
+        write_json(case.soft.with_name(stem(case.soft) + ".json"), about | {"LabelMap": names})
+    write_table(case.names, NAMES, ((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
+    nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
+    told = about | {
+        "Description": f"{len(table.structures)} structures ({table.name}), by brainseg_jax {brainseg_jax.__version__}",
+        "MadeFrom": mark,
+        "Volumes": [
+            {"structure": s.name, "id": s.id, "voxel_ml": round(float(voxel), 4), "soft_ml": round(float(soft), 4)}
+            for s, voxel, soft in zip(table.structures, volumes[1:], found.volumes[1:], strict=True)
+        ],
+    }
+    write_json(case.sidecar, told)
+    return told
+
+
+def done(job: Job, case: Case) -> dict[str, Any] | None:
+    """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
+    if not case.labels.exists() or (job.post and not case.soft.exists()):
+        return None
+    try:
+        told = json.loads(case.sidecar.read_text(encoding="utf-8"))
+        return told if told["MadeFrom"] == made_from(job, case) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def made_from(job: Job, case: Case) -> str:
+    """A hash of all that decides the labels: the checkpoints, the ids, the mirror image, and size and time of the scan's file."""
+    status = case.row.image.stat()
+    facts = [VERSION, job.by.digests, job.by.mirror is not None, [s.id for s in job.table.structures], status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _reason(case: Case, error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"{case.row.image}: not enough memory; close other programs, or run on a larger machine"
+    return f"{case.row.image}: unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
+
+
+# ---- files of the run
+
+
+def write_volumes(file: Path, results: dict[Case, dict[str, Any]]) -> None:
+    """One table of all volumes, a line for each scan and structure: those of its voxels, and the sums of its probability."""
+    scans = (((row.subject, row.session, row.image.name), told["Volumes"]) for (row, *_), told in results.items())
+    write_table(file, COLUMNS, ((*scan, *volume.values()) for scan, volumes in scans for volume in volumes))
+
+
+def write_table(file: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> None:
+    """Writes CSV or TSV, as the suffix says, all or nothing."""
+    text = io.StringIO()
+    csv.writer(text, delimiter="," if file.suffix == ".csv" else "\t", lineterminator="\n").writerows([columns, *lines])
+    with whole(file) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes JSON, all or nothing."""
+    with whole(file) as part:
+        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe(source: Source, folder: Path) -> None:
+    """Says that a folder holds BIDS derivatives, and of which data set, unless it says something already."""
+    file = folder / "dataset_description.json"
+    if not file.exists():
+        write_json(
+            file,
+            {
+                "Name": "brainseg_jax segmentations",
+                "BIDSVersion": "1.10.0",
+                "DatasetType": "derivative",
+                "GeneratedBy": [{"Name": "brainseg_jax", "Version": brainseg_jax.__version__}],
+                "DatasetLinks": {"raw": Path(os.path.relpath(source.root, folder)).as_posix()},
+            },
+        )
+
+
+def of_part(file: Path, part: tuple[int, int]) -> Path:
+    """A file of the run by the name that parts of a run do not share."""
+    return file if part == (1, 1) else file.with_name(f"{file.stem}_part-{part[0]}-of-{part[1]}{file.suffix}")
+
+
+# ---- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see python -m brainseg_jax.predict --help")
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+_part.__name__, _count.__name__ = "i/N", "number"  # what argparse says it expected
+
+
+def _table(text: str) -> Path:
+    if not text.endswith((".tsv", ".csv")):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv or .csv, as a table does")
+    return Path(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
+    parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
+    parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
+    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="the network; several, with commas, answer together")
+    parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
+    parser.add_argument("--post", action="store_true", help="writes soft maps too: the probability of each class, as one 4-D file")
+    parser.add_argument("--tta", action="store_true", help="also looks at each scan in the mirror; takes twice as long")
+    ids = "FreeSurfer's ids or those of the label table (FreeSurfer's, if every structure has one)"
+    parser.add_argument("--ids", choices=("freesurfer", "table"), default="auto", help=ids)
+    parser.add_argument("--cpu", action="store_true", help="leaves the GPU alone")
+    parser.add_argument("--threads", type=_count, metavar="N", help="uses at most so many cores (all)")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/N", help="only the i-th of N parts, for N jobs with one --o")
+    parser.add_argument("--overwrite", action="store_true", help="also segments what is done already")
+    return parser
+
+
+if __name__ == "__main__":
+    runtime.with_huge_pages()
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What a path stands for, and where each scan's files go: names by hand, and what would be overwritten."""
+
+from pathlib import Path
+
+import pytest
+
+from brainseg_jax.data.inputs import find, place, share, stem
+from brainseg_jax.data.manifest import Row
+from brainseg_jax.errors import InputError
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def names(cases, out):
+    return [(c.row.subject, c.row.session, *(path.relative_to(out).as_posix() for path in c[1:])) for c in cases]
+
+
+@pytest.mark.parametrize(("name", "ending"), [("a.b.nii.gz", ".nii.gz"), ("a.b.nii", ".nii.gz"), ("a.b.mgz", ".mgz"), ("a.b.mgh", ".mgz")])
+def test_one_scan(tmp_path, name, ending):
+    source = find(touch(tmp_path, name) / name)
+    assert (source.kind, source.rows) == ("scan", (Row("a.b", "", tmp_path / name, (), (), "", ""),))
+    (case,) = place(source, tmp_path / "out", "four")
+    assert names([case], tmp_path / "out") == [("a.b", "", f"a.b_seg{ending}", "a.b_post.nii.gz", "seg_labels.tsv")]
+    assert case.sidecar.name == "a.b_seg.json"
+    (case,) = place(source, tmp_path / "x" / "mine.nii", "four")
+    assert names([case], tmp_path) == [("a.b", "", "x/mine.nii", "x/mine_post.nii.gz", "x/mine.tsv")]
+    assert case.sidecar == tmp_path / "x" / "mine.json"
+
+
+def test_a_folder_becomes_its_own_tree_again(tmp_path):
+    touch(tmp_path, "in/a.nii.gz", "in/deep/er/a.mgz", "in/.hidden.nii", "in/notes.txt", "in/b.nii")
+    cases = place(find(tmp_path / "in"), tmp_path / "out", "four")
+    assert names(cases, tmp_path / "out") == [
+        ("a", "", "a_seg.nii.gz", "a_post.nii.gz", "seg_labels.tsv"),
+        ("b", "", "b_seg.nii.gz", "b_post.nii.gz", "seg_labels.tsv"),
+        ("a", "", "deep/er/a_seg.mgz", "deep/er/a_post.nii.gz", "seg_labels.tsv"),
+    ]
+
+
+@pytest.mark.parametrize("out", [".", "sub/.."])
+def test_what_was_written_beside_the_scans_is_no_scan(tmp_path, out):
+    touch(tmp_path, "a.nii.gz", "d/b_seg.nii.gz")
+    first = place(find(tmp_path), tmp_path / out, "four")
+    assert [c.row.subject for c in first] == ["a", "b_seg"]
+    touch(tmp_path, *(path.name if path.parent == tmp_path else f"d/{path.name}" for c in first for path in (c.labels, c.soft)))
+    assert place(find(tmp_path), tmp_path / out, "four") == first
+
+
+def test_nor_is_what_lies_in_the_output_folder(tmp_path):
+    touch(tmp_path, "a.nii.gz", "out/gone_seg.nii.gz", "outer/b.nii")
+    assert [c.row.subject for c in place(find(tmp_path), tmp_path / "out", "four")] == ["a", "b"]
+    with pytest.raises(InputError, match=r"no scans found outside .*out; give another --o"):
+        place(find(touch(tmp_path / "x", "out/a.nii")), tmp_path / "x" / "out", "four")
+
+
+def test_a_list(tmp_path):
+    text = "dataset,subject,session,image\n,bert,,bert/mri/orig.mgz\n,p 1,s1,p1.nii\n,p 1,s2,p1.nii.gz\nA B,X1,,X1_T1.nii.gz\n"
+    (tmp_path / "list.csv").write_text(text)
+    source = find(tmp_path / "list.csv")
+    assert source.kind == "list"
+    assert names(place(source, tmp_path / "o", "four"), tmp_path / "o") == [
+        ("bert", "", "bert_orig_seg.mgz", "bert_orig_post.nii.gz", "seg_labels.tsv"),
+        ("p 1", "s1", "p-1_s1_p1_seg.nii.gz", "p-1_s1_p1_post.nii.gz", "seg_labels.tsv"),
+        ("p 1", "s2", "p-1_s2_p1_seg.nii.gz", "p-1_s2_p1_post.nii.gz", "seg_labels.tsv"),
+        ("X1", "", "A-B/X1_T1_seg.nii.gz", "A-B/X1_T1_post.nii.gz", "seg_labels.tsv"),
+    ]
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_bids(tmp_path, described):
+    """Entities in the specification's order: seg after all of the image's own, before res and desc."""
+    raw = touch(tmp_path / "raw", *["dataset_description.json"] * described, "sub-01/ses-a/anat/sub-01_ses-a_run-2_T1w.nii.gz")
+    touch(raw, "sub-02/anat/sub-02_acq-x_res-1_desc-clean_T1w.nii", "sub-02/anat/sub-02_T2w.nii.gz", "sub-02/func/sub-02_bold.nii.gz")
+    source = find(raw)
+    assert source.kind == "bids"
+    out = raw / "derivatives" / "us"
+    assert names(place(source, out, "my-four_labels"), out) == [
+        (
+            "sub-01",
+            "ses-a",
+            "sub-01/ses-a/anat/sub-01_ses-a_run-2_seg-myfourlabels_dseg.nii.gz",
+            "sub-01/ses-a/anat/sub-01_ses-a_run-2_seg-myfourlabels_probseg.nii.gz",
+            "sub-01/ses-a/anat/sub-01_ses-a_run-2_seg-myfourlabels_dseg.tsv",
+        ),
+        (
+            "sub-02",
+            "",
+            "sub-02/anat/sub-02_acq-x_seg-myfourlabels_res-1_desc-clean_dseg.nii.gz",
+            "sub-02/anat/sub-02_acq-x_seg-myfourlabels_res-1_desc-clean_probseg.nii.gz",
+            "sub-02/anat/sub-02_acq-x_seg-myfourlabels_res-1_desc-clean_dseg.tsv",
+        ),
+    ]
+    with pytest.raises(InputError, match=r"is the data set itself; give a folder for derivatives, e\.g\. "):
+        place(source, raw, "four")
+
+
+def test_a_session_that_is_first_found_below_a_later_subject(tmp_path):
+    raw = touch(tmp_path, "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz", "sub-01/func/x.txt")
+    assert [row.subject for row in find(raw).rows] == ["sub-02"]
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "out", "reason"),
+    [
+        ((), "none", "o", "none: no such file or folder"),
+        (("a.dcm",), "a.dcm", "o", r"a\.dcm: give a scan \(\.nii, .*a folder, a list"),
+        (("in/a.txt",), "in", "o", "no scans found"),
+        (("in/dataset_description.json",), "in", "o", "no scans found; looked for sub-"),
+        (("in/a.nii",), "in", "o.nii.gz", "is the name of one file, and --i may hold many"),
+        (("in/a.nii", "o"), "in", "o", "o: is a file; give a folder"),
+        (("a.nii",), "a.nii", "a.nii", "would be written over a scan"),
+        (("in/a.nii", "in/a.nii.gz"), "in", "o", r"a\.nii and .*a\.nii\.gz would both become .*a_seg\.nii\.gz; rename one"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, files, given, out, reason):
+    touch(tmp_path, *files)
+    with pytest.raises(InputError, match=reason) as refusal:
+        place(find(tmp_path / given), tmp_path / out, "four")
+    assert "\n" not in str(refusal.value)
+
+
+def test_parts_are_all_of_it_and_know_nothing_of_each_other(tmp_path):
+    touch(tmp_path, *(f"s{i}/T1.nii.gz" for i in range(60)))
+    cases = place(find(tmp_path), tmp_path / "o", "four")
+    parts = [share(cases, tmp_path / "o", i, 4) for i in (1, 2, 3, 4)]
+    assert sorted(case for part in parts for case in part) == sorted(cases) and min(map(len, parts)) > 5
+    assert share(cases[20:], tmp_path / "o", 2, 4) == tuple(case for case in parts[1] if case in cases[20:])
+    moved = place(find(tmp_path), tmp_path / "elsewhere", "four")
+    assert [c.row for c in share(moved, tmp_path / "elsewhere", 2, 4)] == [c.row for c in parts[1]]
+    assert share(cases, tmp_path / "o", 1, 1) == cases
+
+
+def test_stems():
+    assert [stem(Path(name)) for name in ("a.nii.gz", "a.nii", "a.mgz", "a.b.mgh")] == ["a", "a", "a", "a.b"]

@@ -1,0 +1,404 @@
+"""The command on files: what is written for each kind of input, what is skipped, set aside or refused, and that it runs as a process."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brainseg_jax import checkpoint, inference, models, prediction
+from brainseg_jax.config import with_sources
+from brainseg_jax.data.inputs import Case
+from brainseg_jax.data.labels import read_table, table_text
+from brainseg_jax.data.manifest import Row
+from brainseg_jax.data.nifti import read_labels, write
+from brainseg_jax.data.standardize import spec
+from brainseg_jax.predict import ahead, main
+from brainseg_jax.prediction import Predictor
+from brainseg_jax.record import as_json
+
+SPEC = spec("default", 4.0, (48, 48, 48))
+AFFINE = np.array([[0, 0, 4, -74.5], [-4, 0, 0, 116.25], [0, 4, 0, -86], [0, 0, 0, 1.0]])
+SHAPE = (40, 40, 40)
+
+
+def head(seed=0):
+    rng = np.random.default_rng(seed)
+    at = (np.indices(SHAPE).reshape(3, -1).T - 19.5) / (15, 17, 14)
+    radius = np.sqrt(np.sum(at**2, axis=1)).reshape(SHAPE)
+    brain = np.where(radius < 0.6, 220, 80)
+    return np.where(radius < 1, rng.normal(brain, 6), rng.normal(5, 1, SHAPE)).clip(0).astype(np.float32), radius < 0.6
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """In place of checkpoints and networks: bright voxels are class 2 of the table, dim ones class 1. `networks(...)` changes them."""
+    state = {"by": Predictor((), SPEC, read_table("seg4")._replace(name="four"), 0.5, "gaussian", (), ("a",)), "asked": [], "segmented": 0}
+
+    def predictor(checkpoints):
+        state["asked"].append(list(checkpoints))
+        return state["by"]
+
+    def segment(models, volume, *, overlap, blend, mirror, each):
+        state["segmented"] += 1
+        v = np.asarray(volume)[..., 0]
+        classes = np.where(v > 0.7, 2, np.where(v > 0.15, 1, 0))
+        probabilities = jax.nn.one_hot(classes, len(state["by"].table.structures) + 1) * 0.8 + 0.04
+        each(slice(0, len(v)), probabilities)
+        return inference.Segmentation(classes.astype(np.uint8), np.asarray(probabilities.sum((0, 1, 2)), np.float64))
+
+    monkeypatch.setattr(prediction, "predictor", predictor)
+    monkeypatch.setattr(inference, "segment", segment)
+    return state
+
+
+@pytest.fixture
+def run(networks, tmp_path, capsys):
+    """`run("--i={f}/x", …)`: exit code and what was printed to both streams; {f} is the test's folder."""
+
+    def run(*flags, checkpoint="net"):
+        code = main([*(flag.replace("{f}", str(tmp_path)) for flag in flags), *[f"--checkpoint={checkpoint}"] * bool(checkpoint)])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """A folder of three scans, one of them deeper, one .mgz."""
+    folder = tmp_path / "scans"
+    write(folder / "a.nii.gz", head(0)[0], AFFINE)
+    write(folder / "b.mgz", head(1)[0], AFFINE)
+    write(folder / "deep" / "c.nii", head(2)[0], AFFINE)
+    return folder
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def table(file):
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="," if file.suffix == ".csv" else "\t"))
+
+
+# ---- what is written
+
+
+def test_one_scan_to_one_file(run, networks, tmp_path):
+    voxels, brain = head()
+    write(tmp_path / "a.nii.gz", voxels, AFFINE)
+    code, out, err = run("--i={f}/a.nii.gz", "--o={f}/out/seg.nii.gz", "--vol={f}/v.csv", checkpoint="one,two")
+    assert (code, err) == (0, "") and out.endswith("out/seg.nii.gz: 1 segmented\n") and networks["asked"] == [["one", "two"]]
+    assert files(tmp_path / "out") == ["seg.json", "seg.nii.gz", "seg.tsv"]
+    scan, labels = nib.load(tmp_path / "a.nii.gz"), nib.load(tmp_path / "out" / "seg.nii.gz")
+    assert labels.affine.tobytes() == scan.affine.tobytes() and labels.shape == scan.shape and labels.get_data_dtype() == np.uint8
+    found = np.asarray(labels.dataobj)
+    assert 2 * ((found == 2) & brain).sum() / ((found == 2).sum() + brain.sum()) > 0.97
+    rows = table(tmp_path / "v.csv")
+    assert list(rows[0]) == ["subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml"]
+    assert [(r["subject"], r["session"], r["scan"], r["structure"], r["id"]) for r in rows] == [
+        ("a", "", "a.nii.gz", s.name, str(s.id)) for s in read_table("seg4").structures
+    ]
+    # Voxels of 64 mm³; of each class's voxels 0.84 belong to it, and 0.04 of all others.
+    counts = np.bincount(found.ravel(), minlength=5)[1:]
+    np.testing.assert_allclose([float(r["voxel_ml"]) for r in rows], counts * 0.064, rtol=1e-6)
+    inside = 0.8 * counts * 0.064 + 0.04 * 48**3 * 0.064
+    np.testing.assert_allclose([float(r["soft_ml"]) for r in rows], inside, rtol=0.02)
+    names = table(tmp_path / "out" / "seg.tsv")
+    assert list(names[0]) == ["index", "name", "abbreviation", "color"] and names[1]["index"] == "2" and names[0]["color"] == "#cd3e4e"
+
+
+def test_a_folder(run, networks, scans, tmp_path):
+    code, out, _ = run("--i={f}/scans", "--o={f}/out", "--vol={f}/out/v.tsv", "--ids=table")
+    assert code == 0 and "segmenting scans: 3/3" in out and out.endswith("out: 3 segmented\n")
+    assert files(tmp_path / "out") == [
+        *("a_seg.json", "a_seg.nii.gz", "b_seg.json", "b_seg.mgz", "deep/c_seg.json", "deep/c_seg.nii.gz", "seg_labels.tsv", "v.tsv")
+    ]
+    assert [row["scan"] for row in table(tmp_path / "out" / "v.tsv")[::4]] == ["a.nii.gz", "b.mgz", "c.nii"]
+    for scan, labels in (("b.mgz", "b_seg.mgz"), ("deep/c.nii", "deep/c_seg.nii.gz")):
+        ours, theirs = nib.load(tmp_path / "out" / labels), nib.load(scans / scan)
+        assert ours.affine.tobytes() == theirs.affine.tobytes() and ours.shape == theirs.shape
+
+
+def test_what_stands_beside_the_scans_is_not_segmented_again(run, networks, scans):
+    for _ in range(2):
+        assert run("--i={f}/scans", "--o={f}/scans", "--post")[0] == 0
+    assert networks["segmented"] == 3 and "a_seg_seg.nii.gz" not in files(scans)
+
+
+def test_soft_maps(run, scans, tmp_path):
+    assert run("--i={f}/scans/a.nii.gz", "--o={f}/out", "--post")[0] == 0
+    soft, labels = nib.load(tmp_path / "out" / "a_post.nii.gz"), nib.load(tmp_path / "out" / "a_seg.nii.gz")
+    assert soft.shape == (*SHAPE, 5) and soft.affine.tobytes() == labels.affine.tobytes()
+    np.testing.assert_allclose(soft.get_fdata().sum(-1), 1, atol=5 * 1.5 / 255)
+    assert (soft.get_fdata().argmax(-1) == np.asarray(labels.dataobj)).mean() > 0.999
+    assert json.loads((tmp_path / "out" / "a_post.json").read_text())["LabelMap"] == ["BG", "Ctx", "SGM", "WM", "CSF"]
+
+
+def test_bids(run, scans, tmp_path):
+    raw = tmp_path / "raw"
+    for name in ("sub-1/ses-a/anat/sub-1_ses-a_run-1_T1w", "sub-2/anat/sub-2_T1w"):
+        (raw / name).parent.mkdir(parents=True)
+        shutil.copy(scans / "a.nii.gz", raw / f"{name}.nii.gz")
+    code, *_ = run("--i={f}/raw", "--o={f}/raw/derivatives/us", "--post", "--vol={f}/raw/derivatives/us/volumes.tsv")
+    out = raw / "derivatives" / "us"
+    one, two = "sub-1/ses-a/anat/sub-1_ses-a_run-1_seg-four", "sub-2/anat/sub-2_seg-four"
+    ends = ("dseg.json", "dseg.nii.gz", "dseg.tsv", "probseg.json", "probseg.nii.gz")
+    assert code == 0
+    assert files(out) == ["dataset_description.json", *(f"{name}_{end}" for name in (one, two) for end in ends), "volumes.tsv"]
+    described = json.loads((out / "dataset_description.json").read_text())
+    assert described["DatasetType"] == "derivative" and described["GeneratedBy"][0]["Name"] == "brainseg_jax"
+    assert described["DatasetLinks"] == {"raw": "../.."} and described["BIDSVersion"]
+    about = json.loads((out / f"{one}_dseg.json").read_text())
+    assert about["SpatialReference"] == "bids:raw:sub-1/ses-a/anat/sub-1_ses-a_run-1_T1w.nii.gz" and about["Sources"] == [
+        about["SpatialReference"]
+    ]
+    assert [row["index"] for row in table(out / f"{two}_dseg.tsv")] == ["1", "2", "3", "4"]
+    assert {(row["subject"], row["session"]) for row in table(out / "volumes.tsv")} == {("sub-1", "ses-a"), ("sub-2", "")}
+    (out / "dataset_description.json").write_text('{"Name": "theirs"}')
+    assert run("--i={f}/raw", "--o={f}/raw/derivatives/us")[0] == 0
+    assert json.loads((out / "dataset_description.json").read_text()) == {"Name": "theirs"}
+
+
+def test_ids(run, networks, scans, tmp_path):
+    networks["by"] = networks["by"]._replace(table=read_table("seg33"))
+    for ids, value in (([], 3), (["--ids=freesurfer"], 3), (["--ids=table"], 2)):
+        assert run("--i={f}/scans/a.nii.gz", "--o={f}/out", *ids)[0] == 0
+        assert set(np.unique(read_labels(tmp_path / "out" / "a_seg.nii.gz").voxels)) == {0, 2 if value == 3 else 1, value}
+    networks["by"] = networks["by"]._replace(table=read_table("seg4"))
+    code, _, err = run("--i={f}/scans/a.nii.gz", "--o={f}/out", "--ids=freesurfer")
+    assert code == 2 and err.count("\n") == 1 and "has 2 FreeSurfer ids, not one; write the table's own ids" in err
+
+
+# ---- what is done, and what is not
+
+
+def test_what_is_done_is_skipped_and_still_in_the_table(run, networks, scans, tmp_path):
+    flags = ("--i={f}/scans", "--o={f}/out", "--vol={f}/v.tsv")
+    run(*flags)
+    before = (tmp_path / "v.tsv").read_bytes()
+    (tmp_path / "v.tsv").unlink()
+    assert run(*flags)[1].endswith("out: 0 segmented, 3 were done before\n")
+    assert networks["segmented"] == 3 and (tmp_path / "v.tsv").read_bytes() == before
+    assert run(*flags, "--overwrite")[1].endswith("out: 3 segmented\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda run, scans, out, networks: os.utime(scans / "a.nii.gz", (1, 1)), 1),
+        (lambda run, scans, out, networks: write(scans / "a.nii.gz", head(5)[0], AFFINE), 1),
+        (lambda run, scans, out, networks: (out / "b_seg.mgz").unlink(), 1),
+        (lambda run, scans, out, networks: (out / "b_seg.json").write_text("{"), 1),
+        (lambda run, scans, out, networks: networks.update(by=networks["by"]._replace(digests=("b",))), 3),
+        (lambda run, scans, out, networks: networks.update(by=networks["by"].mirrored()), 3),
+        (lambda run, scans, out, networks: None, 0),
+    ],
+    ids=["touched", "another scan", "output removed", "sidecar damaged", "other checkpoint", "mirror", "nothing"],
+)
+def test_what_was_made_otherwise_is_made_again(run, networks, scans, tmp_path, change, again):
+    flags = ("--i={f}/scans", "--o={f}/out")
+    run(*flags)
+    change(run, scans, tmp_path / "out", networks)
+    assert run(*flags)[0] == 0
+    assert networks["segmented"] == 3 + again
+
+
+def test_soft_maps_that_are_missing_are_made(run, networks, scans, tmp_path):
+    run("--i={f}/scans", "--o={f}/out")
+    run("--i={f}/scans", "--o={f}/out", "--post")
+    assert networks["segmented"] == 6 and (tmp_path / "out" / "deep" / "c_post.nii.gz").exists()
+    run("--i={f}/scans", "--o={f}/out")
+    run("--i={f}/scans", "--o={f}/out", "--tta")
+    assert networks["segmented"] == 9
+
+
+def test_somebody_elses_file_is_not_overwritten(run, scans, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_seg.nii.gz").write_text("by hand")
+    code, _, err = run("--i={f}/scans", "--o={f}/out")
+    assert code == 3 and "a_seg.nii.gz: exists, and not from this command; move it away, or add --overwrite" in err
+    assert (tmp_path / "out" / "a_seg.nii.gz").read_text() == "by hand" and (tmp_path / "out" / "b_seg.mgz").exists()
+    assert run("--i={f}/scans", "--o={f}/out", "--overwrite")[0] == 0
+
+
+def test_one_bad_scan_does_not_lose_the_others(run, networks, scans, tmp_path):
+    nib.save(nib.Nifti1Image(np.stack([head()[0]] * 2, -1), AFFINE), scans / "series.nii.gz")
+    write(scans / "noise.nii.gz", np.random.default_rng(0).random(SHAPE), AFFINE)
+    write(scans / "ct.nii.gz", np.where(head()[1], 40, -1000).astype(np.int16), AFFINE)
+    write(scans / "tiny.nii.gz", head()[0][:10], AFFINE)
+    (scans / "damaged.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes()[:-50])
+    expected = {"series": "series of volumes", "noise": "noise", "ct": "CT", "tiny": "too little", "damaged": "damaged"}
+    code, _, err = run("--i={f}/scans", "--o={f}/out", "--vol={f}/v.tsv")
+    reasons = {row["subject"]: row["reason"] for row in table(tmp_path / "out" / "failures.csv")}
+    assert code == 3 and set(reasons) == set(expected)
+    for subject, words in expected.items():
+        assert words in reasons[subject] and "\n" not in reasons[subject] and str(scans / subject) in reasons[subject]
+    assert not [name for name in files(tmp_path / "out") if name.split("_")[0] in reasons]
+    assert [row["subject"] for row in table(tmp_path / "v.tsv")[::4]] == ["a", "b", "c"]
+    assert f"5 of 8 scans could not be segmented, reasons in {tmp_path}/out/failures.csv:\n" in err
+    for name in reasons:
+        (scans / f"{name}.nii.gz").unlink()
+    assert run("--i={f}/scans", "--o={f}/out")[1].endswith("out: 0 segmented, 3 were done before\n")
+    assert not (tmp_path / "out" / "failures.csv").exists()
+
+
+def test_a_scan_without_a_brain_leaves_nothing(run, networks, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction, "LEAST_ML", 1e6)
+    code, _, err = run("--i={f}/scans/a.nii.gz", "--o={f}/out", "--post")
+    assert code == 3 and "no brain was found in it" in err and files(tmp_path / "out") == ["failures.csv"]
+
+
+def test_a_list_with_a_missing_file(run, scans, tmp_path):
+    (tmp_path / "list.csv").write_text("subject,session,image\np1,s1,scans/a.nii.gz\np2,s1,scans/none.nii.gz\n")
+    code, _, err = run("--i={f}/list.csv", "--o={f}/out")
+    assert code == 3 and "none.nii.gz: no such file" in err and "p1_s1_a_seg.nii.gz" in files(tmp_path / "out")
+
+
+def test_what_nobody_expected_is_set_aside_too(run, scans, tmp_path, monkeypatch):
+    def fails(scan, *_):
+        raise ValueError("a\nb")
+
+    monkeypatch.setattr(prediction, "prepare", fails)
+    code, _, err = run("--i={f}/scans", "--o={f}/out")
+    assert code == 3 and "a.nii.gz: unexpected ValueError: a b; please report it" in err
+
+
+def test_a_full_disk_ends_the_run_and_leaves_no_part_of_a_file(run, scans, tmp_path, monkeypatch):
+    from brainseg_jax.data import nifti
+
+    def full(path, *_):
+        with nifti.whole(path) as part:
+            part.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nifti, "write_like", full)
+    code, _, err = run("--i={f}/scans", "--o={f}/out")
+    assert code == 2 and err == "error: output: No space left on device; check the place, its permissions and room\n"
+    assert files(tmp_path / "out") == ["seg_labels.tsv"]
+
+
+# ---- parts
+
+
+def test_parts_share_a_folder(run, networks, tmp_path):
+    for i in range(8):
+        write(tmp_path / "scans" / f"s{i}.nii.gz", head(i)[0], AFFINE)
+    write(tmp_path / "scans" / "bad.nii.gz", head()[0][:10], AFFINE)
+    codes = {run("--i={f}/scans", "--o={f}/out", "--vol={f}/out/v.tsv", f"--part={i}/3")[0] for i in (1, 2, 3)}
+    assert codes == {0, 3} and networks["segmented"] == 8
+    names = files(tmp_path / "out")
+    assert [name for name in names if name.startswith("v")] == [f"v_part-{i}-of-3.tsv" for i in (1, 2, 3)]
+    assert len([name for name in names if name.startswith("failures_part-")]) == 1
+    parts = [row for i in (1, 2, 3) for row in table(tmp_path / "out" / f"v_part-{i}-of-3.tsv")]
+    # The same command without --part makes the one table, and segments nothing.
+    assert run("--i={f}/scans", "--o={f}/out", "--vol={f}/out/v.tsv")[0] == 3
+    assert networks["segmented"] == 8
+    assert sorted(map(str, parts)) == sorted(map(str, table(tmp_path / "out" / "v.tsv")))
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--o={f}/o",), "the following arguments are required: --i; see python -m brainseg_jax.predict --help"),
+        (("--i={f}/none", "--o={f}/o"), "none: no such file or folder; check the path"),
+        (("--i={f}/scans", "--o={f}/o.nii"), "is the name of one file, and --i may hold many scans"),
+        (("--i={f}/scans", "--o={f}/o", "--part=3/2"), "argument --part: invalid i/N value: '3/2'"),
+        (("--i={f}/scans", "--o={f}/o", "--part=2"), "argument --part: invalid i/N value: '2'"),
+        (("--i={f}/scans", "--o={f}/o", "--threads=0"), "argument --threads: invalid number value: '0'"),
+        (("--i={f}/scans", "--o={f}/o", "--vol=v.txt"), "argument --vol: v.txt does not end in .tsv or .csv"),
+        (("--i={f}/scans", "--o={f}/o", "--ids=mine"), "argument --ids: invalid choice: 'mine'"),
+        (("--i={f}/scans", "--o={f}/o", "--checkpoint="), "--checkpoint is missing: a fine-tuned network"),
+    ],
+)
+def test_refused_in_one_line(run, scans, tmp_path, flags, reason):
+    code, out, err = run(*flags, checkpoint="" if "--checkpoint=" in flags else "net")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and reason in err
+    assert not (tmp_path / "o").exists()
+
+
+def test_only_one_scan_is_read_ahead():
+    """Of many large scans two are in memory at most, in their order, and what fails is told where it is used."""
+    log, used = [], []
+
+    def read(case):
+        log.append(case.row.subject)
+        if case.row.subject == "2":
+            raise ValueError("two")
+        return 10 * case.row.subject
+
+    cases = [Case(Row(str(n), "", Path(), (), (), "", ""), Path(), Path(), Path()) for n in range(5)]
+    for n, (case, coming) in enumerate(ahead(read, cases)):
+        try:
+            used.append((case.row.subject, coming.result()))
+        except ValueError as error:
+            used.append((case.row.subject, str(error)))
+        assert len(log) <= n + 2
+    assert used == [("0", 10 * "0"), ("1", 10 * "1"), ("2", "two"), ("3", 10 * "3"), ("4", 10 * "4")] and log == list("01234")
+    assert list(ahead(read, [])) == []
+
+
+# ---- as a process, with a network
+
+
+@pytest.fixture(scope="module")
+def checkpoints(small, tmp_path_factory):
+    """Two checkpoints of small networks that say the same class everywhere, each surer than the other of its own."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = small(
+        **{"objective": "segmentation", "decoder": "unetr", "data.crop": (32, 32, 32), "classes": 5, "data.labels": "seg4"}
+        | {"vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2), "unetr.width": 4, "data.size": SPEC.size}
+    )
+    shapes = jax.eval_shape(models.segmenter(config).init, jax.random.key(0), jnp.zeros((1, 32, 32, 32, 1)))["params"]
+    card = {"config": with_sources(config, set(), "test.py"), "spec": as_json(SPEC), "labels": table_text(read_table("seg4"))}
+    for name, bias in (("one", [0, 3.0, 0, 0, 0]), ("two", [0, 0, 0, 4.0, 0])):
+        params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+        params["head"]["bias"][:] = bias
+        checkpoint.write(folder / name, params, card)
+    return folder
+
+
+def process(*flags, **environment):
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "brainseg_jax.predict", *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.mark.slow
+def test_as_a_process(checkpoints, scans, tmp_path):
+    one = process("--i", scans, "--o", tmp_path / "one", "--checkpoint", checkpoints / "one", "--cpu", "--threads", 1, "--tta")
+    assert (one.returncode, one.stderr) == (0, ""), one.stderr
+    assert one.stdout.splitlines()[0] == "segmenting scans: 0/3" and one.stdout.endswith("one: 3 segmented\n")
+    both = f"{checkpoints / 'one'},{checkpoints / 'two'}"
+    two = process("--i", scans, "--o", tmp_path / "both", "--checkpoint", both, "--vol", tmp_path / "v.tsv")
+    assert two.returncode == 0, two.stderr
+    assert set(np.unique(read_labels(tmp_path / "one" / "a_seg.nii.gz").voxels)) == {1}
+    assert set(np.unique(read_labels(tmp_path / "both" / "b_seg.mgz").voxels)) == {3}
+    # softmax of 3 among five classes, and of 4; the mean of both
+    p = [(np.exp(3) / (np.exp(3) + 4) + 1 / (np.exp(4) + 4)) / 2, (1 / (np.exp(3) + 4) + np.exp(4) / (np.exp(4) + 4)) / 2]
+    rows = {row["structure"]: float(row["soft_ml"]) for row in table(tmp_path / "v.tsv")[:4]}
+    assert [rows["Cortex"], rows["White matter"]] == pytest.approx([share * 48**3 * 0.064 for share in p], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_no_checkpoint_in_one_line(scans, tmp_path):
+    done = process("--i", scans, "--o", tmp_path / "o", "--checkpoint", tmp_path / "none")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "none: is no checkpoint" in done.stderr
+
+
+def test_help_starts_at_once():
+    """And without a word about the module being there twice."""
+    done = process("--help")
+    assert (done.returncode, done.stderr) == (0, "") and "--checkpoint FOLDERS" in done.stdout
