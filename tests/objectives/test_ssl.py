@@ -449,7 +449,7 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
     config = small(
         **{
             "objective": "ssl", "encoder": "swin", "swin.width": 12, "swin.depths": (1, 1, 1, 1), "swin.window": 4,
-            "steps": 60, "optim.peak": 1e-3, "optim.warmup": 0.1,
+            "steps": 100, "optim.peak": 1e-3, "optim.warmup": 0.1,
             "data.subjects": 4, "data.spacing": 6.0, "data.size": (64, 32, 32), "data.crop": (64, 32, 32), "data.batch": 4,
             "data.cache": str(tmp_path),
         }
@@ -457,12 +457,12 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
     train(config, with_sources(config, set(), "test.py"), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     losses = {name: [row[name] for row in rows if row["kind"] == "train"] for name in ("rotation_accuracy", "reconstruction")}
-    # Of 160 views: by chance 0.25 ± 0.034. Where training stands after so few steps depends on rounding: 0.91 was seen.
+    # Of 160 views: by chance 0.25 ± 0.034. Where training stands after so few steps depends on rounding: 0.93 was seen.
     assert np.mean(losses["rotation_accuracy"][-20:]) > 0.5
     assert np.mean(losses["reconstruction"][-5:]) < 0.8 * np.mean(losses["reconstruction"][:5])
     held_out = [row for row in rows if row["kind"] == "eval"][-1]
     assert {"rotation", "contrast", "reconstruction", "rotation_accuracy", "contrast_top1"} <= set(held_out)
-    assert (tmp_path / "run" / "pictures" / "step_000060.png").exists()
+    assert (tmp_path / "run" / "pictures" / "step_000100.png").exists()
 
 
 # ---- the config
