@@ -378,14 +378,12 @@ def process(*flags, **environment):
 
 @pytest.mark.slow
 def test_as_a_process(checkpoints, scans, tmp_path):
-    one = process("--i", scans, "--o", tmp_path / "one", "--checkpoint", checkpoints / "one", "--cpu", "--threads", 1, "--tta")
-    assert (one.returncode, one.stderr) == (0, ""), one.stderr
-    assert one.stdout.splitlines()[0] == "segmenting scans: 0/3" and one.stdout.endswith("one: 3 segmented\n")
     both = f"{checkpoints / 'one'},{checkpoints / 'two'}"
-    two = process("--i", scans, "--o", tmp_path / "both", "--checkpoint", both, "--vol", tmp_path / "v.tsv")
-    assert two.returncode == 0, two.stderr
-    assert set(np.unique(read_labels(tmp_path / "one" / "a_seg.nii.gz").voxels)) == {1}
-    assert set(np.unique(read_labels(tmp_path / "both" / "b_seg.mgz").voxels)) == {3}
+    flags = ("--checkpoint", both, "--vol", tmp_path / "v.tsv", "--cpu", "--threads", 1, "--tta")
+    done = process("--i", scans, "--o", tmp_path / "out", *flags)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.splitlines()[0] == "segmenting scans: 0/3" and done.stdout.endswith("out: 3 segmented\n")
+    assert set(np.unique(read_labels(tmp_path / "out" / "b_seg.mgz").voxels)) == {3}  # the second is surer
     # softmax of 3 among five classes, and of 4; the mean of both
     p = [(np.exp(3) / (np.exp(3) + 4) + 1 / (np.exp(4) + 4)) / 2, (1 / (np.exp(3) + 4) + np.exp(4) / (np.exp(4) + 4)) / 2]
     rows = {row["structure"]: float(row["soft_ml"]) for row in table(tmp_path / "v.tsv")[:4]}
