@@ -16,7 +16,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import write_text
 
 SEAL = "checksums.json"
 STATE = "state"
@@ -164,8 +164,7 @@ def _seal_after(response: Any, checkpoint: Path) -> None:
 def _seal(checkpoint: Path) -> None:
     if jax.process_index() == 0:
         names = sorted(str(p.relative_to(checkpoint)) for p in checkpoint.rglob("*") if p.is_file())
-        with whole(checkpoint / SEAL) as part:
-            part.write_text(json.dumps({name: _digest(checkpoint / name) for name in names}, indent=1))
+        write_text(checkpoint / SEAL, json.dumps({name: _digest(checkpoint / name) for name in names}, indent=1))
 
 
 def _clear_unsealed(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The one exception for what a user can mend, whose text names the file or key and the remedy in one line; and words such texts share."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class InputError(Exception):
@@ -12,3 +13,14 @@ def meant(name: str, known: Iterable[str]) -> str:
     """What follows a name that is not known: in brackets the known one that is closest to it, or nothing."""
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """What a command returns; 2, once one line on stderr says it, for what the user can mend."""
+    try:
+        return command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror}; check the place, its permissions and room", file=sys.stderr)
+    return 2

@@ -6,8 +6,6 @@ does not lose the others: it is listed at the end, and the exit code is 3.
 """
 
 import argparse
-import csv
-import io
 import shutil
 import sys
 from collections import Counter
@@ -30,8 +28,8 @@ from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
-from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import whole
+from brainseg_jax.errors import InputError, exit_code, meant
+from brainseg_jax.files import write_table
 from brainseg_jax.metrics import METRICS, PerClass, definitions, score
 
 NEAR = 0.1  # voxels by which the corners of two grids may lie apart and be one grid
@@ -51,13 +49,7 @@ class Comparison(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Scores as the command line says. Returns 0, 3 if some pairs could not be scored, or 2 after one line on what the user can mend."""
-    try:
-        return evaluate(_parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; check the place and its permissions", file=sys.stderr)
-    return 2
+    return exit_code(lambda: evaluate(_parser().parse_args(argv)))
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -72,7 +64,7 @@ def evaluate(options: argparse.Namespace) -> int:
             failures.append(f"{subject}: {refusal}")
     if not results:
         raise InputError(f"none of {len(jobs)} pairs could be scored; the first, {failures[0]}")
-    write_table(options.o, tables, results)
+    write_scores(options.o, tables, results)
     console.print(summary(tables, results))
     lines = remarks(tables, results, options.tolerance)
     lines += notes
@@ -215,21 +207,18 @@ def on_grid(labels: Scan, reference: Scan, name: str) -> Shaped[np.ndarray, "x y
 # ---- the tables
 
 
-def write_table(file: Path, tables: Comparison, results: dict[str, Scores]) -> None:
+def write_scores(file: Path, tables: Comparison, results: dict[str, Scores]) -> None:
     """Writes a line for each subject and structure, all or nothing; a value that is not counted is an empty cell.
 
     Columns: subject, structure, id (of the target), the metrics, pred_ml, ref_ml, absent ("prediction", "reference", "both" or empty).
     """
     names = [*_measured(results), "pred_ml", "ref_ml"]
-    lines = [("subject", "structure", "id", *names, "absent")]
+    lines = []
     for subject, scores in results.items():
         for n in tables.reported:
             numbers = ("" if np.isnan(scores[name][n]) else f"{scores[name][n]:.6g}" for name in names)
             lines.append((subject, *_called(tables.target, n), *numbers, _absent(scores, n)))
-    text = io.StringIO()
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(lines)
-    with whole(file) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
+    write_table(file, ("subject", "structure", "id", *names, "absent"), lines)
 
 
 def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:

@@ -1,9 +1,12 @@
 """Files that are there wholly or not at all, whatever stops the program that writes them."""
 
+import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -16,3 +19,17 @@ def whole(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text in UTF-8, all of it or nothing."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]], delimiter: str = "\t") -> str:
+    """Writes a table below the names of its columns, all of it or nothing, and returns what was written."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([columns, *lines])
+    write_text(path, text.getvalue())
+    return text.getvalue()

@@ -8,21 +8,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from brainseg_jax.config import unknown
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, exit_code
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: what the user can mend is one line on stderr and exit code 2."""
-    try:
-        app.run(main, flags_parser=_parse)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; check the place and its permissions", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_code(lambda: app.run(main, flags_parser=_parse)))
 
 
 def check_given(argv: list[str]) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Integer
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import write_text
 from brainseg_jax.quality import ALL, KINDS, WORST, Findings, Z
 from brainseg_jax.strip import MM, WINDOW, strip
 
@@ -74,8 +74,7 @@ def case(
 
 def write_case(file: Path, record: Case) -> None:
     """Writes a record as JSON, all of it or nothing."""
-    with whole(file) as part:
-        part.write_text(json.dumps(record), encoding="utf-8")
+    write_text(file, json.dumps(record))
 
 
 def read_cases(files: Iterable[Path]) -> list[Case]:
@@ -94,8 +93,7 @@ def read_cases(files: Iterable[Path]) -> list[Case]:
 
 def write_page(file: Path, records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()) -> None:
     """Writes `page`, all of it or nothing."""
-    with whole(file) as part:
-        part.write_text(page(records, title, id, notes), encoding="utf-8")
+    write_text(file, page(records, title, id, notes))
 
 
 def page(records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()) -> str:

@@ -5,9 +5,7 @@ From Python the same is a function, `brainseg_jax.predict(scan, checkpoint)`.
 """
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import os
 import sys
@@ -20,10 +18,10 @@ from typing import Any, NamedTuple
 
 import brainseg_jax
 from brainseg_jax import runtime
-from brainseg_jax.data.inputs import Case, Source, find, place, share, stem
-from brainseg_jax.data.makers import VOLUMES
-from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.data.inputs import Case, Source, find, place, share
+from brainseg_jax.data.makers import VOLUMES, stem
+from brainseg_jax.errors import InputError, exit_code
+from brainseg_jax.files import write_table, write_text
 
 VERSION = 1  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
@@ -56,15 +54,10 @@ sys.modules[__name__].__class__ = _Callable
 def main(argv: list[str] | None = None) -> int:
     """Segments as the command line says. Returns 0, 3 if some scans could not be segmented, or 2 after a line on what the user can mend."""
     try:
-        return run(_parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror}; check the place, its permissions and room", file=sys.stderr)
+        return exit_code(lambda: run(_parser().parse_args(argv)))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from there", file=sys.stderr)
         return 130
-    return 2
 
 
 def run(options: argparse.Namespace) -> int:
@@ -233,21 +226,13 @@ def _reason(case: Case, error: Exception) -> str:
 def write_volumes(file: Path, results: dict[Case, dict[str, Any]]) -> None:
     """One table of all volumes, a line for each scan and structure: those of its voxels, and the sums of its probability."""
     scans = (((row.subject, row.session, row.image.name), told["Volumes"]) for (row, *_), told in results.items())
-    write_table(file, COLUMNS, ((*scan, *volume.values()) for scan, volumes in scans for volume in volumes))
-
-
-def write_table(file: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]]) -> None:
-    """Writes CSV or TSV, as the suffix says, all or nothing."""
-    text = io.StringIO()
-    csv.writer(text, delimiter="," if file.suffix == ".csv" else "\t", lineterminator="\n").writerows([columns, *lines])
-    with whole(file) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
+    lines = ((*scan, *volume.values()) for scan, volumes in scans for volume in volumes)
+    write_table(file, COLUMNS, lines, "," if file.suffix == ".csv" else "\t")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes JSON, all or nothing."""
-    with whole(file) as part:
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def describe(source: Source, folder: Path) -> None:

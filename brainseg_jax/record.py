@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import brainseg_jax
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import write_text
 from brainseg_jax.trees import count
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
@@ -27,8 +27,7 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
     """Writes config.json and run.json; run.json keeps a line for every time the run was started or resumed. Process 0 only."""
     if jax.process_index() != 0:
         return
-    with whole(folder / "config.json") as part:
-        part.write_text(json.dumps(resolved, indent=1) + "\n")
+    write_text(folder / "config.json", json.dumps(resolved, indent=1) + "\n")
     file = folder / "run.json"
     earlier = json.loads(file.read_text())["starts"] if file.exists() else []
     facts = {
@@ -47,8 +46,7 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
         },
         "environment": environment() | {"mesh": dict(mesh.shape)},
     }
-    with whole(file) as part:
-        part.write_text(json.dumps(facts, indent=1) + "\n")
+    write_text(file, json.dumps(facts, indent=1) + "\n")
 
 
 def check_same_data(folder: Path, data: Any) -> None:

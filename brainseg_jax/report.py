@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 # Axis, name, and where it is cut as a share of the way from left, back or bottom.
 Plane = tuple[int, str, float]
@@ -17,10 +17,15 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def to_ras(volume: Float[np.ndarray, "x y z *rgb"], codes: str) -> Float[np.ndarray, "x2 y2 z2 *rgb"]:
+def to_ras(volume: Shaped[np.ndarray, "x y z *rgb"], codes: str) -> Shaped[np.ndarray, "x2 y2 z2 *rgb"]:
     """A volume whose axes point to `codes` (e.g. "RSP"), turned so that they point right, anterior, superior."""
-    axes = [next(i for i, code in enumerate(codes) if code in pair) for pair in ("RL", "AP", "SI")]
+    axes = ras_axes(codes)
     return np.flip(np.moveaxis(volume, axes, (0, 1, 2)), [i for i, axis in enumerate(axes) if codes[axis] in "LPI"])
+
+
+def ras_axes(codes: str) -> list[int]:
+    """Which axis of an array whose axes point to `codes` runs between right and left, anterior and posterior, superior and inferior."""
+    return [next(i for i, code in enumerate(codes) if code in pair) for pair in ("RL", "AP", "SI")]
 
 
 def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z *rgb"]], title: str, planes: Sequence[Plane] = PLANES) -> None:

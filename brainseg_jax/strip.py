@@ -13,6 +13,7 @@ from scipy import ndimage
 from brainseg_jax.data.labels import Table, swap
 from brainseg_jax.data.nifti import Scan, orientation
 from brainseg_jax.images import jpeg, png
+from brainseg_jax.report import ras_axes, to_ras
 
 MM = 1.25  # a pixel
 WINDOW = (160, 200, 160)  # mm right, anterior and superior: any brain, and a little around it
@@ -43,10 +44,8 @@ def strip(scan: Scan, classes: Integer[np.ndarray, "x y z"], table: Table) -> li
     Slices follow the axes of the grid, which in an oblique scan are not quite the world's.
     """
     codes = orientation(scan.affine)
-    axes = [next(i for i, code in enumerate(codes) if code in pair) for pair in ("RL", "AP", "SI")]
-    flipped = [i for i, axis in enumerate(axes) if codes[axis] in "LPI"]
-    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)[axes]
-    grey, labels = (np.flip(volume.transpose(axes), flipped) for volume in (scan.voxels, classes))  # no copies
+    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)[ras_axes(codes)]
+    grey, labels = (to_ras(volume, codes) for volume in (scan.voxels, classes))  # no copies
     cuts = _cuts(labels)
     rows = [_slices(grey, labels, axis, cuts, spacing) for axis in range(3)]
     greys, found = ([row[i] for row in rows] for i in range(2))

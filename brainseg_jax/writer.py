@@ -10,7 +10,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from brainseg_jax.files import whole
+from brainseg_jax.files import write_text
 
 try:
     from tensorboardX import SummaryWriter
@@ -90,8 +90,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 def _forget_after(file: Path, start: int) -> None:
     """Drops what an interrupted run wrote after the checkpoint it now goes on from: it will be written again."""
     rows = [row for row in read_metrics(file) if row["step"] <= start] if start else []
-    with whole(file) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax import safetensors
 from brainseg_jax.config import base, c_get, from_resolved, with_sources
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, exit_code
 from converters import certify, swin_unetr, unetr
 from converters.adapt import adapted
 from converters.rules import MONAI, Account, Dialect, Leaves, Tensors, at_least, origin, release, synthesise, their_key, to_ours, to_theirs
@@ -39,18 +39,15 @@ class Converted(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Converts as the command line says and prints an account. What the user can mend is one line on stderr, and 2 is returned."""
-    try:
-        options = _parser().parse_args(argv)
-        options.monai = release(options.monai) if options.monai else ""
-        done = _export(options) if options.source.is_dir() else _import(options)
-        if options.certify:
-            done.report.extend(certify.write(options.out, done.config, done.leaves, done.tensors, done.dialect, done.facts))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; check the place and its permissions", file=sys.stderr)
-        return 2
+    return exit_code(lambda: convert(_parser().parse_args(argv)))
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Converts, compares with MONAI if asked to, and prints an account."""
+    options.monai = release(options.monai) if options.monai else ""
+    done = _export(options) if options.source.is_dir() else _import(options)
+    if options.certify:
+        done.report.extend(certify.write(options.out, done.config, done.leaves, done.tensors, done.dialect, done.facts))
     print("\n".join(done.report))
     return 0
 

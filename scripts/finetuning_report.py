@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 matplotlib.use("agg")
 from matplotlib import pyplot
+from reports import command, publish
 
 from brainseg_jax.config import from_resolved
 from brainseg_jax.data.labels import read_table
@@ -51,14 +52,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")
     parser.add_argument("--credit", required=True, help="whose images and labels they are")
     args = parser.parse_args()
-    try:
-        text = describe([read(folder) for folder in args.runs], args.out, args.credit)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    args.out.with_suffix(".md").write_text(text)
-    print(text)
-    return 0
+    return publish(args.out, lambda: describe([read(folder) for folder in args.runs], args.out, args.credit))
 
 
 def read(folder: Path) -> Run:
@@ -115,7 +109,7 @@ def task(name: str, runs: list[Run], out: Path) -> str:
         lines += [
             f"{run.called()}: {done} steps of {c.data.batch} crops {tuple(c.data.crop)} at {c.data.spacing:g} mm, {c.dtype}, "
             f"{run.facts['parameters']['all']:,} parameters\n",
-            f"    {command(run)}\n",
+            f"    {command(run.facts)}\n",
         ]
     picture = out.with_name(f"{out.name}_{name}.png")
     draw(runs, structures, people, picture)
@@ -137,14 +131,6 @@ def against(run: Run, values: list[float], first: Run, others: list[float]) -> s
         f"{run.called()} against {first.called()}: {gain.mean():+.4f} (95 % interval over people {low:+.4f} to {high:+.4f}); "
         f"better in {int((gain > 0).sum())} of {len(gain)}.\n"
     )
-
-
-def command(run: Run) -> str:
-    """How the run was started, without the places of its files."""
-    places = ("--workdir", "--config.data.manifest", "--config.data.cache", "--config.init.checkpoint")
-    words = [w for w in run.facts["starts"][0]["command"].split()[1:] if not w.startswith(places)]
-    words += ["--config.data.manifest=people.tsv"] + (["--config.init.checkpoint=PRETRAINED"] if run.config.init.checkpoint else [])
-    return " ".join(["python -m brainseg_jax.main", *words])
 
 
 def draw(runs: list[Run], structures: list[str], people: list[str], file: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 matplotlib.use("agg")
 from matplotlib import pyplot
+from reports import command, publish
 
 from brainseg_jax import checkpoint, record, report
 from brainseg_jax.config import from_resolved
@@ -54,14 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")
     parser.add_argument("--credit", required=True, help="whose images they are, and under which terms pictures of them are shared")
     args = parser.parse_args()
-    try:
-        text = describe(args.run, args.out, args.credit)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    args.out.with_suffix(".md").write_text(text)
-    print(text)
-    return 0
+    return publish(args.out, lambda: describe(args.run, args.out, args.credit))
 
 
 def describe(run: Path, out: Path, credit: str) -> str:
@@ -85,7 +79,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
 
 Written by `scripts/pretraining_report.py` from a run of
 
-    {command(facts["starts"][0]["command"])}
+    {command(facts)}
 
 {len(data.train)} people to train on, {len(data.val)} held out; {steps[-1]} of {card["steps"]} steps of {config.data.batch} crops
 {config.data.crop} at {config.data.spacing:g} mm; {facts["parameters"]["all"]:,} parameters; {config.dtype} on
@@ -103,12 +97,6 @@ Written by `scripts/pretraining_report.py` from a run of
 
 {credit} The slices hold no face.
 """
-
-
-def command(started: str) -> str:
-    """How the run was started, without the places of its files."""
-    words = [w for w in started.split()[1:] if not w.startswith(("--workdir", "--config.data.manifest", "--config.data.cache"))]
-    return " ".join(["python -m brainseg_jax.main", *words, "--config.data.manifest=people.tsv"])
 
 
 def mean_image(files: list[Path], crop: tuple[int, int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.nifti import Scan, reorient, write
-from brainseg_jax.evaluate import comparison, main, on_grid, write_table
+from brainseg_jax.evaluate import comparison, main, on_grid, write_scores
 from brainseg_jax.metrics import score
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0]) + np.array([[0, 0, 0, -7.0], [0, 0, 0, 11], [0, 0, 0, 2], [0, 0, 0, 0]])
@@ -251,7 +251,7 @@ def test_arrays_in_class_numbers_make_the_same_table(run, folder):
     run(*BOTH)
     arrays = {"a": (bars(0, 1, 1, 2, 0, 0), bars(0, 1, 2, 2, 0, 0)), "b": (bars(1, 1, 0, 2, 2, 0), bars(1, 1, 0, 0, 0, 3))}
     results = {subject: score(*pair, 4, (2.0, 2.0, 3.0)) for subject, pair in arrays.items()}
-    write_table(folder / "again.tsv", comparison(*[str(folder / "mine.tsv")] * 3), results)
+    write_scores(folder / "again.tsv", comparison(*[str(folder / "mine.tsv")] * 3), results)
     assert (folder / "again.tsv").read_bytes() == (folder / "out.tsv").read_bytes()
 
 

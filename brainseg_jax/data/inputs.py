@@ -9,13 +9,12 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from brainseg_jax.data.makers import VOLUMES, bids, folder
+from brainseg_jax.data.makers import VOLUMES, bids, bids_scans, folder, stem
 from brainseg_jax.data.manifest import Row, read_manifest
 from brainseg_jax.errors import InputError
 
 # BIDS entities that stand after `seg` in a name.
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
-LAYOUT = ("sub-*", "sub-*/ses-*")
 
 
 class Source(NamedTuple):
@@ -47,7 +46,7 @@ def find(path: Path) -> Source:
     """
     path = Path(os.path.normpath(path.absolute()))
     if path.is_dir():
-        if (path / "dataset_description.json").exists() or any(any(path.glob(f"{p}/anat/sub-*_T1w.nii*")) for p in LAYOUT):
+        if (path / "dataset_description.json").exists() or any(bids_scans(path)):
             return Source(bids(path), path, "bids")
         return Source(folder(path), path, "folder")
     if not path.exists():
@@ -103,11 +102,6 @@ def share(cases: tuple[Case, ...], out: Path, part: int, parts: int) -> tuple[Ca
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big") % parts
 
     return tuple(case for case in cases if number(case) == part - 1)
-
-
-def stem(path: Path) -> str:
-    """A volume's name without .nii, .nii.gz or .mgz."""
-    return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def _case(row: Row, source: Source, out: Path, task: str) -> Case:

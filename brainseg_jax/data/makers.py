@@ -4,7 +4,7 @@ opened, and a label that could belong to two scans is refused rather than guesse
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from brainseg_jax.data.manifest import Row
@@ -54,8 +54,8 @@ def adni(root: str | Path, labels: str | Path | None = None, dataset: str = "ADN
         if not code or image.name.startswith("MALPEM-"):
             continue
         days = re.findall(r"(?:^|/)(\d{4}-\d{2}-\d{2})(?=[_/])", image.relative_to(_folder(root)).as_posix())
-        session = (days or re.findall(r"_(I\d+)$", _stem(image)) or [""])[-1]
-        rows.append(_row(code[0], session, image, malpem[f"MALPEM-{_stem(image)}"], "malpem", dataset))
+        session = (days or re.findall(r"_(I\d+)$", stem(image)) or [""])[-1]
+        rows.append(_row(code[0], session, image, malpem[f"MALPEM-{stem(image)}"], "malpem", dataset))
     return _found(rows, root, "NIfTI files with a subject code such as 002_S_0295 in their name", labels, "MALPEM-IMAGE.nii.gz")
 
 
@@ -67,8 +67,8 @@ def cc359(root: str | Path, labels: str | Path | None = None, dataset: str = "CC
     masks = _by_stem(_volumes(labels or root))
     rows = []
     for image in _volumes(root):
-        if match := re.fullmatch(r"(CC\d{4})_[a-z]+_\d+_\d+_[MF]", _stem(image)):
-            found = masks[f"{_stem(image)}_ss"] + masks[f"{_stem(image)}_staple"]
+        if match := re.fullmatch(r"(CC\d{4})_[a-z]+_\d+_\d+_[MF]", stem(image)):
+            found = masks[f"{stem(image)}_ss"] + masks[f"{stem(image)}_staple"]
             rows.append(_row(match[1], "", image, found, "brain", dataset))
     return _found(rows, root, "CC0001_philips_15_55_M.nii.gz", labels, "IMAGE_ss.nii.gz or IMAGE_staple.nii.gz")
 
@@ -81,16 +81,19 @@ def bids(root: str | Path, labels: str | Path | None = None, scheme: str = "", d
     dseg = defaultdict(list)
     for label in _volumes(labels) if labels else ():
         entities = _entities(label)
-        if _stem(label).endswith("_dseg") and entities.get("space") in OWN_SPACE:
+        if stem(label).endswith("_dseg") and entities.get("space") in OWN_SPACE:
             dseg[frozenset((k, v) for k, v in entities.items() if k not in ABOUT_LABELS)].append(label)
     rows = []
-    for image in sorted(
-        p for ses in ("", "ses-*/") for p in _folder(root).glob(f"sub-*/{ses}anat/sub-*_T1w.nii*") if p.name.endswith(VOLUMES)
-    ):
+    for image in sorted(bids_scans(_folder(root))):
         entities = _entities(image)
         session = f"ses-{entities['ses']}" if "ses" in entities else ""
         rows.append(_row(f"sub-{entities['sub']}", session, image, dseg[frozenset(entities.items())], scheme, dataset or _name(root)))
     return _found(rows, root, "sub-*/[ses-*/]anat/*_T1w.nii.gz", labels, "*_dseg.nii.gz with the entities of the T1w image")
+
+
+def bids_scans(root: Path) -> Iterator[Path]:
+    """T1w images where BIDS has them."""
+    return (p for ses in ("", "ses-*/") for p in root.glob(f"sub-*/{ses}anat/sub-*_T1w.nii*") if p.name.endswith(VOLUMES))
 
 
 def folder(
@@ -114,22 +117,22 @@ def folder(
     stems = _by_stem(images)
     owned = defaultdict(list)
     for label in _volumes(labels) if labels else ():
-        name = _stem(label)
+        name = stem(label)
         # Not in the middle of a word: sub1 is not the start of sub10_seg.
         starts = (name[:end] for end in range(len(name), 0, -1) if not name[end : end + 1].isalnum())
-        if stem := next((start for start in starts if start in stems), None):
-            owned[stem].append(label)
+        if owner := next((start for start in starts if start in stems), None):
+            owned[owner].append(label)
     rows = []
     for image in images:
-        stem, subject = _stem(image), _stem(image)
-        if owned[stem] and len(stems[stem]) > 1:
-            raise InputError(f"{image}: another scan is called {stem} too, so its label cannot be told by name; give each its own name")
+        called = subject = stem(image)
+        if owned[called] and len(stems[called]) > 1:
+            raise InputError(f"{image}: another scan is called {called} too, so its label cannot be told by name; give each its own name")
         if subject_regex:
             place = image.relative_to(_folder(root)).as_posix()
             if not (match := pattern.search(place)):
                 raise InputError(f"{image}: subject regex {subject_regex!r} fits nowhere in {place}; correct it or move the file away")
             subject = match[1] if pattern.groups else match[0]
-        rows.append(_row(subject, "", image, owned[stem], scheme, dataset or _name(root)))
+        rows.append(_row(subject, "", image, owned[called], scheme, dataset or _name(root)))
     return _found(rows, root, f"files ending in {', '.join(VOLUMES)}", labels, "files named as the scans, or starting with their names")
 
 
@@ -172,13 +175,14 @@ def _volumes(root: str | Path, apart: str | Path | None = None) -> list[Path]:
 def _by_stem(paths: Iterable[Path]) -> defaultdict[str, list[Path]]:
     stems = defaultdict(list)
     for path in paths:
-        stems[_stem(path)].append(path)
+        stems[stem(path)].append(path)
     return stems
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """A volume's name without .nii, .nii.gz, .mgz or .mgh."""
     return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def _entities(path: Path) -> dict[str, str]:
-    return dict(part.split("-", 1) for part in _stem(path).split("_") if "-" in part)
+    return dict(part.split("-", 1) for part in stem(path).split("_") if "-" in part)

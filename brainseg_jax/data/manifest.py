@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import whole
+from brainseg_jax.files import write_table
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split")
 SPLIT_COLUMNS = ("dataset", "subject", "session", "image", "split")
@@ -241,12 +241,7 @@ def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[
 
 def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Writes a TSV file, all or nothing, and returns the SHA-256 of its bytes."""
-    text = io.StringIO()
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows([columns, *lines])
-    content = text.getvalue().encode()
-    with whole(path) as part:
-        part.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(write_table(path, columns, lines).encode()).hexdigest()
 
 
 def _list(names: Sequence[str]) -> str:

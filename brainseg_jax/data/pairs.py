@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from brainseg_jax.data.makers import VOLUMES
+from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError
 
 COLUMNS = ("subject", "pred", "ref")
@@ -40,7 +40,7 @@ def pair(prediction: Path, reference: Path, subject_regex: str = "") -> tuple[li
     if prediction.is_dir() != reference.is_dir():
         raise InputError(f"{prediction} and {reference} are a file and a folder; give two files or two folders")
     if not prediction.is_dir():
-        return [Pair(_stem(reference.name), prediction, reference)], []
+        return [Pair(stem(reference), prediction, reference)], []
     sides = tuple(_by_name(folder, subject_regex) for folder in (prediction, reference))
     links = _links(*sides, exact=bool(subject_regex))
     if not links:
@@ -103,9 +103,9 @@ def _by_name(folder: Path, subject_regex: str) -> dict[str, Path]:
         raise InputError(f"--subject-regex {subject_regex!r}: {error}; correct the expression") from None
     found: dict[str, Path] = {}
     for path in sorted(p for p in folder.rglob("*") if p.name.endswith(VOLUMES) and not p.name.startswith(".") and p.is_file()):
-        place = path.relative_to(folder).as_posix()
-        match = pattern.search(place)
-        name = (match and match[min(pattern.groups, 1)]) if subject_regex else _stem(place)
+        place = path.relative_to(folder)
+        match = pattern.search(place.as_posix())
+        name = (match and match[min(pattern.groups, 1)]) if subject_regex else place.with_name(stem(place)).as_posix()
         if not name:
             continue
         if name in found:
@@ -115,7 +115,3 @@ def _by_name(folder: Path, subject_regex: str) -> dict[str, Path]:
         where = f" in whose path {subject_regex!r} is found" if subject_regex else ""
         raise InputError(f"{folder}: no files ending in {', '.join(VOLUMES)}{where}; check the folder")
     return found
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(".gz").rpartition(".")[0]

@@ -24,7 +24,7 @@ from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
 from brainseg_jax.data.standardize import along_axis
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import write_text
 from brainseg_jax.runtime import cores
 
 VERSION = 1  # of the recipe: raise it whenever the same seed would give other voxels
@@ -97,21 +97,21 @@ def make_cohort(
         for stale in [f for i in range(known["subjects"]) for f in _names(i)]:
             (folder / stale).unlink(missing_ok=True)
     # Before the first head: what a resumed run finds is then known to be of this recipe.
-    _write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": 0}))
+    write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": 0}))
     done = subjects - len(missing)
     for _ in _each(missing, folder, seed, workers):
         done += 1
         if progress is not None:
             progress(done, subjects)
-    _write_text(folder / "NOTICE.txt", NOTICE + "\n")
-    _write_text(folder / "COPYING_MNI", (resources.files(__package__) / "sample_files" / "COPYING_MNI").read_text())
+    write_text(folder / "NOTICE.txt", NOTICE + "\n")
+    write_text(folder / "COPYING_MNI", (resources.files(__package__) / "sample_files" / "COPYING_MNI").read_text())
     rows = []
     for i in range(subjects):
         image, labels = (folder.absolute() / name for name in _names(i))
         split = "val" if i >= max(subjects - 2, 1) else "train"
         rows.append(Row(f"sub-{i + 1:02d}", "1", image, (labels,), ("freesurfer",), "sample", split))
     write_manifest(manifest, rows)
-    _write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": subjects}))
+    write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": subjects}))
     return manifest
 
 
@@ -144,11 +144,6 @@ def _recipe(seed: int) -> str:
     for name in FILES:
         digest.update((resources.files(__package__) / "sample_files" / name).read_bytes())
     return digest.hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    with whole(path) as part:
-        part.write_text(text)
 
 
 def _subject(seed: int, i: int, coarser: float = 1.0) -> tuple[Scan, Scan]:
