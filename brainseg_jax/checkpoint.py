@@ -16,7 +16,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import write_text
+from brainseg_jax.files import check_place, write_text
 
 SEAL = "checksums.json"
 STATE = "state"
@@ -148,7 +148,11 @@ def card(checkpoint: Path) -> dict[str, Any]:
 
 
 def write(checkpoint: Path, params: Any, card: dict[str, Any]) -> None:
-    """One sealed checkpoint that holds parameters only, as a converter makes it; the folder must not exist yet."""
+    """One sealed checkpoint that holds parameters only, as a converter makes it; the folder must not exist yet.
+
+    Raises InputError where nothing can be written.
+    """
+    check_place(checkpoint)  # Orbax would try for minutes
     context = ocp.Context()
     context.array.saving.use_compression = False
     with context:

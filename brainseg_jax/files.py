@@ -3,10 +3,13 @@
 import csv
 import io
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from brainseg_jax.errors import InputError
 
 
 @contextmanager
@@ -17,8 +20,24 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename = str(path)  # the name that the user gave
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raises InputError where nothing can be written at `path`, before there is something to write. Leaves nothing behind."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"{path}: {above} is a file, and nothing can be written below it; give another place")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: nothing can be written in {above} ({error.strerror}); give another place") from None
 
 
 def write_text(path: Path, text: str) -> None:

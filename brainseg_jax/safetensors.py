@@ -85,7 +85,7 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     """The header, and where in the file the arrays begin."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, HEADER):
-        raise InputError(f"is not a safetensors file, or cut off: its first bytes claim a header of {length} bytes; {_AGAIN}")
+        raise InputError(f"is not a safetensors file, or is cut off; check the path, or {_AGAIN}")
     text = file.read(length)
     if not text.startswith(b"{"):
         raise InputError(f"is not a safetensors file, its header does not begin with {{; check the path, or {_AGAIN}")

@@ -19,6 +19,18 @@ def paths(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def tree(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The nested dictionary of leaves by path: the inverse of `paths` for trees of dictionaries."""
+    root: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        node = root
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return root
+
+
 def map_paths(f: Callable[[str, Any], Any], tree: Any) -> Any:
     """The tree with f(path, leaf) in place of each leaf."""
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: f(path_of(keys), leaf), tree)

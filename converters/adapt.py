@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brainseg_jax.errors import InputError
+from converters import swin_unetr
 from converters.rules import Leaves
 
 
@@ -16,13 +17,18 @@ def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> 
         leaves = to_channels(leaves, config.channels, options.to_channels)
         done.append(f"channels {config.channels} to {options.to_channels}: all take the mean kernel, scaled")
         config.channels = options.to_channels
-    if options.to_classes and options.to_classes != config.classes and "head/kernel" in leaves:
+    if options.to_classes and "head/kernel" not in leaves:
+        raise InputError("--to-classes: there is no head for classes in it; leave it out")
+    if options.to_classes and options.to_classes != config.classes:
         left = [path for path in leaves if path.startswith("head/")]
         leaves = {path: leaf for path, leaf in leaves.items() if path not in left}
         done.append(f"classes {config.classes} to {options.to_classes}: the head is left out, to be trained anew")
         config.classes = options.to_classes
     if options.to_crop and options.to_crop != tuple(config.data.crop):
-        if config.encoder == "vit":
+        if config.encoder == "swin":
+            swin_unetr.checked_crop("--to-crop", options.to_crop)
+            done.append(f"crop {tuple(config.data.crop)} to {options.to_crop}: no number changes")
+        else:
             leaves = to_crop(leaves, config.vit.patch, tuple(config.data.crop), options.to_crop)
             done.append(f"crop {tuple(config.data.crop)} to {options.to_crop}: positions interpolated")
         config.data.crop = options.to_crop

@@ -47,11 +47,11 @@ def check(dialect: Dialect, left: list[str]) -> None:
         raise InputError(f"--certify: compares with MONAI's networks, and MONAI has none for {dialect.name}; leave it out")
     if left:
         raise InputError("--certify: compares whole networks; leave out --partial, or leave out --certify")
-    for package in ("torch", "monai"):
+    for package in ("torch", "monai", "einops"):  # MONAI's networks need the last one, MONAI itself does not
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise InputError('--certify: PyTorch and MONAI are not installed; pip install "brainseg_jax[test]", or leave it out') from None
+            raise InputError(f'--certify: {package} is not installed; pip install "brainseg_jax[test]", or leave it out') from None
     _installed()
 
 
@@ -71,6 +71,7 @@ def certify(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Diale
     return {
         **{key: facts[key] for key in ("file", "sha256", "dialect", "merging")},
         "written_for_monai": facts["monai"],
+        "changed_afterwards": facts["adapted"],
         "image": list(image.shape),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "tolerance": TOLERANCE,
@@ -85,12 +86,14 @@ def markdown(certificate: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in certificate["versions"].items())
     merging = f", merging {certificate['merging']}" if certificate["merging"] else ""
     trip = certificate["round_trip"]
+    afterwards = certificate["changed_afterwards"]
     lines = [
         f"# {certificate['file']}: {'passed' if certificate['passed'] else 'FAILED'}",
         "",
         f"Dialect {certificate['dialect']}{merging}; SHA-256 {certificate['sha256']}; image {certificate['image']}.",
         f"{versions}.",
         f"Round trip of {trip['tensors']} tensors: {'every bit the same' if trip['bit_equal'] else 'NOT the same'}.",
+        *([f"Compared as it was in the file, before what flags asked for: {'; '.join(afterwards)}."] if afterwards else []),
         "",
         "Largest difference from MONAI of each block's output, absolute and as a share of the largest number:",
         "",
@@ -116,8 +119,7 @@ def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarra
     import jax
 
     from brainseg_jax import models
-    from brainseg_jax.trees import paths
-    from converters.convert import tree
+    from brainseg_jax.trees import paths, tree
 
     config = ConfigDict(config)
     config.dtype = dtype

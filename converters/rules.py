@@ -21,6 +21,8 @@ Leaves = dict[str, np.ndarray]  # ours, by path
 # MONAI's releases, as far as they are known here.
 MONAI = ("0.8", "0.9", "1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6")
 
+OTHER = "this is another network, which cannot be converted"
+
 
 class Layout(NamedTuple):
     """How one of their tensors, of these axes, lies in ours. `write` is the inverse of `read`; it is told the image's channels."""
@@ -75,7 +77,8 @@ def under(rows: Iterable[Row], theirs: str, ours: str) -> tuple[Row, ...]:
 class Dead(NamedTuple):
     """A key that files have and no network uses. `*` in `key` stands for anything.
 
-    Files of MONAI `since` to `until` have it. It is written as `make(tensor)`, once for every key `beside` with the same numbers.
+    Files of MONAI `since` to `until` have it. An export for one of them makes it anew: for every key that `beside` describes there is one
+    with the same numbers, `make` of that key's tensor.
     """
 
     key: str
@@ -101,6 +104,7 @@ class Dialect(NamedTuple):
     constructor: Callable[[Any, str], tuple[str, dict[str, Any]]] | None = None  # (config, version) to MONAI's class and its arguments
     holds: str = "net"  # what the file is the state of, `net` being that class
     blocks: tuple[Row, ...] = ()  # its modules and ours, whose outputs a certificate compares; theirs have channels `first` or `last`
+    written: bool = True  # whether export knows it, or import only
 
 
 class Account(NamedTuple):
@@ -197,6 +201,19 @@ def to_theirs(rows: tuple[Row, ...], leaves: Leaves, channels: int) -> Tensors:
     return tensors
 
 
+def check_weights(tensors: Tensors) -> None:
+    """Raises InputError, naming the key, for integers, and for numbers that are NaN or infinite, also once they are float32."""
+    for key, tensor in tensors.items():
+        if tensor.dtype.kind in "iub":
+            raise InputError(f"{key} holds {tensor.dtype} numbers, and weights are floats; convert the file it was made from")
+        with np.errstate(over="ignore"):
+            faults = np.count_nonzero(~np.isfinite(tensor.astype(np.float32)))
+        if faults:
+            raise InputError(
+                f"{key} holds NaN or infinity ({faults} of {tensor.size} numbers); use a checkpoint from before training failed"
+            )
+
+
 def place(rows: tuple[Row, ...], name: str) -> tuple[str, str] | None:
     """Our path and the last column for a name of theirs, by a table without stacks; None where it has no row."""
     found = _row_of_key(rows, name)
@@ -219,8 +236,8 @@ def alive(dead: Dead, monai: str) -> bool:
     return MONAI.index(dead.since) <= MONAI.index(monai) <= MONAI.index(dead.until)
 
 
-def origin(dialect: Dialect, keys: Iterable[str]) -> str:
-    """Which releases of MONAI write exactly these dead keys, e.g. "0.9 to 1.3"; "" where that cannot be told."""
+def written_by(dialect: Dialect, keys: Iterable[str]) -> str:
+    """The releases of MONAI that write exactly these unused keys, e.g. "0.9 to 1.3"; "" where that cannot be told."""
     keys = list(keys)
     telling = [d for d in dialect.dead if (d.since, d.until) != (MONAI[0], MONAI[-1])]
     there = {d: any(numbers(d.key, key) is not None for key in keys) for d in telling}
@@ -248,7 +265,9 @@ def _laid_out(layout: str, key: str, tensor: np.ndarray) -> np.ndarray:
         not side.isdigit() or n == int(side) for n, side in zip(tensor.shape, axes.split(), strict=True)
     )
     if not fits:
-        raise InputError(f"{key} has shape {tensor.shape} where [{axes}] is expected; this is another network")
+        flat = tensor.ndim == len(axes.split()) - 1 and tensor.ndim > 3
+        another = "this is a 2-D network, and only 3-D ones are known" if flat else OTHER
+        raise InputError(f"{key} has shape {tensor.shape} where [{axes}] is expected; {another}")
     return read(tensor)
 
 
@@ -257,5 +276,5 @@ def _stack(rows: tuple[Row, ...], path: str, parts: dict[int, np.ndarray]) -> np
         if i not in parts:
             raise InputError(f"{their_key(rows, path).replace('*', str(i))} is missing; the file is incomplete, get it again")
         if parts[i].shape != parts[0].shape:
-            raise InputError(f"{their_key(rows, path).replace('*', str(i))} has another shape than number 0; this is another network")
+            raise InputError(f"{their_key(rows, path).replace('*', str(i))} has another shape than number 0; {OTHER}")
     return np.stack([parts[i] for i in range(len(parts))])

@@ -48,13 +48,14 @@ def detect(tensors: Tensors, wanted: str = "") -> Dialect:
     if wanted:
         if lacks[wanted]:
             looks = f"it looks like {fitting[0].name}" if fitting else f"its {len(tensors)} keys are like {some(tensors)}"
-            raise InputError(f"is no {wanted}, which has {lacks[wanted][0]}; {looks}")
+            raise InputError(f"is no {wanted}, which has {lacks[wanted][0]}; {looks}; leave out --dialect, or check the file")
         return next(d for d in fitting if d.name == wanted)
     if not fitting:
         nearest = min(DIALECTS, key=lambda d: len(lacks[d.name]) / len(d.marks))
-        hint = f"nearest is {nearest.name}, without {some(lacks[nearest.name])}" if len(lacks[nearest.name]) < len(nearest.marks) else ""
-        known = f"known are {', '.join(d.name for d in DIALECTS)}"
-        raise InputError(f"its {len(tensors)} keys, like {some(tensors)}, are of no network known here; {hint or known}")
+        hint = f"nearest is {nearest.what}, but {some(lacks[nearest.name])} is missing: get the whole file"
+        if len(lacks[nearest.name]) == len(nearest.marks):
+            hint = "give weights of MONAI's UNETR or SwinUNETR, of its research contributions' Swin pretraining, or of the paper's code"
+        raise InputError(f"its {len(tensors)} keys, like {some(tensors)}, are of no network known here; {hint}")
     return fitting[0]
 
 

@@ -90,7 +90,7 @@ def _encoder(leaves: Leaves) -> dict[str, Any]:
     tables = [f"encoder/layers{s}/blocks_{{}}/attn/relative_position_bias_table" for s in (1, 2, 3, 4)]
     missing = [path.format(0) for path in tables if path.format(0) not in leaves]
     if missing:
-        raise InputError(f"{missing[0]} is missing; a Swin encoder here has four stages")
+        raise InputError(f"{missing[0]} is missing; a Swin encoder has four stages, so get the whole file")
     return {
         "channels": rows // 8,
         "swin.width": width,
@@ -119,9 +119,28 @@ def head_shapes(width: int, channels: int, contrast: int) -> dict[str, tuple[int
 # ---- patch merging
 
 MERGE_UNKNOWN = (
-    "the order of patch merging cannot be seen in weights; add --merge legacy (trained with MONAI 0.9 to 1.4: all published weights), "
-    '--merge merging (MONAI 1.5 or newer) or --merge mergingv2 (constructed with downsample="mergingv2")'
+    "the order of patch merging cannot be seen in weights; say with which MONAI it was trained, e.g. --monai 1.3, or add --merge legacy "
+    '(0.9 to 1.4: all published weights), --merge merging (1.5 or newer) or --merge mergingv2 (made with downsample="mergingv2")'
 )
+
+
+def checked_crop(flag: str, crop: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The crop, if a Swin network can take it. Raises InputError, naming the flag, otherwise."""
+    if any(n % 32 for n in crop):
+        raise InputError(f"{flag} {','.join(map(str, crop))}: a Swin network takes multiples of 32 only; give the nearest")
+    return crop
+
+
+def check_merging(merge: str, monai: str) -> None:
+    """Raises InputError for an order that a release does not have."""
+    if merge == "merging" and not at_least(monai, "1.5"):
+        raise InputError(f"--merge merging: what MONAI {monai} calls so is the legacy order; give --merge legacy, or --monai alone")
+    if merge == "legacy" and at_least(monai, "1.5"):
+        raise InputError(
+            f"--merge legacy: MONAI {monai} has no such order since it was changed in 1.5; give one of --merge and --monai alone"
+        )
+    if merge == "mergingv2" and not at_least(monai, "1.0"):
+        raise InputError(f"--merge mergingv2: MONAI {monai} has the legacy order only; give one of --merge and --monai alone")
 
 
 def merging_of(monai: str) -> str:
@@ -256,4 +275,5 @@ DISRUPTIVE = Dialect(
         Dead("out.conv.conv.*", _OTHER),
     ),
     sizes=_encoder,
+    written=False,
 )

@@ -75,9 +75,12 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
     except MemoryError:
         raise InputError(f"{path}: does not fit into memory; {_ALONE}, or use a larger machine") from None
-    # What zipfile raises for damaged archives; RuntimeError: encrypted, or a method it does not know.
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: is damaged or cut off ({str(error)[:120]}); {_AGAIN}") from None
+    except RuntimeError:  # of zipfile
+        raise InputError(f"{path}: is encrypted, or compressed in a way that PyTorch never does; {_AGAIN}") from None
+    # What zipfile raises for damaged archives.
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, ValueError) as error:
+        fault = "a checksum in it is wrong" if "CRC" in str(error) else "is damaged or cut off"
+        raise InputError(f"{path}: {fault}; {_AGAIN}") from None
 
 
 def _checkpoint(file: BinaryIO) -> dict[str, Any]:

@@ -86,7 +86,7 @@ REFUSED = {
     "short length": (lambda p: p.write_bytes(b"\2\0\0\0"), "not a safetensors file"),
     "no header": (lambda p: p.write_bytes(bytes(8)), "does not begin with"),
     "a zip": (lambda p: p.write_bytes(b"PK\3\4" + bytes(100)), "not a safetensors file"),
-    "length beyond the file": (lambda p: make(p, {"a": entry()}, b"1234", length=1000), "claim a header of 1000 bytes"),
+    "length beyond the file": (lambda p: make(p, {"a": entry()}, b"1234", length=1000), "or is cut off"),
     "length beyond all": (lambda p: make(p, {"a": entry()}, b"1234", length=2**64 - 1), "not a safetensors file"),
     "leading space": (lambda p: make(p, b" {}"), "does not begin with"),
     "not json": (lambda p: make(p, b"{'a'}"), "not JSON"),
@@ -142,7 +142,7 @@ def test_a_header_beyond_the_limit_is_not_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors, "HEADER", 50)
     file = tmp_path / "w"
     file.write_bytes(GOLDEN)
-    with pytest.raises(InputError, match="claim a header of 144 bytes"):
+    with pytest.raises(InputError, match="or is cut off"):
         safetensors.read(file)
     with pytest.raises(InputError, match="shorten the metadata"):
         safetensors.write(file, {}, {"a": "b" * 50})

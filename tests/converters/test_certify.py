@@ -51,7 +51,7 @@ def test_a_wrong_network_fails(tmp_path, weights, monkeypatch):
     dialect = detect(tensors)
     leaves, _ = to_ours(dialect.rows, dialect.dead, tensors)
     config = from_resolved(checkpoint.load(tmp_path / "w")[1]["config"])
-    facts = {"file": "w.pt", "sha256": "", "dialect": dialect.name, "merging": "", "monai": ""}
+    facts = {"file": "w.pt", "sha256": "", "dialect": dialect.name, "merging": "", "monai": "", "adapted": []}
     monkeypatch.setattr(certify, "TOLERANCE", {"float32": 1e-5})
     ours = certify._ours
     bias = "head/bias"
@@ -82,12 +82,15 @@ def test_there_is_none_for_what_monai_does_not_have(tmp_path, weights, capsys):
     assert not (tmp_path / "part").exists()
 
 
-def test_it_needs_monai(monkeypatch):
-    def missing(name):
-        raise certify.importlib.metadata.PackageNotFoundError(name)
+@pytest.mark.parametrize("package", ["torch", "monai", "einops"])
+def test_it_needs_monai(monkeypatch, package):
+    def version(name):
+        if name == package:
+            raise certify.importlib.metadata.PackageNotFoundError(name)
+        return "1.6"
 
-    monkeypatch.setattr(certify.importlib.metadata, "version", missing)
-    with pytest.raises(certify.InputError, match="PyTorch and MONAI are not installed"):
+    monkeypatch.setattr(certify.importlib.metadata, "version", version)
+    with pytest.raises(certify.InputError, match=f"{package} is not installed; pip install"):
         certify.check(unetr.UNETR, [])
     with pytest.raises(certify.InputError, match="MONAI has none for paper-unetr"):
         certify.check(paper.UNETR, [])

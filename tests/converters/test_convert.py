@@ -15,8 +15,8 @@ from torch_trees import last
 import brainseg_jax
 from brainseg_jax import checkpoint, models, objectives, safetensors
 from brainseg_jax.config import from_resolved, with_sources
-from brainseg_jax.trees import count, paths
-from converters import convert, swin_unetr
+from brainseg_jax.trees import count, paths, tree
+from converters import swin_unetr
 from converters import unetr as unetrs
 from converters.convert import main
 from converters.rules import to_ours
@@ -100,7 +100,7 @@ def theirs(net, dialect, image, cotangent, dtype=torch.float64):
     gradients = {key: parameter.grad.numpy() for key, parameter in net.named_parameters() if parameter.grad is not None}
     leaves, account = to_ours(dialect.rows, dialect.dead, gradients)
     assert account.unknown == ()
-    return last(logits), convert.tree(leaves), last(x.grad)
+    return last(logits), tree(leaves), last(x.grad)
 
 
 def ours(folder, image, cotangent, dtype):
@@ -257,7 +257,7 @@ def test_dead_tensors_of_every_version_are_dropped_and_made_again(tmp_path, plai
 def test_prefixes_and_wrappers(tmp_path, plain_unetr, converted, capsys):
     folder, live = plain_unetr
     again = converted({"state_dict": {f"_orig_mod.module.{key}": value for key, value in live.items()}, "epoch": 3})
-    assert "as MONAI 0.9 to 1.3 writes it" in capsys.readouterr().out
+    assert "keys as of MONAI 0.9 to 1.3" in capsys.readouterr().out
     assert [leaf.tobytes() for leaf in paths(checkpoint.load(again)[0]).values()] == [
         leaf.tobytes() for leaf in paths(checkpoint.load(folder)[0]).values()
     ]
@@ -288,7 +288,7 @@ def swins(tmp_path_factory):
 
 def test_merging_is_asked_for_and_a_version_answers(swins, tmp_path, capsys):
     assert main([str(swins / "swin.pt"), str(tmp_path / "out")]) == 2
-    assert "add --merge legacy (trained with MONAI 0.9 to 1.4: all published weights)" in capsys.readouterr().err
+    assert "e.g. --monai 1.3, or add --merge legacy (0.9 to 1.4: all published weights)" in capsys.readouterr().err
     assert main([str(swins / "swin.pt"), str(tmp_path / "out"), "--monai", "1.3"]) == 0
     assert from_resolved(checkpoint.load(tmp_path / "out")[1]["config"]).swin.merging == "legacy"
 
@@ -590,8 +590,8 @@ def test_an_unknown_or_missing_key_is_an_error_unless_partial(refused, converted
     live = plain_unetr[1] | {"surprise.weight": torch.zeros(2)}
     removed = live.pop("decoder5.conv_block.conv3.conv.weight")
     error = refused(live)
-    assert "1 of its 170 keys have no use (surprise.weight)" in error
-    assert "1 are missing (decoder5.conv_block.conv3.conv.weight)" in error
+    assert "1 of its 170 keys have no use in MONAI's UNETR (surprise.weight)" in error
+    assert "1 of MONAI's UNETR are missing (decoder5.conv_block.conv3.conv.weight); find the file" in error
     params, card = checkpoint.load(converted(live, "--partial", name="part.pt"))
     assert card["source"]["left"] == ["surprise.weight", "decoder5.conv_block.conv3.conv.weight"]
     assert "left out: surprise.weight" in capsys.readouterr().out
@@ -609,9 +609,9 @@ def changed(key, value):
 @pytest.mark.parametrize(
     ("change", "flags", "says"),
     [
-        (lambda live: live, ["--dialect", "monai-swin-unetr"], "which has swinViT.patch_embed.proj.weight; it looks like monai-unetr"),
-        (lambda live: {"layer1.weight": torch.zeros(3)}, [], "its 1 keys, like layer1.weight, are of no network known here; known are"),
-        (without("out.conv"), [], "nearest is monai-unetr, without out.conv.conv.weight"),
+        (lambda live: live, ["--dialect", "monai-swin-unetr"], "patch_embed.proj.weight; it looks like monai-unetr; leave out"),
+        (lambda live: {"layer1.weight": torch.zeros(3)}, [], "its 1 keys, like layer1.weight, are of no network known here; give"),
+        (without("out.conv"), [], "nearest is MONAI's UNETR, but out.conv.conv.weight is missing: get"),
         (lambda live: {"epoch": 3}, [], "holds no weights"),
         (changed("out.conv.conv.bias", torch.tensor([0.0, torch.nan, 1.0])), [], "out.conv.conv.bias holds NaN or infinity (1 of 3"),
         (changed("out.conv.conv.bias", torch.zeros(3, dtype=torch.int8)), [], "holds int8 numbers"),
@@ -621,10 +621,18 @@ def changed(key, value):
         (without("blocks.5.mlp"), [], "vit.blocks.5.mlp.linear1.weight is missing"),
         (changed("vit.patch_embedding.position_embeddings", torch.zeros(1, 12, 48)), [], "12 positions of 16³ voxels make no cube; say"),
         (lambda live: live, ["--crop", "32,32,64"], "--crop 32,32,64: there are 8 positions"),
-        (lambda live: live, ["--heads", "5"], "vit.heads, which weights do not show, cannot be 5 of 48; give --heads"),
+        (lambda live: live, ["--heads", "5"], "tokens are 48 wide, which 5 heads do not divide; give --heads as"),
+        (changed("vit.blocks.3.norm1.bias", torch.full((48,), torch.inf)), [], "vit.blocks.3.norm1.bias holds NaN or infinity (48 of 48"),
+        (changed("vit.norm.weight", torch.full((48,), 1e300, dtype=torch.float64)), [], "vit.norm.weight holds NaN or infinity (48 of"),
+        (changed("encoder1.layer.conv1.conv.weight", torch.zeros(8, 1, 3, 3)), [], "[out in x y z] is expected; this is a 2-D"),
+        (lambda live: live, ["--heads", "-3"], "argument --heads: '-3' is not a whole number above 0"),
+        (lambda live: live, ["--to-classes", "0"], "argument --to-classes: '0' is not"),
+        (lambda live: live, ["--merge", "legacy"], "--merge: tells the order of patch merging of a Swin network, and this is a ViT"),
+        (lambda live: live, ["--monai", "1.2"], "--monai: tells the order"),
+        (lambda live: live, ["--force"], "a checkpoint is never overwritten; leave it out"),
         (lambda live: live, ["--to-channels", "8"], "adds its image without a convolution"),
         (lambda live: live, ["--monai", "2.1"], "known are 0.8 to 1.6"),
-        (lambda live: live, ["--crop", "32"], "argument --crop: invalid X,Y,Z value"),
+        (lambda live: live, ["--crop", "32"], "argument --crop: '32' is not three numbers of voxels, such as 96,96,96"),
     ],
 )  # fmt: skip
 def test_refusals_say_what_was_found_and_expected(refused, plain_unetr, change, flags, says):
@@ -636,6 +644,49 @@ def test_a_truncated_file(refused, plain_unetr, tmp_path):
     content = (tmp_path / "whole.pt").read_bytes()
     assert "damaged or cut off" in refused(content[: len(content) // 2])
     assert "is not a PyTorch checkpoint" in refused(b"nothing of the kind")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--merge", "merging", "--monai", "1.2"], "what MONAI 1.2 calls so is the legacy order; give --merge legacy"),
+        (["--merge", "legacy", "--monai", "1.5"], "MONAI 1.5 has no such order"),
+        (["--merge", "mergingv2", "--monai", "0.9"], "MONAI 0.9 has the legacy order only"),
+        (["--merge", "merging", "--heads", "3"], "--heads: a Swin network's weights show its heads"),
+        (["--merge", "merging", "--crop", "96,96,100"], "--crop 96,96,100: a Swin network takes multiples of 32 only"),
+        (["--merge", "merging", "--to-crop", "40,64,64"], "--to-crop 40,64,64: a Swin network takes"),
+        (["--merge", "merging", "--to-classes", "5"], "--to-classes: there is no head"),
+        (["--merge", "merging", "--certify", "--partial"], "--certify: compares whole networks"),
+    ],
+)
+def test_flags_that_do_not_fit_a_swin_encoder(refused, flags, says):
+    surplus = {"surprise": torch.zeros(2)} if "--partial" in flags else {}
+    assert says in refused(swin_encoder() | surplus, *flags)
+
+
+def test_what_is_assumed_is_said(converted, plain_unetr, capsys):
+    converted(plain_unetr[1])
+    assert "assumed: 12 attention heads, which weights do not show" in capsys.readouterr().out
+    folder = converted(plain_unetr[1], "--heads", "6", name="six.pt")
+    assert "assumed:" not in capsys.readouterr().out
+    assert from_resolved(checkpoint.load(folder)[1]["config"]).vit.heads == 6
+
+
+def test_places_where_nothing_can_be_written(tmp_path, plain_unetr, capsys):
+    folder, live = plain_unetr
+    torch.save(live, tmp_path / "w.pt")
+    for out, says in (("/proc/x", "nothing can be written in /proc ("), (tmp_path / "w.pt" / "x", "w.pt is a file, and nothing can be")):
+        assert main([str(tmp_path / "w.pt"), str(out)]) == 2
+        assert main([str(folder), f"{out}.safetensors"]) == 2
+        assert capsys.readouterr().err.count(says) == 2
+    assert main([str(tmp_path / "none.pt"), str(tmp_path / "out")]) == 2
+    assert "none.pt: no such file or folder" in capsys.readouterr().err
+
+
+def test_a_network_without_its_head_is_not_exported(tmp_path, converted, plain_unetr, capsys):
+    folder = converted(plain_unetr[1], "--to-classes", "5")
+    assert main([str(folder), str(tmp_path / "out.safetensors")]) == 2
+    assert "has no head, which --to-classes or --partial left out; train it" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(tmp_path, plain_unetr, capsys):
@@ -663,4 +714,4 @@ def test_a_network_that_monai_does_not_have_is_not_exported(tmp_path, small, cap
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes["params"])
     checkpoint.write(tmp_path / "mae", params, {"config": with_sources(config, set(), "")})
     assert main([str(tmp_path / "mae"), str(tmp_path / "mae.safetensors")]) == 2
-    assert "paper-mae: the checkpoint has blocks" in capsys.readouterr().err
+    assert "(paper-mae: vit.positions is sincos where it has separable); it can be" in capsys.readouterr().err

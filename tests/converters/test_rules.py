@@ -112,12 +112,12 @@ def test_releases():
 
 def test_dead_keys_tell_the_release():
     norm, cross = "vit.blocks.0.norm_cross_attn.weight", "vit.blocks.0.cross_attn.to_q.weight"
-    assert rules.origin(unetr.UNETR, ["vit.norm.weight"]) == "0.9 to 1.3"
+    assert rules.written_by(unetr.UNETR, ["vit.norm.weight"]) == "0.9 to 1.3"
     written = {version: rules.synthesise(unetr.UNETR.dead, _minimal(), version) for version in rules.MONAI}
     assert (norm in written["1.6"], cross in written["1.6"], cross in written["1.5"], norm in written["1.3"]) == (True, False, True, False)
     for versions, said in ((("0.8",), "0.8"), (("0.9", "1.3"), "0.9 to 1.3"), (("1.4", "1.5"), "1.4 to 1.5"), (("1.6",), "1.6")):
-        assert {rules.origin(unetr.UNETR, _minimal() | written[version]) for version in versions} == {said}
-    assert rules.origin(swin_unetr.SWIN_UNETR, []) == "0.9 to 1.6"
+        assert {rules.written_by(unetr.UNETR, _minimal() | written[version]) for version in versions} == {said}
+    assert rules.written_by(swin_unetr.SWIN_UNETR, []) == "0.9 to 1.6"
 
 
 def _minimal():

@@ -1,0 +1,41 @@
+"""A conversion that is done, in either direction, and how it is described."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from converters.rules import Dialect, Leaves, Tensors
+
+# Values of our config that neither keys nor shapes tell; our own .safetensors files hold them as metadata.
+UNSEEN = ("vit.heads", "mae.heads", "mae.mask_ratio", "swin.merging", "data.crop")
+
+
+class Conversion(NamedTuple):
+    """The network as it is on both sides, and what a card, a certificate and the user are told about it."""
+
+    config: ConfigDict
+    leaves: Leaves
+    tensors: Tensors
+    dialect: Dialect
+    facts: dict[str, Any]
+    report: list[str]
+
+
+def summary(config: ConfigDict, leaves: Leaves) -> str:
+    """A network in one line."""
+    if config.encoder == "vit":
+        network = f"ViT {config.vit.width} wide, {config.vit.depth} deep, {config.vit.heads} heads"
+    else:
+        network = f'Swin {config.swin.width} wide, patch merging "{config.swin.merging}"{", v2" if config.swin.v2 else ""}'
+    classes = f", {config.classes} classes" if config.objective == "segmentation" else ""
+    channels = f"{config.channels} channel{'s' * (config.channels > 1)}"
+    numbers = sum(leaf.size for leaf in leaves.values())
+    return f"{network}, crops {tuple(config.data.crop)}, {channels}{classes}; {numbers:,} parameters"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

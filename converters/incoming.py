@@ -1,0 +1,192 @@
+"""A file of weights becomes a checkpoint: every key is accounted for, and what weights do not show is asked for or said."""
+
+import argparse
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from brainseg_jax.config import base, with_sources
+from brainseg_jax.errors import InputError
+from converters import certify, swin_unetr, unetr
+from converters.adapt import adapted
+from converters.conversion import UNSEEN, Conversion, digest, summary
+from converters.rules import OTHER, Account, Dialect, Leaves, Tensors, check_weights, their_key, to_ours, written_by
+from converters.source import Source, detect, read, some
+
+
+class Found(NamedTuple):
+    """What a file holds: a network in our terms, and keys that are left out, on either side, under --partial."""
+
+    dialect: Dialect
+    config: ConfigDict
+    leaves: Leaves
+    tensors: Tensors
+    account: Account
+    left: list[str]
+    notes: list[str]
+
+
+def convert_file(options: argparse.Namespace) -> Conversion:
+    """Writes the checkpoint; the conversion that is returned is the file's network, before any --to- flag. Raises InputError."""
+    source, out = options.source, options.out
+    if out.suffix in (".safetensors", ".pt", ".pth"):
+        raise InputError(f"{out}: a file is converted into a checkpoint, which is a folder; give a name without {out.suffix}")
+    if out.exists():
+        raise InputError(f"{out}: exists already and is never overwritten; give another folder, or remove it")
+    if options.force:
+        raise InputError("--force: replaces a .safetensors file, and a checkpoint is never overwritten; leave it out")
+    content = read(source)
+    try:
+        found = _understood(content, options)
+        if options.certify:
+            certify.check(found.dialect, found.left)
+        config, leaves, headless, done = adapted(found.config, found.leaves, options)
+    except InputError as refusal:
+        raise InputError(f"{source}: {refusal}") from None
+    releases = written_by(found.dialect, content.tensors)
+    facts = {
+        "file": source.name,
+        "sha256": digest(source),
+        "dialect": found.dialect.name,
+        "monai": releases,
+        "merging": config.swin.merging if config.encoder == "swin" else "",
+        "left": [*found.left, *headless],
+        "adapted": done,
+    }
+    # Orbax and JAX are slow to load, and no refusal above needs them.
+    from brainseg_jax import checkpoint
+    from brainseg_jax.trees import tree
+
+    checkpoint.write(out, tree(leaves), {"config": with_sources(config, set(), source.name), "format": 1, "source": facts})
+    kind = f"{source}: {found.dialect.what} ({found.dialect.name})" + (f", keys as of MONAI {releases}" if releases else "")
+    report = [kind, *_told(found), *(f"  {line}" for line in [*done, summary(config, leaves)])]
+    whole = config.objective == "segmentation" and not facts["left"]
+    report.append(f"{out}: written" + (f'; use it with brainseg_jax.load("{out}")' if whole else ", to start a training from"))
+    return Conversion(found.config, found.leaves, found.tensors, found.dialect, facts, report)
+
+
+def _understood(content: Source, options: argparse.Namespace) -> Found:
+    """The network of a file. Raises InputError for what is unknown, incomplete or contradicts a flag."""
+    dialect = detect(content.tensors, options.dialect)
+    leaves, account = to_ours(dialect.rows, dialect.dead, content.tensors)
+    check_weights({key: content.tensors[key] for key in account.used})
+    leaves = {path: np.ascontiguousarray(leaf, np.float32) for path, leaf in leaves.items()}
+    config, notes = _config(dialect, leaves, content, options)
+    missing, surplus = _compare(dialect, config, leaves)
+    left = [*account.unknown, *surplus, *missing]
+    if left and not options.partial:
+        raise InputError(_not_covered(dialect, account, surplus, missing))
+    leaves = {path: leaf for path, leaf in leaves.items() if their_key(dialect.rows, path) not in surplus}
+    tensors = {key: content.tensors[key] for key, path in account.used.items() if path in leaves}
+    if any(tensor.dtype == np.float64 for tensor in tensors.values()):
+        notes.append("its float64 numbers were rounded to float32")
+    return Found(dialect, config, leaves, tensors, account, left, notes)
+
+
+def _config(dialect: Dialect, leaves: Leaves, content: Source, options: argparse.Namespace) -> tuple[ConfigDict, list[str]]:
+    """The network in our config, by what its dialect shares, shapes tell, the file tells, and flags say; and what had to be assumed."""
+    sizes = dialect.sizes(leaves)
+    for key, value in dialect.fixed.items():
+        if sizes.get(key, value) != value:
+            raise InputError(f"{key} is {sizes[key]}, and {dialect.what} has {value}; {OTHER}")
+    config = base()
+    config.update_from_flattened_dict({"steps": 1} | {k: v for k, v in content.told.items() if k in UNSEEN} | dialect.fixed | sizes)
+    crop = options.crop or (tuple(content.told["data.crop"]) if "data.crop" in content.told else None)
+    return config, (_vit if config.encoder == "vit" else _swin)(config, leaves, content, options, crop)
+
+
+def _vit(config: ConfigDict, leaves: Leaves, content: Source, options: argparse.Namespace, crop: tuple[int, ...] | None) -> list[str]:
+    if options.merge or options.monai:
+        flag = "--merge" if options.merge else "--monai"
+        raise InputError(f"{flag}: tells the order of patch merging of a Swin network, and this is a ViT; leave it out")
+    config.data.crop = unetr.crop_of(leaves, config.vit.patch, crop)
+    config.vit.heads = options.heads or config.vit.heads
+    if config.vit.width % config.vit.heads:
+        raise InputError(
+            f"tokens are {config.vit.width} wide, which {config.vit.heads} heads do not divide; give --heads as it was trained"
+        )
+    if config.objective == "mae" and config.mae.width % config.mae.heads:
+        raise InputError(f"its decoder is {config.mae.width} wide, which the paper's {config.mae.heads} heads do not divide")
+    known = options.heads or "vit.heads" in content.told
+    return [] if known else [f"assumed: {config.vit.heads} attention heads, which weights do not show (else --heads)"]
+
+
+def _swin(config: ConfigDict, leaves: Leaves, content: Source, options: argparse.Namespace, crop: tuple[int, ...] | None) -> list[str]:
+    if options.heads:
+        raise InputError("--heads: a Swin network's weights show its heads; leave it out")
+    config.data.crop = swin_unetr.checked_crop("--crop", crop or (96, 96, 96))
+    config.swin.merging = _merging(content, options)
+    return []
+
+
+def _merging(content: Source, options: argparse.Namespace) -> str:
+    if options.merge and options.monai:
+        swin_unetr.check_merging(options.merge, options.monai)
+    if options.merge:
+        return options.merge
+    if "swin.merging" in content.told:
+        return content.told["swin.merging"]
+    if options.monai:
+        return swin_unetr.merging_of(options.monai)
+    # The pretraining code from before MONAI had the encoder, the only one with these names, had this order.
+    if any(".mlp.fc1." in key for key in content.tensors):
+        return "legacy"
+    raise InputError(swin_unetr.MERGE_UNKNOWN)
+
+
+def _compare(dialect: Dialect, config: ConfigDict, leaves: Leaves) -> tuple[list[str], list[str]]:
+    """Their keys of what our network has and the file lacks, and the other way round. Raises InputError for another shape."""
+    wanted = expected_shapes(config, dialect.parts, leaves)
+    for path in wanted.keys() & leaves.keys():
+        if leaves[path].shape != wanted[path]:
+            key = their_key(dialect.rows, path)
+            raise InputError(f"{key} has {leaves[path].shape} (laid out as ours) where {wanted[path]} is expected; {OTHER}")
+    missing, surplus = ([their_key(dialect.rows, path) for path in a if path not in b] for a, b in ((wanted, leaves), (leaves, wanted)))
+    return missing, surplus
+
+
+def expected_shapes(config: ConfigDict, parts: tuple[str, ...], leaves: Leaves) -> dict[str, tuple[int, ...]]:
+    """Shapes of all leaves that the config's network has, by path; `parts`: what of it a dialect holds."""
+    import jax
+
+    from brainseg_jax import models, objectives
+    from brainseg_jax.trees import paths
+
+    config = ConfigDict(config)
+    config.dtype = "float32"
+    key = jax.random.key(0)
+    image = jax.ShapeDtypeStruct((1, *config.data.crop, config.channels), "float32")
+    if config.objective == "mae":
+        network = objectives.OBJECTIVES["mae"](config)
+        params = jax.eval_shape(network.init, {"params": key, "mask": key}, {"image": image})["params"]
+    elif "decoder" in parts:
+        params = jax.eval_shape(models.segmenter(config).init, key, image)["params"]
+    else:
+        params = {"encoder": jax.eval_shape(models.ENCODERS[config.encoder](config).init, key, image)["params"]}
+    shapes = {path: leaf.shape for path, leaf in paths(params).items()}
+    if "rotation" in parts:
+        contrast = leaves["contrast/kernel"].shape[1]
+        shapes |= swin_unetr.head_shapes(config.swin.width, config.channels, contrast)
+    return shapes
+
+
+def _not_covered(dialect: Dialect, account: Account, surplus: list[str], missing: list[str]) -> str:
+    total = len(account.used) + len(account.dead) + len(account.unknown)
+    faults = []
+    if unknown := [*account.unknown, *surplus]:
+        faults.append(f"{len(unknown)} of its {total} keys have no use in {dialect.what} ({some(unknown)})")
+    if missing:
+        faults.append(f"{len(missing)} of {dialect.what} are missing ({some(missing)})")
+    return f"{' and '.join(faults)}; find the file of an unchanged network, or add --partial to convert the rest and list what is left out"
+
+
+def _told(found: Found) -> list[str]:
+    account = found.account
+    total = len(account.used) + len(account.dead) + len(account.unknown)
+    lines = [f"  {total} keys: {len(account.used)} used, {len(account.dead)} that no forward pass uses, {len(account.unknown)} unknown"]
+    reasons: dict[str, list[str]] = {}
+    for key, reason in account.dead.items():
+        reasons.setdefault(reason, []).append(key)
+    lines += [f"  not used: {some(keys)}: {reason}" for reason, keys in reasons.items()]
+    return [*lines, *(f"  left out: {key}" for key in found.left), *(f"  {note}" for note in found.notes)]
