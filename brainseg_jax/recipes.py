@@ -15,7 +15,7 @@ def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], a
 
     Raises InputError, with the names there are, for a task or recipe of another name.
     """
-    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres}
+    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres, ",small": small}
     change = recipe(variant, {task + name: change for task in TASKS for name, change in recipes.items()}, file)
     c = base()
     c.objective = "segmentation"
@@ -95,3 +95,26 @@ def two_millimetres(c: ConfigDict) -> None:
     c.data.size = (96, 96, 96)
     c.data.crop = (96, 96, 96)
     c.data.batch = 2
+
+
+def small(c: ConfigDict) -> None:
+    """Small networks on crops of heads at 2 mm, for an hour or two of two CPU cores."""
+    augmented(c)
+    c.steps = 2000
+    c.eval_every = 0.1
+    c.eval_volumes = 8
+    c.save_every = 100
+    c.data.spacing = 2.0
+    c.data.size = (96, 96, 96)
+    c.data.crop = (64, 64, 64)
+    c.data.batch = 2
+    c.optim.peak = 1e-3
+    narrow(c)
+
+
+def narrow(c: ConfigDict) -> None:
+    """A Swin of 12 channels, as its pretraining in configs/pretrain_swin.py:small, or a ViT-S with a decoder of as many."""
+    c.swin.width = 12
+    c.swin.window = 4
+    c.vit.width, c.vit.heads, c.vit.hidden = 384, 6, 1536
+    c.unetr.width = 12

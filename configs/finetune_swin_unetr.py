@@ -10,6 +10,8 @@ python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:skull,paper 
     The paper's recipe as its code has it: all masks of the other data sets, 100 of the target.
 python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four,2mm --config.data.manifest=people.tsv
     Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.
+python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four,small --config.data.manifest=people.tsv
+    A small network on 64³ crops at 2 mm: an hour or two of two CPU cores.
 
 Tasks are skull, four and thirtythree; any other by --config.data.labels=mine.tsv.
 """

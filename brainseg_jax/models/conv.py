@@ -19,8 +19,10 @@ he = nn.initializers.he_normal()
 Volume = Float[jax.Array, "b x y z i"]
 Kernel = Float[jax.Array, "3 3 3 i o"]
 
-# XLA runs what does not depend on each other side by side only if more than ten operations are ready: six slabs have 24 convolutions.
+# XLA runs what does not depend on each other side by side only if more than ten operations are ready: six slabs have 24 convolutions. Every
+# slab takes time to compile, and a small one wins nothing.
 SLABS = 6
+OPERATIONS = 4e9  # of a slab, about
 
 
 @jax.custom_vjp
@@ -54,13 +56,18 @@ def _kernel_gradient(x, g):
 
 
 def _by_planes(x, kernel):
+    operations = 2 * x.size * kernel.size // x.shape[-1]
+    return _by_slabs(x, kernel, min(max(1, round(operations / OPERATIONS)), SLABS))
+
+
+def _by_slabs(x, kernel, slabs):
     nx = x.shape[1]
     pairs = -(-nx // 2)
     first, middle, last = kernel
     kernels = (first, (first + middle + last) / 2, (first - middle + last) / 2, last)
-    ends = np.linspace(0, pairs, min(SLABS, pairs) + 1).astype(int)
-    slabs = [_slab(x, kernels, 2 * start, 2 * end) for start, end in pairwise(ends.tolist())]
-    return jnp.concatenate(slabs, axis=1)[:, :nx]
+    ends = np.linspace(0, pairs, min(slabs, pairs) + 1).astype(int)
+    parts = [_slab(x, kernels, 2 * start, 2 * end) for start, end in pairwise(ends.tolist())]
+    return jnp.concatenate(parts, axis=1)[:, :nx]
 
 
 def _slab(x, kernels, start, end):
