@@ -19,10 +19,10 @@ he = nn.initializers.he_normal()
 Volume = Float[jax.Array, "b x y z i"]
 Kernel = Float[jax.Array, "3 3 3 i o"]
 
-# XLA runs what does not depend on each other side by side only if more than ten operations are ready: six slabs have 24 convolutions. Every
-# slab takes time to compile, and a small one wins nothing.
-SLABS = 6
-OPERATIONS = 4e9  # of a slab, about
+# XLA runs what does not depend on each other side by side only if more than ten operations are ready: three slabs have twelve convolutions.
+# Each takes time to compile, and what is small wins nothing by them.
+SLABS = (3, 6)  # fewest, most
+OPERATIONS = 2e9  # of a slab, about
 
 
 @jax.custom_vjp
@@ -57,7 +57,8 @@ def _kernel_gradient(x, g):
 
 def _by_planes(x, kernel):
     operations = 2 * x.size * kernel.size // x.shape[-1]
-    return _by_slabs(x, kernel, min(max(1, round(operations / OPERATIONS)), SLABS))
+    slabs = min(round(operations / OPERATIONS), SLABS[1])
+    return _by_slabs(x, kernel, slabs if slabs >= SLABS[0] else 1)
 
 
 def _by_slabs(x, kernel, slabs):
