@@ -135,6 +135,11 @@ def measures(rows: list[dict[str, Any]], panels: dict[str, str], config: Any) ->
     for name, what in panels.items():
         guess = f"{guessing[name]:.2f}" if name in guessing else ""
         lines.append(f"| {what} | {held_out[0][name]:.3f} | {held_out[-1][name]:.3f} | {guess} |")
+    grid = " × ".join(str(n // 2 ** (len(config.swin.depths) + 1)) for n in config.data.crop)
+    lines += [
+        "",
+        f"The reconstruction is decoded from the deepest map alone, {grid} positions: it is blurred, and no measure of the encoder.",
+    ]
     return "\n".join([*lines, ""]) if len(panels) > 1 else ""
 
 
