@@ -35,6 +35,8 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
             raise InputError("its card has no config, so its network is unknown; convert a checkpoint of this version")
         config, leaves = from_resolved(card["config"]), paths(params)
         dialect = _dialect_for(config, leaves, options.dialect)
+        held = {path: leaf for path, leaf in leaves.items() if path.split("/")[0] in dialect.parts}
+        left, leaves = sorted({path.split("/")[0] for path in leaves.keys() - held.keys()}), held
         if options.certify:
             certify.check(dialect, [])
         monai = options.monai or MONAI[-1]
@@ -58,6 +60,7 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
         f"{source}: {summary(config, leaves)}",
         f"{out}: {dialect.what} ({dialect.name}){for_monai}; {len(tensors)} tensors"
         + (f", and {len(unused)} that it expects and no forward pass uses" if unused else ""),
+        *([f"  left out: {', '.join(left)}"] if left else []),
         snippet(out, arguments, dialect.holds),
     ]
     facts = {
@@ -82,9 +85,16 @@ def snippet(out: Path, arguments: tuple[str, dict[str, Any]] | None, holds: str 
 
 
 def _dialect_for(config: ConfigDict, leaves: Leaves, wanted: str) -> Dialect:
-    """The wanted dialect, or the first that can hold the network. Raises InputError with the reason if it, or none, can."""
+    """The wanted dialect, which may be one of encoders alone, or the first that can hold the whole network.
+
+    Raises InputError with the reason if it, or none, can.
+    """
     if wanted:
         dialect = next(d for d in DIALECTS if d.name == wanted)
+        if dialect.parts == ("encoder",):
+            leaves = {path: leaf for path, leaf in leaves.items() if path.startswith("encoder/")}
+            config = ConfigDict(config)
+            config.objective = dialect.fixed["objective"]  # whatever trained it
         if fault := _fault(dialect, config, leaves):
             raise InputError(f"cannot be written as {wanted}: {fault}; leave out --dialect")
         return dialect

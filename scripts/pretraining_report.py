@@ -138,7 +138,7 @@ def measures(rows: list[dict[str, Any]], panels: dict[str, str], config: Any) ->
     grid = " × ".join(str(n // 2 ** (len(config.swin.depths) + 1)) for n in config.data.crop)
     lines += [
         "",
-        f"The reconstruction is decoded from the deepest map alone, {grid} positions: it is blurred, and no measure of the encoder.",
+        f"The reconstruction is decoded from the deepest map alone, {grid} positions, so it is blurred.",
     ]
     return "\n".join([*lines, ""]) if len(panels) > 1 else ""
 

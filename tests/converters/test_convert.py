@@ -405,6 +405,20 @@ def test_an_encoder_alone_goes_back_into_monai(tmp_path, converted, capsys, monk
         assert torch.equal(net.swinViT.state_dict()[key], value), key
 
 
+def test_the_encoder_of_any_swin_goes_into_monai_alone(tmp_path, swins, converted, capsys, monkeypatch):
+    pretrained = converted(as_ssl_head(), "--merge", "merging", name="head.pt")
+    for source, parts, channels in ((pretrained, "contrast, reconstruct, rotation", 1), (swins / "merging", "decoder, head", 2)):
+        capsys.readouterr()
+        assert main([str(source), str(tmp_path / "encoder.safetensors"), "--dialect", "swinvit", "--force"]) == 0
+        out = capsys.readouterr().out
+        assert f"left out: {parts}\n" in out
+        net = loaded(out, tmp_path, monkeypatch)
+        expected = state(swin(channels=channels).swinViT)
+        assert all(torch.equal(net.swinViT.state_dict()[key], value) for key, value in expected.items())
+    assert main([str(swins / "merging"), str(tmp_path / "x.safetensors"), "--dialect", "ssl-head"]) == 2
+    assert "cannot be written as ssl-head: objective is segmentation where it has ssl" in capsys.readouterr().err
+
+
 # ---- the paper's files
 
 
