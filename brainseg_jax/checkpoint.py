@@ -16,9 +16,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import check_place, write_text
+from brainseg_jax.files import SEAL, check_place, write_text
 
-SEAL = "checksums.json"
 STATE = "state"
 
 

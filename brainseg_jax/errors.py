@@ -15,6 +15,12 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def few(names: Iterable[object], most: int = 3) -> str:
+    """The first of the names, and how many more there are."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def exit_code(command: Callable[[], int]) -> int:
     """What a command returns; 2, once one line on stderr says it, for what the user can mend."""
     try:

@@ -28,7 +28,7 @@ from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
-from brainseg_jax.errors import InputError, exit_code, meant
+from brainseg_jax.errors import InputError, exit_code, few, meant
 from brainseg_jax.files import write_table
 from brainseg_jax.metrics import METRICS, PerClass, definitions, score
 
@@ -116,7 +116,7 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
     known = sorted({row.subject for row in chosen if row.hashed in by.trained_on()})
     people = len({row.person for row in chosen})
     seen = f"{len(known)} of {people} people were in the training data of the checkpoint or of what it began with"
-    return next(iter(schemes.values())), jobs, ["", seen + (f": {_some(known)}" if known else "")]
+    return next(iter(schemes.values())), jobs, ["", seen + (f": {few(known)}" if known else "")]
 
 
 def comparison(prediction: str | Table, reference: str | Table, target: str | Table, exclude: str = "") -> Comparison:
@@ -142,7 +142,7 @@ def comparison(prediction: str | Table, reference: str | Table, target: str | Ta
         lacking = [s for s in missing(source, table) if number[str(s.id)] in reported]
         if lacking:
             remedy = f"leave out what cannot be compared with --exclude {','.join([*excluded, *(str(s.id) for s in lacking)])}"
-            raise InputError(f"{flag} {source.name} has no {_some(s.name for s in lacking)}; {remedy}, or choose other --labels")
+            raise InputError(f"{flag} {source.name} has no {few((s.name for s in lacking), 4)}; {remedy}, or choose other --labels")
         sides.append(source)
     return Comparison(*sides, table, reported)
 
@@ -160,7 +160,7 @@ def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
         raise InputError("--pred and --ref are both needed, two files or two folders; or a list, --pairs")
     pairs, alone = pair(options.pred, options.ref, options.subject_regex)
     if alone and not options.partial:
-        raise InputError(f"{len(alone)} files have no partner: {_some(map(str, alone))}; add --partial to leave them out")
+        raise InputError(f"{len(alone)} files have no partner: {few(alone)}; add --partial to leave them out")
     return pairs, alone
 
 
@@ -255,7 +255,7 @@ def remarks(tables: Comparison, results: dict[str, Scores], tolerance: float = 1
         never = [structures[n - 1] for n in tables.reported[1:] if {_absent(scores, n) for scores in results.values()} == {side}]
         if never:
             remedy = f"if its tool has none, leave them out with --exclude {','.join(str(s.id) for s in never)}, or correct {flag}"
-            lines.append(f"note: no {side} has {_some(s.name for s in never)}; {remedy}")
+            lines.append(f"note: no {side} has {few((s.name for s in never), 4)}; {remedy}")
     return lines
 
 
@@ -281,11 +281,6 @@ def _mean(name: str, values: Iterable[float]) -> str:
     counted = [value for value in values if not np.isnan(value)]
     spread = f" ± {np.std(counted, ddof=1):.{DIGITS[name]}f}" if len(counted) > 1 else ""
     return f"{np.mean(counted):.{DIGITS[name]}f}{spread}" if counted else "–"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 # ---- the command line

@@ -11,6 +11,8 @@ from typing import Any
 
 from brainseg_jax.errors import InputError
 
+SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:

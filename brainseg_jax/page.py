@@ -21,13 +21,14 @@ from jaxtyping import Float, Integer
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import write_text
+from brainseg_jax.files import check_place, write_text
 from brainseg_jax.quality import ALL, KINDS, WORST, Findings, Z
 from brainseg_jax.strip import MM, WINDOW, strip
 
 FORMAT = 1  # of a case's record: raise it when a page cannot be made of older ones
 SHOWN = 5  # flags of a case that are shown before the others are unfolded
 RATINGS = ("good", "doubtful", "bad")
+MARK = '<meta name="generator" content="brainseg_jax">'  # by which a page of ours is known
 
 Case = dict[str, Any]
 
@@ -91,6 +92,18 @@ def read_cases(files: Iterable[Path]) -> list[Case]:
     return records
 
 
+def refuse(file: Path, made: Path) -> None:
+    """Raises InputError where no page can be written, or what is there is none of ours; the folder `made` need not be there yet."""
+    folder = file.absolute().parent
+    if file.is_dir():
+        raise InputError(f"--qc {file}: is a folder; give the name of a page")
+    if file.exists() and MARK.encode() not in file.read_bytes()[:1000]:
+        raise InputError(f"--qc {file}: exists, and is no page of this command; move it away, or give another name")
+    if not folder.is_dir() and folder != made:
+        raise InputError(f"--qc {file}: there is no folder {folder}; make it, or give another place")
+    check_place(file)
+
+
 def write_page(file: Path, records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()) -> None:
     """Writes `page`, all of it or nothing."""
     write_text(file, page(records, title, id, notes))
@@ -129,6 +142,7 @@ def page(records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()
     skeleton, css, script = ((files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
     parts = {
         "title": escape(_printable(title)),
+        "mark": MARK,
         "policy": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "css": css,
         "notes": "".join(f"<p class=note>{escape(_printable(note))}</p>" for note in notes),

@@ -1,14 +1,18 @@
 """`python -m brainseg_jax.predict --i SCAN|FOLDER|LIST.csv|BIDS --o OUT --checkpoint C`: label maps, each on its scan's own grid.
 
 What is done is not done again, one bad scan does not lose the others (exit code 3), and with `--part` any number of jobs share a folder.
-From Python the same is a function, `brainseg_jax.predict(scan, checkpoint)`.
+`--qc` makes a page of all cases in that folder. JAX is imported only where there is something to do. From Python the same is a function,
+`brainseg_jax.predict(scan, checkpoint)`.
 """
 
 import argparse
+import csv
 import hashlib
+import importlib.metadata
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -18,25 +22,32 @@ from typing import Any, NamedTuple
 
 import brainseg_jax
 from brainseg_jax import runtime
-from brainseg_jax.data.inputs import Case, Source, find, place, share
+from brainseg_jax.data import inputs
+from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import write_table, write_text
+from brainseg_jax.files import SEAL, write_table, write_text
 
 VERSION = 1  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
 COLUMNS = ("subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml")
 SHOWN = 5  # failures that are printed; all stand in failures.csv
 
+Told = dict[str, Any]  # a sidecar's content
+
 
 class Job(NamedTuple):
-    """What stays the same during a run: the predictor, the table whose ids are written, where scans come from, and what is asked for."""
+    """What stays the same during a run: what is asked for, where scans come from and results go, and what tells the checkpoints apart.
 
-    by: Any
-    table: Any
+    `by`, the predictor, and `table`, whose ids are written, are only there where something is to be done.
+    """
+
+    options: argparse.Namespace
     source: Source
-    post: bool
-    overwrite: bool
+    folder: Path
+    digests: tuple[str, ...]
+    by: Any = None
+    table: Any = None
 
 
 class _Callable(ModuleType):
@@ -61,28 +72,42 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Segments every scan that is not done, writes the tables, and says what could not be segmented."""
-    source, networks = find(options.i), checkpoints(options)
-    start(options)
-    from brainseg_jax.prediction import predictor, written  # JAX reads its settings when it is imported
+    """Segments every scan that is not done, writes the tables and the page, and says what could not be segmented."""
+    source, networks = inputs.find(options.i), checkpoints(options)
+    out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
+    job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
+    if options.qc:
+        from brainseg_jax import page
 
-    by = predictor(networks)
-    by = by.mirrored() if options.tta else by
-    job = Job(by, written(by.table, options.ids), source, options.post, options.overwrite)
-    folder = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
-    cases = share(place(source, options.o, by.table.name), folder, *options.part)
+        page.refuse(options.qc, job.folder)
+    cases = finished(job)
+    if cases is None:
+        job = load(job, networks)
+        cases = cases_of(job, job.by.table.name)
     results = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
-    before, reasons = len(results), of_part(folder / "failures.csv", options.part)
+    before, reasons = len(results), of_part(job.folder / "failures.csv", options.part)
     if source.kind == "bids":
-        describe(source, folder)
+        describe(source, job.folder)
     failures = segment_all(job, cases, results, reasons)
     if options.vol:
         write_volumes(of_part(options.vol, options.part), {case: results[case] for case in cases if case in results})
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
+    if options.qc:
+        print(f"{options.qc}: {write_page(job, cases)}")
     if failures:
         print(f"{len(failures)} of {len(cases)} scans could not be segmented, reasons in {reasons}:", file=sys.stderr)
         print("\n".join([*failures[:SHOWN], *["…"] * (len(failures) > SHOWN)]), file=sys.stderr)
     return 3 if failures else 0
+
+
+def load(job: Job, networks: list[str]) -> Job:
+    """The job with its networks."""
+    start(job.options)
+    from brainseg_jax.prediction import predictor, written  # JAX reads its settings when it is imported
+
+    by = predictor(networks)
+    by = by.mirrored() if job.options.tta else by
+    return job._replace(by=by, table=written(by.table, job.options.ids))
 
 
 def start(options: argparse.Namespace) -> None:
@@ -105,26 +130,97 @@ def checkpoints(options: argparse.Namespace) -> list[str]:
     return options.checkpoint.split(",")
 
 
+def digest(checkpoint: str) -> str:
+    """What tells a checkpoint from others, wherever it lies; "" if it is none."""
+    try:
+        return hashlib.sha256((Path(checkpoint) / SEAL).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+# ---- what is done
+
+
+def cases_of(job: Job, task: str) -> tuple[Case, ...]:
+    """This part's scans, and where their outputs go."""
+    return inputs.share(inputs.place(job.source, job.options.o, task), job.folder, *job.options.part)
+
+
+def finished(job: Job) -> tuple[Case, ...] | None:
+    """The cases, if earlier runs have left nothing to do, which can be told without the networks."""
+    for task in inputs.tasks(job.source, job.folder):
+        cases = cases_of(job, task)
+        if not job.options.overwrite and all(done(job, case) and recorded(job, case) for case in cases):
+            return cases
+    return None
+
+
+def done(job: Job, case: Case) -> Told | None:
+    """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
+    if not case.labels.exists() or (job.options.post and not case.soft.exists()):
+        return None
+    try:
+        told = json.loads(case.sidecar.read_text(encoding="utf-8"))
+        return told if told["MadeFrom"] == made_from(job, case) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def recorded(job: Job, case: Case) -> bool:
+    """Whether the page has what it needs of a scan that is done; not where the label map was corrected since."""
+    if not job.options.qc:
+        return True
+    file = inputs.record(case.sidecar, job.folder)
+    return valid(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
+
+
+def valid(record: Path, sidecar: Path) -> dict[str, Any] | None:
+    """What the page shows of a case, from its file; None unless it is of this version, and of the label map that is there."""
+    from brainseg_jax.page import read_cases
+
+    try:
+        (found,) = read_cases([record])
+        return found if found["made_from"] == json.loads(sidecar.read_text(encoding="utf-8"))["MadeFrom"] else None
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def made_from(job: Job, case: Case) -> str:
+    """A hash of all that decides the labels: the checkpoints, the ids, the mirror image, and size and time of the scan's file."""
+    status = case.row.image.stat()
+    facts = [VERSION, job.digests, job.options.tta, job.options.ids, status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
 # ---- scans
 
 
-def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, dict[str, Any]], reasons: Path) -> list[str]:
-    """Segments the cases that have no result, gives them one, and returns why others have none, which also stands in the file `reasons`."""
+def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], reasons: Path) -> list[str]:
+    """Segments the cases that have no result, gives them one, and returns why others have none, which also stands in the file `reasons`.
+
+    A case that only lacks what the page shows gets it from the label map that is there.
+    """
+    todo = [case for case in cases if case not in results or not recorded(job, case)]
+    if not todo:
+        reasons.unlink(missing_ok=True)
+        return []
     from brainseg_jax.data.cache import Failure, write_failures
     from brainseg_jax.record import progress
 
+    if lacking := sum(case in results for case in todo):
+        print(f"label maps that are there already and are taken as they are for the page: {lacking}")
     show, failures = progress("segmenting scans"), []
-    todo = [case for case in cases if case not in results]
     show(len(cases) - len(todo), len(cases))
-    for n, (case, coming) in enumerate(ahead(partial(read_case, job), todo), len(cases) - len(todo) + 1):
+    for n, (case, coming) in enumerate(ahead(partial(read_case, job, results), todo), len(cases) - len(todo) + 1):
         try:
-            results[case] = segment_case(job, case, *coming.result())
+            results[case] = finish_case(job, case, results.get(case), *coming.result())
         except OSError:
             raise  # a full disk, and not a bad scan
         except Exception as error:
             failures.append(Failure(case.row, _reason(case, error)))
             reasons.parent.mkdir(parents=True, exist_ok=True)
             write_failures(reasons, failures)
+            inputs.record(case.sidecar, job.folder).unlink(missing_ok=True)  # what there may be is of an earlier scan or label map
         show(n, len(cases))
     if not failures:
         reasons.unlink(missing_ok=True)
@@ -144,72 +240,79 @@ def ahead(read: Callable[[Case], Any], cases: Iterable[Case]) -> Iterator[tuple[
             yield waiting
 
 
-def read_case(job: Job, case: Case) -> tuple[str, Any]:
-    """What the labels are made from, and the scan, standardised.
+def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any, Any]:
+    """What labels are made from, the scan for its pictures, and it standardised; or, where there is a result, its label map's classes.
 
     Raises InputError for what cannot be segmented, and where somebody else's file would be overwritten.
     """
     from brainseg_jax.data.nifti import read
     from brainseg_jax.prediction import prepare
 
-    if case.labels.exists() and not case.sidecar.exists() and not job.overwrite:
+    if case.labels.exists() and not case.sidecar.exists() and not job.options.overwrite:
         raise InputError(f"{case.labels}: exists, and not from this command; move it away, or add --overwrite")
     image = case.row.image
     mark = made_from(job, case) if image.exists() else ""
-    return mark, prepare(job.by, read(image), str(image))
+    scan = read(image)
+    ready = classes_of(job, case, scan) if case in results else prepare(job.by, scan, str(image))
+    return mark, scan if job.options.qc else None, ready
 
 
-def segment_case(job: Job, case: Case, mark: str, ready: Any) -> dict[str, Any]:
-    """Writes the files of a scan, each wholly or not at all, and last its sidecar, which is returned: what has one is done.
-
-    Raises InputError where there is no brain; nothing is written then.
-    """
+def classes_of(job: Job, case: Case, scan: Any) -> Any:
+    """The classes of a label map that is there, be it as written or corrected by hand. Raises InputError where it cannot be used."""
     import numpy as np
 
+    from brainseg_jax.data.labels import lookup
+    from brainseg_jax.data.nifti import read_labels
+
+    labels = read_labels(case.labels)
+    if labels.voxels.shape != scan.voxels.shape or not np.allclose(labels.affine, scan.affine, atol=0.01):
+        raise InputError(f"{case.labels}: lies on another grid than its scan; delete it, and it is made again")
+    return lookup(labels.voxels, job.table, job.table, str(case.labels))
+
+
+def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, ready: Any) -> Told:
+    """Writes what a scan lacks, each file wholly or not at all, and last its sidecar, which is returned: what has one is done.
+
+    `told` is the sidecar that is there already; `mark`, `scan` and `ready` are what `read_case` gives. Raises InputError where there is
+    no brain; nothing is written then.
+    """
     from brainseg_jax import prediction
     from brainseg_jax.data import nifti
 
+    if told:
+        write_record(job, case, told, scan, ready)
+        return told
     image, table = case.row.image, job.table
-    found = prediction.find(job.by, ready)
-    classes = prediction.on_scan(found, ready)
-    volumes = prediction.voxel_volumes(classes, table, np.array(ready.record["source_affine"]))
-    prediction.refuse_empty(job.by.table, volumes, str(image))
+    classes, ml, found = prediction.segment(job.by, ready)
+    prediction.refuse_empty(job.by.table, ml, str(image))
     of = f"bids:raw:{image.relative_to(job.source.root).as_posix()}" if job.source.kind == "bids" else str(image)
     about = {"Sources": [of], "SpatialReference": of}
-    if job.post:
+    told = about | {
+        "Description": description(job),
+        "MadeFrom": mark,
+        "Entropy": round(found.entropy, 4),
+        "Volumes": [
+            {"structure": s.name, "id": s.id, "voxel_ml": round(float(voxel), 4), "soft_ml": round(float(soft), 4)}
+            for s, voxel, soft in zip(table.structures, ml[1:], found.volumes[1:], strict=True)
+        ],
+    }
+    if job.options.post:
         nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
         write_json(case.soft.with_name(stem(case.soft) + ".json"), about | {"LabelMap": names})
     write_table(case.names, NAMES, ((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
-    told = about | {
-        "Description": f"{len(table.structures)} structures ({table.name}), by brainseg_jax {brainseg_jax.__version__}",
-        "MadeFrom": mark,
-        "Volumes": [
-            {"structure": s.name, "id": s.id, "voxel_ml": round(float(voxel), 4), "soft_ml": round(float(soft), 4)}
-            for s, voxel, soft in zip(table.structures, volumes[1:], found.volumes[1:], strict=True)
-        ],
-    }
+    if job.options.qc:
+        write_record(job, case, told, scan, classes)
     write_json(case.sidecar, told)
     return told
 
 
-def done(job: Job, case: Case) -> dict[str, Any] | None:
-    """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
-    if not case.labels.exists() or (job.post and not case.soft.exists()):
-        return None
-    try:
-        told = json.loads(case.sidecar.read_text(encoding="utf-8"))
-        return told if told["MadeFrom"] == made_from(job, case) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def made_from(job: Job, case: Case) -> str:
-    """A hash of all that decides the labels: the checkpoints, the ids, the mirror image, and size and time of the scan's file."""
-    status = case.row.image.stat()
-    facts = [VERSION, job.by.digests, job.by.mirror is not None, [s.id for s in job.table.structures], status.st_size, status.st_mtime_ns]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+def description(job: Job) -> str:
+    """What made the labels, in a sentence without its end."""
+    versions = f"brainseg_jax {brainseg_jax.__version__}, JAX {importlib.metadata.version('jax')}"
+    mirror = ", mirror images too" if job.options.tta else ""
+    return f"{len(job.table.structures)} structures ({job.table.name}) by {job.options.checkpoint}{mirror}; {versions}"
 
 
 def _reason(case: Case, error: Exception) -> str:
@@ -220,10 +323,66 @@ def _reason(case: Case, error: Exception) -> str:
     return f"{case.row.image}: unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
 
 
+# ---- the page
+
+
+def write_record(job: Job, case: Case, told: Told, scan: Any, classes: Any) -> None:
+    """Writes what the page shows of a case: pictures, volumes and flags; and what it was made from, so that it is not shown of another."""
+    import numpy as np
+
+    from brainseg_jax import page
+    from brainseg_jax.quality import examine
+
+    cohort = job.by.cohort()
+    found = examine(classes, scan.affine, job.table, cohort, told["Entropy"])
+    soft = np.array([0, *(volume["soft_ml"] for volume in told["Volumes"])], np.float64)
+    name, row = case.labels.relative_to(job.folder).as_posix(), case.row
+    shown = page.case(name, scan, classes, job.table, found, subject=row.subject, session=row.session, soft_ml=soft)
+    people = max((n for *_, n in (cohort or {}).values()), default=0)
+    own = {"made_from": told["MadeFrom"], "by": told["Description"], "people": people, "image": str(row.image)}
+    page.write_case(inputs.record(case.sidecar, job.folder), shown | own)
+
+
+def write_page(job: Job, cases: tuple[Case, ...]) -> str:
+    """Writes the page of all cases in the folder, whichever runs made them, that have the label table of these; says what it shows."""
+    from brainseg_jax import page
+
+    ours, files = {inputs.record(case.sidecar, job.folder) for case in cases}, None
+    # Until no other part has added to them meanwhile: so the last to write has seen all.
+    while files != (files := list(inputs.records(job.folder))):
+        found = {file: shown for file, sidecar in files if (shown := valid(file, sidecar))}
+        first = next((shown for file, shown in found.items() if file in ours), next(iter(found.values()), None))
+        records = [shown for shown in found.values() if shown["structures"] == first["structures"]]
+        page.write_page(job.options.qc, records, job.folder.name, str(job.folder), notes(job.folder, records, len(files) - len(records)))
+    return f"{_cases(len(records))}, {sum(bool(shown['flags']) for shown in records)} with flags"
+
+
+def notes(folder: Path, records: list[dict[str, Any]], left_out: int) -> list[str]:
+    """What the page says above its cases: what made them, what they are compared with, and what is not there."""
+    from brainseg_jax.quality import FEWEST
+
+    lines = []
+    for (by, people), n in Counter((shown["by"], shown["people"]) for shown in records).most_common():
+        cohort = f"compared with a cohort of {people} people" if people else "no cohort is known, so no volume has a z-score"
+        few = f", too few for z-scores ({FEWEST} are needed)" if 0 < people < FEWEST else ""
+        lines.append(f"{by}: {_cases(n)}, {cohort}{few}.")
+    reasons = [file.read_text(encoding="utf-8") for name in ("failures.csv", "failures_part-*-of-*.csv") for file in folder.glob(name)]
+    failed = {row["image"] for text in reasons for row in csv.DictReader(text.splitlines())} - {shown["image"] for shown in records}
+    if failed:
+        lines.append(f"Not here, since they could not be segmented: {_cases(len(failed))}; failures*.csv beside the label maps says why.")
+    if left_out:
+        lines.append(f"Not here, since they have other structures, or label maps made since without --qc: {_cases(left_out)}.")
+    return lines
+
+
+def _cases(n: int) -> str:
+    return f"{n} case{'s' * (n != 1)}"
+
+
 # ---- files of the run
 
 
-def write_volumes(file: Path, results: dict[Case, dict[str, Any]]) -> None:
+def write_volumes(file: Path, results: dict[Case, Told]) -> None:
     """One table of all volumes, a line for each scan and structure: those of its voxels, and the sums of its probability."""
     scans = (((row.subject, row.session, row.image.name), told["Volumes"]) for (row, *_), told in results.items())
     lines = ((*scan, *volume.values()) for scan, volumes in scans for volume in volumes)
@@ -280,6 +439,12 @@ def _count(text: str) -> int:
 _part.__name__, _count.__name__ = "i/N", "number"  # what argparse says it expected
 
 
+def _page(text: str) -> Path:
+    if not text.endswith(".html"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .html, as a page does")
+    return Path(text)
+
+
 def _table(text: str) -> Path:
     if not text.endswith((".tsv", ".csv")):
         raise argparse.ArgumentTypeError(f"{text} does not end in .tsv or .csv, as a table does")
@@ -292,6 +457,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="the network; several, with commas, answer together")
     parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
+    page = "writes a page to look at all cases of the output folder: pictures, flags, ratings"
+    parser.add_argument("--qc", type=_page, metavar="PAGE", help=f"{page} (.html)")
     parser.add_argument("--post", action="store_true", help="writes soft maps too: the probability of each class, as one 4-D file")
     parser.add_argument("--tta", action="store_true", help="also looks at each scan in the mirror; takes twice as long")
     ids = "FreeSurfer's ids or those of the label table (FreeSurfer's, if every structure has one)"

@@ -4,7 +4,6 @@ What is taken back is every class's probability, linearly, and the likeliest is 
 networks' are smooth, where the nearest label would show its voxels. On a grid like the networks' it is their labels, to the voxel.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -17,12 +16,12 @@ from jaxtyping import Float, Integer, Shaped, UInt, UInt8
 from scipy import ndimage
 
 from brainseg_jax import inference, network
-from brainseg_jax.checkpoint import SEAL
 from brainseg_jax.data.augment import as_float
 from brainseg_jax.data.labels import Table, freesurfer_ids, parse_table, swap, voxel_ids
 from brainseg_jax.data.nifti import Scan, read
 from brainseg_jax.data.standardize import Spec, Standardized, along_axis, spec_of, standardize
 from brainseg_jax.errors import InputError
+from brainseg_jax.quality import COHORT, Cohort, Flag, examine
 from brainseg_jax.recipes import TASKS
 
 # A brain is about 140, 170 and 130 mm wide, long and high: less than this of it, or this few slices, is no brain that could be measured.
@@ -39,7 +38,7 @@ Ids = Literal["freesurfer", "table", "auto"]
 class Predictor(NamedTuple):
     """Networks that answer together (the mean of their probabilities), what they take, and what their classes are.
 
-    `table` is named for its task. `mirror`: each network also sees the mirror image. `digests` tell checkpoints apart, wherever they lie.
+    `table` is named for its task. `mirror`: each network also sees the mirror image.
     """
 
     models: tuple[inference.Model, ...]
@@ -48,12 +47,15 @@ class Predictor(NamedTuple):
     overlap: float
     blend: str
     cards: tuple[dict[str, Any], ...]
-    digests: tuple[str, ...] = ()
     mirror: inference.Mirror | None = None
 
     def trained_on(self) -> set[str]:
         """Hashes of the people that any of the networks, or the pretraining it began with, was trained on (`Row.hashed`)."""
         return {person for card in self.cards for person in (*card.get("subjects", ()), *card.get("subjects_before", ()))}
+
+    def cohort(self) -> Cohort | None:
+        """What is usual in people, as the first card that knows it says; None where none does."""
+        return next((card[COHORT] for card in self.cards if COHORT in card), None)
 
     def mirrored(self) -> "Predictor":
         """The same with every network seeing the scan twice, as it is and in a mirror, left and right structures changing places."""
@@ -65,20 +67,34 @@ class Found(NamedTuple):
     """What networks see in a standardised scan.
 
     `soft`: on its grid the probability of each class, background first, in bytes: 255 stands for 1, and the likeliest class has one more
-    than the others would, so that rounding makes no ties. `volumes`: ml of each class, the sum of its probability.
+    than the others would, so that rounding makes no ties. `volumes`: ml of each class, the sum of its probability. `entropy`: −Σ p ln p in
+    nats, the mean over voxels that are not background, NaN where all are.
     """
 
     soft: UInt8[np.ndarray, "k x y z"]
     volumes: Float[np.ndarray, "k"]
+    entropy: float
+
+
+class Segmented(NamedTuple):
+    """`classes`: numbers of the predictor's table on the scan's own grid. `ml`: the volume of each as voxels count it. `found`: whence."""
+
+    classes: UInt[np.ndarray, "x y z"]
+    ml: Float[np.ndarray, "k"]
+    found: Found
 
 
 class Prediction(NamedTuple):
-    """`labels`: ids of `table`, 0 the background, on the scan's grid, which `affine` places. `volumes`: ml by structure's name (soft)."""
+    """`labels`: ids of `table`, 0 the background, on the scan's grid, which `affine` places. `volumes`: ml by structure's name (soft).
+
+    `flags`: reasons to look at the result, the worst first; none is no proof that it is right.
+    """
 
     labels: Integer[np.ndarray, "x y z"]
     affine: Float[np.ndarray, "4 4"]
     volumes: dict[str, float]
     table: Table
+    flags: list[Flag]
 
 
 def predict(
@@ -100,12 +116,11 @@ def predict(
     table = written(by.table, ids)
     name = str(scan) if isinstance(scan, str | Path) else "scan"
     given = read(scan) if isinstance(scan, str | Path) else _checked(*scan)
-    ready = prepare(by, given, name)
-    found = find(by, ready)
-    classes = on_scan(found, ready)
-    refuse_empty(by.table, voxel_volumes(classes, by.table, given.affine), name)
-    volumes = {structure.name: float(ml) for structure, ml in zip(table.structures, found.volumes[1:], strict=True)}
-    return Prediction(as_ids(classes, table), given.affine, volumes, table)
+    classes, ml, found = segment(by, prepare(by, given, name))
+    refuse_empty(by.table, ml, name)
+    volumes = {structure.name: float(soft) for structure, soft in zip(table.structures, found.volumes[1:], strict=True)}
+    flags = examine(classes, given.affine, by.table, by.cohort(), found.entropy).flags
+    return Prediction(as_ids(classes, table), given.affine, volumes, table, flags)
 
 
 def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
@@ -113,14 +128,13 @@ def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
     together."""
     if not checkpoints:
         raise InputError("no checkpoint; give one, or several that answer together")
-    models, cards, kinds, digests = [], [], [], []
+    models, cards, kinds = [], [], []
     for folder in checkpoints:
         loaded = network.load(folder)
         if "labels" not in loaded.card:
             raise InputError(f"{folder}: does not say what its classes are, as converted files do not; fine-tune it here, if only its head")
         models.append(loaded.model())
         cards.append(loaded.card)
-        digests.append(hashlib.sha256((Path(folder) / SEAL).read_bytes()).hexdigest())
         table = parse_table(loaded.card["labels"], f"{folder}: its label table")._replace(name=_task(loaded.config.data.labels))
         kinds.append((spec_of(loaded.card), table, loaded.config.segmentation))
     spec, table, settings = kinds[0]
@@ -128,7 +142,7 @@ def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
         if other_spec != spec or other_table.structures != table.structures:
             what = "labels" if other_spec == spec else "standardisation"
             raise InputError(f"{folder}: was trained with other {what} than {checkpoints[0]}; predict with each by itself")
-    return Predictor(tuple(models), spec, table, settings.overlap, settings.blend, tuple(cards), tuple(digests))
+    return Predictor(tuple(models), spec, table, settings.overlap, settings.blend, tuple(cards))
 
 
 def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y z"]:
@@ -136,8 +150,7 @@ def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y 
 
     `name` is what errors call the scan. Raises InputError for a scan that cannot be standardised.
     """
-    ready = standardize(scan, by.spec, name)
-    return on_scan(find(by, ready), ready)
+    return segment(by, standardize(scan, by.spec, name)).classes
 
 
 # ---- the steps
@@ -149,16 +162,27 @@ def prepare(by: Predictor, scan: Scan, name: str) -> Standardized:
     return standardize(scan, by.spec, name)
 
 
+def segment(by: Predictor, ready: Standardized) -> Segmented:
+    """Labels of a standardised scan on the scan's own grid, whatever they are: see `refuse_empty`."""
+    found = find(by, ready)
+    classes = on_scan(found, ready)
+    return Segmented(classes, voxel_volumes(classes, by.table, np.array(ready.record["source_affine"])), found)
+
+
 def find(by: Predictor, ready: Standardized) -> Found:
     """What the networks see."""
     volume = as_float(jnp.asarray(ready.image)[None, ..., None])[0]
     soft = np.empty((len(by.table.structures) + 1, *ready.image.shape), np.uint8)
+    unsure = []
 
     def keep(rows: slice, probabilities: jax.Array) -> None:
         soft[:, rows] = np.moveaxis(np.asarray(_in_bytes(probabilities)), -1, 0)
+        unsure.append(np.asarray(_entropy(probabilities)))
 
     seen = inference.segment(by.models, volume, overlap=by.overlap, blend=by.blend, mirror=by.mirror, each=keep)
-    return Found(soft, seen.volumes * abs(np.linalg.det(ready.affine[:3, :3])) / 1000)
+    nats, voxels = np.sum(unsure, axis=0, dtype=np.float64)
+    entropy = float(nats / voxels) if voxels else float("nan")
+    return Found(soft, seen.volumes * abs(np.linalg.det(ready.affine[:3, :3])) / 1000, entropy)
 
 
 def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
@@ -328,6 +352,15 @@ def _box(mask: Shaped[np.ndarray, "x y z"]) -> tuple[slice, ...] | None:
 def _in_bytes(probabilities: Float[jax.Array, "r y z k"]) -> UInt8[jax.Array, "r y z k"]:
     winner = jax.nn.one_hot(jnp.argmax(probabilities, axis=-1), probabilities.shape[-1])
     return (jnp.rint((ONE - 1) * probabilities) + winner).astype(jnp.uint8)
+
+
+@jax.jit
+def _entropy(probabilities: Float[jax.Array, "r y z k"]) -> Float[jax.Array, "2"]:
+    """The sum of the entropies of voxels that are not background, and how many they are."""
+    inside = probabilities[..., 0] < jnp.max(probabilities, axis=-1)
+    # As jax.scipy.special.entr, in half the time; the smallest number is for 0, whose product with its logarithm is 0.
+    nats = -jnp.sum(probabilities * jnp.log(jnp.maximum(probabilities, 1e-30)), axis=-1)
+    return jnp.stack([jnp.sum(nats, where=inside), jnp.sum(inside, dtype=nats.dtype)])
 
 
 def _task(labels: str) -> str:

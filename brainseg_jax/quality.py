@@ -17,6 +17,7 @@ from brainseg_jax.data.nifti import orientation
 
 ALL = "All structures"  # what flags and cohorts call all of a table's structures together; class 0 in measures
 ENTROPY = "Entropy"  # what a cohort calls the mean entropy inside the brain
+COHORT = "cohort"  # what a checkpoint's card calls its cohort
 Z = 3.0  # standard deviations from the cohort's mean
 FEWEST = 20  # people a cohort needs to say what is usual
 # Where no cohort says what is usual: just beyond what 155 people's label maps have (141 of DLMUSE at 2 mm, 14 at 1 mm).

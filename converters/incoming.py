@@ -7,12 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brainseg_jax.config import base, with_sources
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, few
 from converters import certify, swin_unetr, unetr
 from converters.adapt import adapted
 from converters.conversion import UNSEEN, Conversion, digest, summary
 from converters.rules import OTHER, Account, Dialect, Leaves, Tensors, check_weights, their_key, to_ours, written_by
-from converters.source import Source, detect, read, some
+from converters.source import Source, detect, read
 
 
 class Found(NamedTuple):
@@ -175,9 +175,9 @@ def _not_covered(dialect: Dialect, account: Account, surplus: list[str], missing
     total = len(account.used) + len(account.dead) + len(account.unknown)
     faults = []
     if unknown := [*account.unknown, *surplus]:
-        faults.append(f"{len(unknown)} of its {total} keys have no use in {dialect.what} ({some(unknown)})")
+        faults.append(f"{len(unknown)} of its {total} keys have no use in {dialect.what} ({few(unknown)})")
     if missing:
-        faults.append(f"{len(missing)} of {dialect.what} are missing ({some(missing)})")
+        faults.append(f"{len(missing)} of {dialect.what} are missing ({few(missing)})")
     return f"{' and '.join(faults)}; find the file of an unchanged network, or add --partial to convert the rest and list what is left out"
 
 
@@ -188,5 +188,5 @@ def _told(found: Found) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for key, reason in account.dead.items():
         reasons.setdefault(reason, []).append(key)
-    lines += [f"  not used: {some(keys)}: {reason}" for reason, keys in reasons.items()]
+    lines += [f"  not used: {few(keys)}: {reason}" for reason, keys in reasons.items()]
     return [*lines, *(f"  left out: {key}" for key in found.left), *(f"  {note}" for note in found.notes)]

@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from brainseg_jax import safetensors
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, few
 from converters import paper, swin_unetr, torchfile, unetr
 from converters.rules import Dialect, Tensors
 
@@ -47,15 +46,15 @@ def detect(tensors: Tensors, wanted: str = "") -> Dialect:
     fitting = [d for d in DIALECTS if not lacks[d.name]]
     if wanted:
         if lacks[wanted]:
-            looks = f"it looks like {fitting[0].name}" if fitting else f"its {len(tensors)} keys are like {some(tensors)}"
+            looks = f"it looks like {fitting[0].name}" if fitting else f"its {len(tensors)} keys are like {few(tensors)}"
             raise InputError(f"is no {wanted}, which has {lacks[wanted][0]}; {looks}; leave out --dialect, or check the file")
         return next(d for d in fitting if d.name == wanted)
     if not fitting:
         nearest = min(DIALECTS, key=lambda d: len(lacks[d.name]) / len(d.marks))
-        hint = f"nearest is {nearest.what}, but {some(lacks[nearest.name])} is missing: get the whole file"
+        hint = f"nearest is {nearest.what}, but {few(lacks[nearest.name])} is missing: get the whole file"
         if len(lacks[nearest.name]) == len(nearest.marks):
             hint = "give weights of MONAI's UNETR or SwinUNETR, of its research contributions' Swin pretraining, or of the paper's code"
-        raise InputError(f"its {len(tensors)} keys, like {some(tensors)}, are of no network known here; {hint}")
+        raise InputError(f"its {len(tensors)} keys, like {few(tensors)}, are of no network known here; {hint}")
     return fitting[0]
 
 
@@ -76,12 +75,6 @@ def _without_prefixes(tensors: Tensors) -> Tensors:
     if len(renamed) < len(tensors):
         raise InputError("its keys begin with both swin_vit. and swinViT.; keep one of them")
     return renamed
-
-
-def some(keys: Iterable[str]) -> str:
-    """The first two, and how many more there are."""
-    keys = list(keys)
-    return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:

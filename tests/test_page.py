@@ -15,7 +15,7 @@ import pytest
 from brainseg_jax.data.labels import parse_table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.errors import InputError
-from brainseg_jax.page import case, page, read_cases, write_case, write_page
+from brainseg_jax.page import case, page, read_cases, refuse, write_case, write_page
 from brainseg_jax.quality import KINDS, examine
 from brainseg_jax.strip import strip
 
@@ -167,3 +167,31 @@ def test_ratings_belong_to_the_run(tmp_path):
 def test_a_page_without_cases(tmp_path):
     write_page(tmp_path / "out" / "qc.html", [], "T", "run", ["3 scans failed"])
     assert "3 scans failed" in (tmp_path / "out" / "qc.html").read_text()
+
+
+def test_only_a_page_of_ours_is_written_over(tmp_path):
+    file, out = tmp_path / "qc.html", tmp_path / "out"
+    refuse(file, out)
+    refuse(out / "qc.html", out)  # the folder of all outputs is made later
+    write_page(file, [], "T", "run")
+    refuse(file, out)
+    file.write_text("<!doctype html><title>brainseg_jax</title>")
+    (tmp_path / "folder.html").mkdir()
+    for bad, reason in (
+        (file, r"qc\.html: exists, and is no page of this command; move it away"),
+        (tmp_path / "folder.html", r"folder\.html: is a folder; give the name of a page"),
+        (tmp_path / "none" / "qc.html", "there is no folder .*none; make it"),
+        (file / "qc.html", r"there is no folder .*qc\.html; make it"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            refuse(bad, out)
+    assert not out.exists() and file.read_text().endswith("</title>")
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fails)
+    with pytest.raises(InputError, match=r"Read-only file system\); give another place"):
+        refuse(tmp_path / "qc.html", tmp_path)

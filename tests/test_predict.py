@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read_labels, write
 from brainseg_jax.data.standardize import spec
+from brainseg_jax.files import SEAL
+from brainseg_jax.page import read_cases
 from brainseg_jax.predict import ahead, main
 from brainseg_jax.prediction import Predictor
 from brainseg_jax.record import as_json
@@ -40,8 +43,8 @@ def head(seed=0):
 
 @pytest.fixture
 def networks(monkeypatch):
-    """In place of checkpoints and networks: bright voxels are class 2 of the table, dim ones class 1. `networks(...)` changes them."""
-    state = {"by": Predictor((), SPEC, read_table("seg4")._replace(name="four"), 0.5, "gaussian", (), ("a",)), "asked": [], "segmented": 0}
+    """In place of checkpoints and networks: bright voxels are class 2 of the table, dim ones class 1."""
+    state = {"by": Predictor((), SPEC, read_table("seg4")._replace(name="four"), 0.5, "gaussian", ()), "asked": [], "segmented": 0}
 
     def predictor(checkpoints):
         state["asked"].append(list(checkpoints))
@@ -62,9 +65,11 @@ def networks(monkeypatch):
 
 @pytest.fixture
 def run(networks, tmp_path, capsys):
-    """`run("--i={f}/x", …)`: exit code and what was printed to both streams; {f} is the test's folder."""
+    """`run("--i={f}/x", …)`: exit code and what was printed to both streams; {f} is the test's folder, which has a checkpoint, net."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / SEAL).write_text("{}")
 
-    def run(*flags, checkpoint="net"):
+    def run(*flags, checkpoint=str(tmp_path / "net")):
         code = main([*(flag.replace("{f}", str(tmp_path)) for flag in flags), *[f"--checkpoint={checkpoint}"] * bool(checkpoint)])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
@@ -200,11 +205,10 @@ def test_what_is_done_is_skipped_and_still_in_the_table(run, networks, scans, tm
         (lambda run, scans, out, networks: write(scans / "a.nii.gz", head(5)[0], AFFINE), 1),
         (lambda run, scans, out, networks: (out / "b_seg.mgz").unlink(), 1),
         (lambda run, scans, out, networks: (out / "b_seg.json").write_text("{"), 1),
-        (lambda run, scans, out, networks: networks.update(by=networks["by"]._replace(digests=("b",))), 3),
-        (lambda run, scans, out, networks: networks.update(by=networks["by"].mirrored()), 3),
+        (lambda run, scans, out, networks: (out.parent / "net" / SEAL).write_text("[]"), 3),
         (lambda run, scans, out, networks: None, 0),
     ],
-    ids=["touched", "another scan", "output removed", "sidecar damaged", "other checkpoint", "mirror", "nothing"],
+    ids=["touched", "another scan", "output removed", "sidecar damaged", "other checkpoint", "nothing"],
 )
 def test_what_was_made_otherwise_is_made_again(run, networks, scans, tmp_path, change, again):
     flags = ("--i={f}/scans", "--o={f}/out")
@@ -307,6 +311,160 @@ def test_parts_share_a_folder(run, networks, tmp_path):
     assert sorted(map(str, parts)) == sorted(map(str, table(tmp_path / "out" / "v.tsv")))
 
 
+# ---- the page
+
+
+QC = ("--i={f}/scans", "--o={f}/out", "--qc={f}/out/qc.html")
+
+
+def page(file):
+    """The names of a page's cases, worst first, and its notes."""
+    html = file.read_text()
+    data = json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', html, re.S)[1])
+    return [case["name"] for case in data["cases"]], re.findall("<p class=note>(.*?)</p>", html)
+
+
+def records(folder):
+    return {record["name"]: record for record in read_cases(sorted((folder / "qc").rglob("*.json")))}
+
+
+def test_a_page(run, scans, tmp_path):
+    code, out, err = run(*QC)
+    assert (code, err) == (0, "") and out.endswith("out: 3 segmented\n" + f"{tmp_path}/out/qc.html: 3 cases, 3 with flags\n")
+    assert [f for f in files(tmp_path / "out") if "qc" in f] == ["qc.html", "qc/a_seg_qc.json", "qc/b_seg_qc.json", "qc/deep/c_seg_qc.json"]
+    names, (note,) = page(tmp_path / "out" / "qc.html")
+    assert sorted(names) == ["a_seg.nii.gz", "b_seg.mgz", "deep/c_seg.nii.gz"]
+    versions = rf"brainseg_jax [\d.]+, JAX {re.escape(jax.__version__)}"
+    assert re.fullmatch(
+        rf"4 structures \(four\) by {tmp_path}/net; {versions}: 3 cases, no cohort is known, so no volume has a z-score.", note
+    )
+    shown, told = records(tmp_path / "out")["deep/c_seg.nii.gz"], json.loads((tmp_path / "out" / "deep" / "c_seg.json").read_text())
+    assert (shown["subject"], shown["session"]) == ("c", "")
+    for values, volume in zip(shown["values"][1:], told["Volumes"], strict=True):
+        assert [values[0], values[3]] == pytest.approx([volume["voxel_ml"], volume["soft_ml"]], rel=1e-3) and values[1:3] == [None, None]
+    # Of each voxel the probabilities are 0.84 and four times 0.04.
+    assert told["Entropy"] == pytest.approx(-0.84 * np.log(0.84) - 0.16 * np.log(0.04), abs=1e-4)
+    assert {(kind, structure) for kind, structure, *_ in shown["flags"]} == {
+        *(("absent", name) for name in ("White matter", "CSF")),
+        ("entropy", "All structures"),
+    }
+
+
+def test_of_what_was_done_without_a_page_no_network_is_asked(run, networks, scans, tmp_path):
+    """And its record is the same as if it had been made at once."""
+    assert run(*QC)[0] == 0
+    at_once = records(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert run(*QC[:2])[0] == 0 and not (tmp_path / "out" / "qc").exists()
+    assert networks["segmented"] == 6
+    code, out, _ = run(*QC)
+    assert code == 0 and networks["segmented"] == 6 and records(tmp_path / "out") == at_once
+    assert out.startswith("label maps that are there already and are taken as they are for the page: 3\n")
+    assert "out: 0 segmented, 3 were done before\n" in out
+
+
+def test_a_label_map_that_was_corrected_is_shown_as_it_is_now(run, networks, scans, tmp_path):
+    assert run(*QC)[0] == 0
+    file = tmp_path / "out" / "a_seg.nii.gz"
+    labels = read_labels(file)
+    labels.voxels[20:] = 0
+    write(file, labels.voxels.astype(np.uint8), labels.affine)
+    assert run(*QC)[0] == 0 and networks["segmented"] == 3
+    ml = np.bincount(labels.voxels.ravel(), minlength=3)[1:3] * 0.064
+    assert [values[0] for values in records(tmp_path / "out")["a_seg.nii.gz"]["values"][1:3]] == pytest.approx(ml, rel=1e-3)
+    labels.voxels[0, 0, 0] = 99
+    write(file, labels.voxels.astype(np.uint8), labels.affine)
+    write(tmp_path / "out" / "b_seg.mgz", labels.voxels[1:].astype(np.uint8), labels.affine)
+    code, _, err = run(*QC)
+    assert code == 3 and "a_seg.nii.gz: label table four does not have 99 (1 voxel)" in err
+    assert "b_seg.mgz: lies on another grid than its scan; delete it, and it is made again" in err
+    names, notes = page(tmp_path / "out" / "qc.html")
+    assert names == ["deep/c_seg.nii.gz"] and notes[1].startswith("Not here, since they could not be segmented: 2 cases; failures*.csv")
+
+
+def test_a_page_is_made_of_what_could_be_segmented(run, scans, tmp_path):
+    write(scans / "tiny.nii.gz", head()[0][:10], AFFINE)
+    assert run(*QC)[0] == 3
+    names, notes = page(tmp_path / "out" / "qc.html")
+    assert len(names) == 3 and len(notes) == 2 and notes[1].startswith("Not here, since they could not be segmented: 1 case;")
+    shutil.copy(tmp_path / "out" / "failures.csv", tmp_path / "out" / "failures_part-1-of-2.csv")  # the same scan is counted once
+    assert run(*QC)[0] == 3 and page(tmp_path / "out" / "qc.html") == (names, notes)
+    for name in ("a.nii.gz", "b.mgz", "deep/c.nii"):
+        (scans / name).unlink()
+    assert run("--i={f}/scans", "--o={f}/none", "--qc={f}/none/qc.html")[0] == 3
+    assert page(tmp_path / "none" / "qc.html") == ([], notes[1:])
+
+
+def test_a_page_shows_no_label_map_that_is_no_longer_there(run, networks, scans, tmp_path):
+    assert run(*QC)[0] == 0
+    (tmp_path / "net" / SEAL).write_text("[]")
+    assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 0
+    assert run("--i={f}/scans/b.mgz", *QC[1:])[0] == 0
+    names, notes = page(tmp_path / "out" / "qc.html")
+    assert sorted(names) == ["b_seg.mgz", "deep/c_seg.nii.gz"] and "made since without --qc: 1 case." in notes[-1]
+    assert networks["segmented"] == 5
+    (tmp_path / "out" / "qc" / "b_seg_qc.json").write_text("{")
+    assert run(*QC)[0] == 0 and len(page(tmp_path / "out" / "qc.html")[0]) == 3
+    assert networks["segmented"] == 6  # c by the other checkpoint; of a and b the label maps are there
+
+
+def test_cases_of_another_label_table_are_not_on_the_page(run, networks, scans, tmp_path):
+    assert run(*QC)[0] == 0
+    networks["by"] = networks["by"]._replace(table=read_table("seg33"))
+    (tmp_path / "net" / SEAL).write_text("[]")
+    assert run("--i={f}/scans/b.mgz", *QC[1:])[0] == 0
+    names, notes = page(tmp_path / "out" / "qc.html")
+    assert names == ["b_seg.mgz"] and "other structures" in notes[-1] and notes[-1].endswith("2 cases.")
+
+
+def test_the_card_s_cohort(run, networks, scans, tmp_path):
+    cohort = {s.name: [300.0, 30.0, 40] for s in read_table("seg4").structures[:2]}
+    networks["by"] = networks["by"]._replace(cards=({}, {"cohort": cohort}))
+    assert run(*QC)[0] == 0
+    shown = records(tmp_path / "out")["a_seg.nii.gz"]
+    assert all(z is not None for *_, z, _ in shown["values"][:3]) and ("absent", "CSF") not in {tuple(f[:2]) for f in shown["flags"]}
+    assert page(tmp_path / "out" / "qc.html")[1][0].endswith("3 cases, compared with a cohort of 40 people.")
+    networks["by"] = networks["by"]._replace(cards=({"cohort": {name: [300.0, 30.0, 9] for name in cohort}},))
+    assert run(*QC, "--overwrite")[0] == 0
+    assert "cohort of 9 people, too few for z-scores (20 are needed)." in page(tmp_path / "out" / "qc.html")[1][0]
+
+
+def test_one_scan_and_bids_have_a_page_too(run, networks, scans, tmp_path):
+    raw = tmp_path / "raw" / "sub-1" / "ses-a" / "anat" / "sub-1_ses-a_T1w.nii.gz"
+    raw.parent.mkdir(parents=True)
+    shutil.copy(scans / "a.nii.gz", raw)
+    assert run("--i={f}/scans/a.nii.gz", "--o={f}/one/mine.nii.gz", "--qc={f}/one.html")[0] == 0
+    assert page(tmp_path / "one.html")[0] == ["mine.nii.gz"] and (tmp_path / "one" / "qc" / "mine_qc.json").exists()
+    for _ in range(2):
+        assert run("--i={f}/raw", "--o={f}/bids", "--qc={f}/bids.html")[0] == 0
+        assert page(tmp_path / "bids.html")[0] == ["sub-1/ses-a/anat/sub-1_ses-a_seg-four_dseg.nii.gz"]
+    assert networks["segmented"] == 2 and len(networks["asked"]) == 2  # the second time the checkpoint is not even loaded
+    assert [(r["subject"], r["session"]) for r in records(tmp_path / "bids").values()] == [("sub-1", "ses-a")]
+
+
+def test_parts_share_a_page(run, networks, tmp_path):
+    for i in range(5):
+        write(tmp_path / "scans" / f"s{i}.nii.gz", head(i)[0], AFFINE)
+    shown = []
+    for i in (1, 2):
+        assert run(*QC, f"--part={i}/2")[0] == 0
+        shown.append(len(page(tmp_path / "out" / "qc.html")[0]))
+    assert 0 < shown[0] < shown[1] == 5
+
+
+def test_where_all_is_done_no_jax_is_imported(run, networks, scans, tmp_path):
+    flags = [flag.replace("{f}", str(tmp_path)) for flag in (*QC, "--checkpoint={f}/net", "--vol={f}/v.tsv")]
+    assert main(flags) == 0
+    before = (tmp_path / "v.tsv").read_bytes(), page(tmp_path / "out" / "qc.html")
+    (tmp_path / "v.tsv").unlink()
+    (tmp_path / "out" / "qc.html").unlink()
+    code = f"import sys; from brainseg_jax.predict import main; assert main({flags!r}) == 0; assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "out: 0 segmented, 3 were done before\n" in done.stdout
+    assert before == ((tmp_path / "v.tsv").read_bytes(), page(tmp_path / "out" / "qc.html"))
+
+
 # ---- refusals
 
 
@@ -320,11 +478,15 @@ def test_parts_share_a_folder(run, networks, tmp_path):
         (("--i={f}/scans", "--o={f}/o", "--part=2"), "argument --part: invalid i/N value: '2'"),
         (("--i={f}/scans", "--o={f}/o", "--threads=0"), "argument --threads: invalid number value: '0'"),
         (("--i={f}/scans", "--o={f}/o", "--vol=v.txt"), "argument --vol: v.txt does not end in .tsv or .csv"),
+        (("--i={f}/scans", "--o={f}/o", "--qc={f}/qc.htm"), "qc.htm does not end in .html, as a page does"),
+        (("--i={f}/scans", "--o={f}/o", "--qc={f}/none/qc.html"), "there is no folder"),
+        (("--i={f}/scans", "--o={f}/o", "--qc={f}/mine.html"), "mine.html: exists, and is no page of this command; move it away"),
         (("--i={f}/scans", "--o={f}/o", "--ids=mine"), "argument --ids: invalid choice: 'mine'"),
         (("--i={f}/scans", "--o={f}/o", "--checkpoint="), "--checkpoint is missing: a fine-tuned network"),
     ],
 )
 def test_refused_in_one_line(run, scans, tmp_path, flags, reason):
+    (tmp_path / "mine.html").write_text("<!doctype html>")
     code, out, err = run(*flags, checkpoint="" if "--checkpoint=" in flags else "net")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and reason in err
     assert not (tmp_path / "o").exists()
@@ -379,15 +541,19 @@ def process(*flags, **environment):
 @pytest.mark.slow
 def test_as_a_process(checkpoints, scans, tmp_path):
     both = f"{checkpoints / 'one'},{checkpoints / 'two'}"
-    flags = ("--checkpoint", both, "--vol", tmp_path / "v.tsv", "--cpu", "--threads", 1, "--tta")
+    flags = ("--checkpoint", both, "--vol", tmp_path / "v.tsv", "--qc", tmp_path / "qc.html", "--cpu", "--threads", 1, "--tta")
     done = process("--i", scans, "--o", tmp_path / "out", *flags)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert done.stdout.splitlines()[0] == "segmenting scans: 0/3" and done.stdout.endswith("out: 3 segmented\n")
+    assert done.stdout.splitlines()[0] == "segmenting scans: 0/3" and done.stdout.endswith("qc.html: 3 cases, 3 with flags\n")
     assert set(np.unique(read_labels(tmp_path / "out" / "b_seg.mgz").voxels)) == {3}  # the second is surer
     # softmax of 3 among five classes, and of 4; the mean of both
     p = [(np.exp(3) / (np.exp(3) + 4) + 1 / (np.exp(4) + 4)) / 2, (1 / (np.exp(3) + 4) + np.exp(4) / (np.exp(4) + 4)) / 2]
     rows = {row["structure"]: float(row["soft_ml"]) for row in table(tmp_path / "v.tsv")[:4]}
     assert [rows["Cortex"], rows["White matter"]] == pytest.approx([share * 48**3 * 0.064 for share in p], rel=1e-4)
+    p += [(1 - sum(p)) / 3] * 3
+    told = json.loads((tmp_path / "out" / "b_seg.json").read_text())
+    assert told["Entropy"] == pytest.approx(-sum(share * np.log(share) for share in p), abs=1e-4)
+    assert f"4 structures (four) by {both}, mirror images too; brainseg_jax" in page(tmp_path / "qc.html")[1][0]
 
 
 @pytest.mark.slow

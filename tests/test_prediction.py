@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from scipy.stats import entropy
 
 from brainseg_jax import inference, prediction
 from brainseg_jax.data.labels import parse_table, read_table
@@ -115,12 +116,12 @@ def test_the_likeliest_class_between_voxels_is_scipys(rng, codes, lines, spacing
     within = np.all((at >= 0) & (at <= np.array(soft.shape[1:]) - 1), axis=-1)
     best = np.sort(whole, axis=0)
     clear = within & (best[-1] - best[-2] > 0.01)
-    labels = on_scan(Found(soft, np.zeros(6)), ready)
+    labels = on_scan(Found(soft, np.zeros(6), 0.0), ready)
     assert labels.dtype == np.uint8 and clear.mean() > 0.1
     np.testing.assert_array_equal(labels[clear], whole.argmax(0)[clear])
     outside = np.any((at < -0.5 - 1e-6) | (at > np.array(soft.shape[1:]) - 0.5 + 1e-6), axis=-1)
     assert outside.any() and (lines is SHEAR or not labels[outside].any())
-    for number, (ours, theirs) in enumerate(zip(soft_maps(Found(soft, np.zeros(6)), ready), whole, strict=True)):
+    for number, (ours, theirs) in enumerate(zip(soft_maps(Found(soft, np.zeros(6), 0.0), ready), whole, strict=True)):
         assert ours.dtype == np.uint8
         assert np.abs(ours[within] - theirs[within]).max() <= 0.5 + 1e-3
         assert lines is SHEAR or (ours[outside] == (0 if number else 255)).all()
@@ -134,8 +135,8 @@ def test_on_the_networks_own_grid_labels_are_theirs(rng):
     p = rng.dirichlet(np.full(9, 300.0), size=(40, 36, 32)).astype(np.float32)  # all about 1/9
     soft = np.asarray(prediction._in_bytes(jnp.asarray(p))).transpose(3, 0, 1, 2).copy()
     assert (np.sort(soft, axis=0)[-1] > np.sort(soft, axis=0)[-2]).all()
-    np.testing.assert_array_equal(on_scan(Found(soft, np.zeros(9)), ready), p.argmax(-1))
-    np.testing.assert_array_equal(np.stack(list(soft_maps(Found(soft, np.zeros(9)), ready))), soft)
+    np.testing.assert_array_equal(on_scan(Found(soft, np.zeros(9), 0.0), ready), p.argmax(-1))
+    np.testing.assert_array_equal(np.stack(list(soft_maps(Found(soft, np.zeros(9), 0.0), ready))), soft)
     assert np.abs(soft / 255 - p.transpose(3, 0, 1, 2)).max() < 1.5 / 255
 
 
@@ -164,6 +165,31 @@ def test_from_a_file_and_from_an_array_it_is_the_same(threshold, tmp_path):
     assert one.volumes == other.volumes and one.affine.tobytes() == other.affine.tobytes() == affine.tobytes()
     (_, _, none), (_, _, mirror) = threshold
     assert none is None and mirror.axis == 0 and mirror.partners.tolist() == [0, 1]
+
+
+def test_it_says_what_to_look_at(threshold):
+    """Against a cohort, where the checkpoint's card has one."""
+    affine = placed()
+    voxels, _ = head(affine)
+    assert predict((voxels, affine), BY).flags == []
+    cut = predict((voxels[:, :, :18], affine), BY)  # the ball's middle is plane 14.5
+    (flag,) = cut.flags
+    assert (flag.structure, flag.kind) == ("Blob", "edge") and "(top)" in flag.words
+    known = BY._replace(cards=({}, {"cohort": {"Blob": [50.0, 5.0, 30]}}, {"cohort": {}}))
+    (flag,) = predict((voxels, affine), known).flags
+    assert (flag.structure, flag.kind) == ("All structures", "volume") and "small" in flag.words
+
+
+def test_entropy_is_the_mean_of_what_is_inside(threshold):
+    affine = placed()
+    ready = standardize(Scan(head(affine)[0], affine), SPEC)
+    bright = np.clip(4 * (ready.image / 255) - 2.167, 0, 1)
+    expected = np.mean([entropy([p, 1 - p]) for p in bright[bright > 0.5]])
+    assert prediction.find(BY, ready).entropy == pytest.approx(expected, rel=1e-4) and expected > 0.01
+    p = np.array([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.2, 0.2, 0.6], [0, 0, 1.0]], np.float32).reshape(2, 2, 1, 3)
+    inside = [entropy([0.1, 0.8, 0.1]), entropy([0.2, 0.2, 0.6]), 0]
+    np.testing.assert_allclose(prediction._entropy(jnp.asarray(p)), [sum(inside), 3], rtol=1e-6)
+    assert np.isnan(prediction.find(BY, ready._replace(image=np.zeros(SPEC.size, np.uint8))).entropy)
 
 
 def test_ids_are_freesurfers_where_there_are_any(threshold):
@@ -284,7 +310,7 @@ def test_where_no_brain_is_found_nothing_is_given(threshold):
     empty = Standardized(np.zeros(SPEC.size, np.uint8), np.eye(4), {"source_shape": [4, 5, 6], "source_affine": np.eye(4).tolist()})
     soft = np.zeros((2, *SPEC.size), np.uint8)
     soft[0] = 255
-    assert not on_scan(Found(soft, np.zeros(2)), empty).any()
+    assert not on_scan(Found(soft, np.zeros(2), 0.0), empty).any()
     with pytest.raises(InputError, match="no brain was found in it, 0 ml"):
         prediction.refuse_empty(TABLE, np.array([5.0, 0.0]), "x")
 

@@ -61,7 +61,7 @@ def build(
     With a `target` labels are kept as its classes, from the first label map of each row; their schemes have to be known tables then.
 
     `progress(done, total)` is called as scans are done, those already there included. Once more than the share `max_failures` of all
-    scans has failed it stops, and what was not tried is neither ready nor failed; see `judge`.
+    scans has failed it stops, and what was not tried is neither ready nor failed; see `dataset.judge`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     failures, files, missing = {}, {}, []
@@ -83,15 +83,6 @@ def build(
         progress(done, len(rows))
     ready = tuple(Entry(rows[i], files[i]) for i in range(len(rows)) if i not in failures and files[i].exists())
     return ready, tuple(Failure(rows[i], failures[i]) for i in sorted(failures))
-
-
-def judge(failures: Sequence[Failure], scans: int, max_failures: float, report: Path) -> None:
-    """Raises InputError where more than the share `max_failures` of `scans` failed; `report` is where the reasons stand."""
-    if len(failures) > max_failures * scans:
-        raise InputError(
-            f"{len(failures)} of {scans} scans cannot be used, more than data.max_failures {max_failures:g} allows, reasons in {report}; "
-            f"the first: {failures[0].reason}"
-        )
 
 
 def file_name(row: Row, spec: Spec, target: Table | None = None) -> str:

@@ -59,18 +59,19 @@ def prepare(
     split_sha256 = write_splits(run / "split.tsv", rows)
     wanted = [row for row in rows if row.split in ("train", "val")]
     wanted = labelled(wanted, data, target, str(manifest)) if target else [row._replace(labels=(), scheme=()) for row in wanted]
+    check_sides({row.split for row in wanted}, target, data, manifest)
     chosen = spec(data.spec, data.spacing, data.size, data.dtype)
     entries, failures = cache.build(
         wanted, chosen, folder / cache.VOLUMES, target=target, max_failures=data.max_failures, progress=progress("standardising scans")
     )
+    report = run / "failures.csv"
+    report.unlink(missing_ok=True)  # an earlier try's
     if failures:
-        cache.write_failures(run / "failures.csv", failures)
-        cache.judge(failures, len(wanted), data.max_failures, run / "failures.csv")
-        say(f"{len(failures)} of {len(wanted)} scans set aside, reasons in {run / 'failures.csv'}; the first: {failures[0].reason}")
+        cache.write_failures(report, failures)
+        judge(len(wanted), entries, failures, data.max_failures, report, manifest)
+        say(f"{len(failures)} of {len(wanted)} scans set aside, reasons in {report}; the first: {failures[0].reason}")
+    check_sides({entry.row.split for entry in entries}, target, data, manifest)
     train, val = (tuple(entry for entry in entries if entry.row.split == side) for side in ("train", "val"))
-    for side, ready in (("train", train), ("val", val)):
-        if not ready:
-            raise InputError(f"{manifest}: no usable scan in split {side}; add some, or change data.fractions {tuple(data.fractions)}")
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     return Dataset(train, val, chosen, failures, str(manifest), digest, split_sha256, target)
 
@@ -118,6 +119,31 @@ def read_for(row: Row, target: Table, lacking: str) -> Row:
             "them as background"
         )
     return row._replace(labels=(row.labels[row.scheme.index(best)],), scheme=(best,))
+
+
+def check_sides(sides: set[str], target: Table | None, data: ConfigDict, manifest: Path) -> None:
+    """Raises InputError where nobody is left in train or val, `sides` being the splits of usable scans."""
+    for side in ("train", "val"):
+        if side not in sides:
+            what = "usable scan with labels" if target else "usable scan"
+            where = "data.splits" if data.splits else f"its column split or, where that is empty, data.fractions {tuple(data.fractions)}"
+            raise InputError(f"{manifest}: no {what} in split {side}; add some, or change {where}")
+
+
+def judge(wanted: int, ready: Sequence[cache.Entry], failures: Sequence[cache.Failure], most: float, report: Path, manifest: Path) -> None:
+    """Raises InputError, naming the first of them and what can be done, where more than the share `most` of the `wanted` scans failed."""
+    if len(failures) <= most * wanted:
+        return
+    untried = wanted - len(ready) - len(failures)
+    first = " | ".join(f"{failure.row.subject}: {failure.reason}" for failure in failures[:3])
+    ways = ["mend them", f"leave them out of {manifest}"]
+    if untried or {"train", "val"} <= {entry.row.split for entry in ready}:
+        # Tenths: a share to type. Of those that were not tried nobody knows.
+        share = 1 if untried else next(n / 10 for n in range(11) if len(failures) <= n / 10 * wanted)
+        ways.append(f"go on without them: --config.data.max_failures={share:g}")
+    counts = f"{len(failures)} of {wanted} scans cannot be used{f' ({untried} not tried yet)' * bool(untried)}"
+    more = " | …" * (len(failures) > 3)
+    raise InputError(f"{counts}, more than data.max_failures {most:g} allows: {first}{more} (all in {report}); {', or '.join(ways)}")
 
 
 def split(rows: tuple[Row, ...], data: ConfigDict) -> tuple[Row, ...]:

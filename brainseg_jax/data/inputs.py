@@ -6,6 +6,7 @@ A BIDS data set gets BIDS derivatives, a folder its own tree again, a list one f
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from brainseg_jax.errors import InputError
 
 # BIDS entities that stand after `seg` in a name.
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
+QC = "qc"  # the folder, below that of all outputs, with what a page shows of each case
 
 
 class Source(NamedTuple):
@@ -92,6 +94,23 @@ def place(source: Source, out: Path, task: str) -> tuple[Case, ...]:
             if (other := owners.setdefault(path, case.row.image)) != case.row.image:
                 raise InputError(f"{other} and {case.row.image} would both become {path}; rename one of the two")
     return tuple(cases)
+
+
+def tasks(source: Source, out: Path) -> list[str]:
+    """What `place` may have been told as the task by earlier runs: of BIDS what names in `out` say, else nothing depends on it."""
+    names = (re.search(r"_seg-([0-9a-zA-Z]+)_", path.name) for path in out.rglob("sub-*_dseg.json")) if source.kind == "bids" else ()
+    return sorted({""} | {name[1] for name in names if name})
+
+
+def record(sidecar: Path, out: Path) -> Path:
+    """Where that which a page shows of a case is kept."""
+    return out / QC / sidecar.relative_to(out).with_name(f"{sidecar.stem}_qc.json")
+
+
+def records(out: Path) -> Iterator[tuple[Path, Path]]:
+    """All such records of a folder, of whatever runs, each with its case's sidecar."""
+    for path in sorted((out / QC).rglob("*_qc.json")):
+        yield path, out / path.relative_to(out / QC).with_name(path.name.removesuffix("_qc.json") + ".json")
 
 
 def share(cases: tuple[Case, ...], out: Path, part: int, parts: int) -> tuple[Case, ...]:

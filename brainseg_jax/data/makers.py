@@ -2,13 +2,14 @@
 opened, and a label that could belong to two scans is refused rather than guessed.
 """
 
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, few
 
 VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
 NEURITE = ("seg35", "seg4")
@@ -47,9 +48,9 @@ def adni(root: str | Path, labels: str | Path | None = None, dataset: str = "ADN
     Labels are MALP-EM's, named MALPEM-IMAGE, anywhere below `labels` (by default below `root`). Raises InputError where nothing is found,
     `labels` holds none of them, or a scan has several.
     """
-    malpem = _by_stem(p for p in _volumes(labels or root) if p.name.startswith("MALPEM-"))
+    malpem = _by_stem(p for p in volumes(_folder(labels or root)) if p.name.startswith("MALPEM-"))
     rows = []
-    for image in _volumes(root, apart=labels):
+    for image in _scans(root, labels):
         code = re.search(r"\d{3}_S_\d{4}", image.name)
         if not code or image.name.startswith("MALPEM-"):
             continue
@@ -64,9 +65,9 @@ def cc359(root: str | Path, labels: str | Path | None = None, dataset: str = "CC
 
     Raises InputError where nothing is found, or a scan has both masks: they are two opinions, so `labels` has to name the folder of one.
     """
-    masks = _by_stem(_volumes(labels or root))
+    masks = _by_stem(volumes(_folder(labels or root)))
     rows = []
-    for image in _volumes(root):
+    for image in volumes(_folder(root)):
         if match := re.fullmatch(r"(CC\d{4})_[a-z]+_\d+_\d+_[MF]", stem(image)):
             found = masks[f"{stem(image)}_ss"] + masks[f"{stem(image)}_staple"]
             rows.append(_row(match[1], "", image, found, "brain", dataset))
@@ -79,7 +80,7 @@ def bids(root: str | Path, labels: str | Path | None = None, scheme: str = "", d
     The dataset is the folder's name if None. Raises InputError where nothing is found, or a scan has several label files.
     """
     dseg = defaultdict(list)
-    for label in _volumes(labels) if labels else ():
+    for label in volumes(_folder(labels)) if labels else ():
         entities = _entities(label)
         if stem(label).endswith("_dseg") and entities.get("space") in OWN_SPACE:
             dseg[frozenset((k, v) for k, v in entities.items() if k not in ABOUT_LABELS)].append(label)
@@ -105,45 +106,61 @@ def folder(
 ) -> tuple[Row, ...]:
     """Any folder: each volume below it is a scan; its label is the file below `labels` whose name is the scan's stem, or goes on from it.
 
-    The subject is the first group that `subject_regex` finds in the path below `root` (the whole match if it has no group), by default
-    the stem; the dataset is the folder's name if None. A label belongs to the longest stem that fits. Raises InputError where nothing is
-    found, the expression fits a path nowhere, or a scan has several labels or shares its name with another.
+    The subject is what `subject_regex` finds in the path below `root` (see `finder`), by default the stem; the dataset is the folder's name
+    if None. A label belongs to the longest stem that fits; where names do not tell, or tell of somebody else, to the one scan of the
+    subject that the expression finds in the label's path below `labels`. Raises InputError where nothing is found, the expression fits a
+    scan's path nowhere, a label could belong to several scans, or a scan has several labels.
     """
-    try:
-        pattern = re.compile(subject_regex or "")
-    except re.error as error:
-        raise InputError(f"subject regex {subject_regex!r}: {error}; correct the expression") from None
-    images = _volumes(root, apart=labels)
-    stems = _by_stem(images)
-    owned = defaultdict(list)
-    for label in _volumes(labels) if labels else ():
-        name = stem(label)
-        # Not in the middle of a word: sub1 is not the start of sub10_seg.
-        starts = (name[:end] for end in range(len(name), 0, -1) if not name[end : end + 1].isalnum())
-        if owner := next((start for start in starts if start in stems), None):
-            owned[owner].append(label)
-    rows = []
-    for image in images:
-        called = subject = stem(image)
-        if owned[called] and len(stems[called]) > 1:
-            raise InputError(f"{image}: another scan is called {called} too, so its label cannot be told by name; give each its own name")
-        if subject_regex:
-            place = image.relative_to(_folder(root)).as_posix()
-            if not (match := pattern.search(place)):
-                raise InputError(f"{image}: subject regex {subject_regex!r} fits nowhere in {place}; correct it or move the file away")
-            subject = match[1] if pattern.groups else match[0]
-        rows.append(_row(subject, "", image, owned[called], scheme, dataset or _name(root)))
-    return _found(rows, root, f"files ending in {', '.join(VOLUMES)}", labels, "files named as the scans, or starting with their names")
+    find = finder(subject_regex) if subject_regex else None
+    home, images = _folder(root), _scans(root, labels)
+    if labels and home.is_relative_to(_folder(labels)):
+        raise InputError(f"{labels}: holds the scans as well; move the label maps into a folder of their own")
+    people = {image: find(image.relative_to(home)) if find else stem(image) for image in images}
+    if nobody := [image for image in images if not people[image]]:
+        place = nobody[0].relative_to(home).as_posix()
+        raise InputError(f"{nobody[0]}: --subject-regex {subject_regex!r} fits nowhere in {place}; correct it or move the file away")
+    owned = _owned(people, _folder(labels), find) if labels else {}
+    rows = [_row(people[image], "", image, owned.get(image, []), scheme, dataset or _name(root)) for image in images]
+    what = f"files ending in {', '.join(VOLUMES)} (DICOM has to be converted first)"
+    return _found(rows, root, what, labels, "files whose names begin as the scans' or, by --subject-regex, that are of their subjects")
 
 
 MAKERS: dict[str, Callable[..., tuple[Row, ...]]] = {"oasis1": oasis1, "adni": adni, "cc359": cc359, "bids": bids, "folder": folder}
 
 
+def volumes(folder: Path) -> list[Path]:
+    """The volumes below a folder, sorted, without hidden files."""
+    return sorted(p for p in folder.rglob("*") if p.name.endswith(VOLUMES) and not p.name.startswith(".") and p.is_file())
+
+
+def stem(path: Path) -> str:
+    """A volume's name without .nii, .nii.gz, .mgz or .mgh."""
+    return path.name.removesuffix(".gz").rpartition(".")[0]
+
+
+def longest_start(name: str, known: Collection[str]) -> str | None:
+    """The longest of the known names that a name starts with, though never within a word: "sub1" does not start "sub10_seg"."""
+    starts = (name[:end] for end in range(len(name), 0, -1) if not name[end : end + 1].isalnum())
+    return next((start for start in starts if start in known), None)
+
+
+def finder(regex: str) -> Callable[[Path], str]:
+    """What finds the subject in a path: the expression's first group, all of it if it has none, and "" where it fits nowhere."""
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise InputError(f"--subject-regex {regex!r}: {error}; correct the expression") from None
+
+    def find(path: Path) -> str:
+        match = pattern.search(path.as_posix())
+        return match[min(pattern.groups, 1)] or "" if match else ""
+
+    return find
+
+
 def _row(subject: str, session: str, image: Path, labels: list[Path], scheme: str, dataset: str) -> Row:
     if len(labels) > 1:
-        raise InputError(
-            f"{image}: {len(labels)} label files fit ({', '.join(p.name for p in labels)}); give a label folder with one kind only"
-        )
+        raise InputError(f"{image}: {len(labels)} label files fit ({few(p.name for p in labels)}); give a label folder with one kind only")
     return Row(subject, session, image, tuple(labels), (scheme,) if labels and scheme else (), dataset, "")
 
 
@@ -151,25 +168,55 @@ def _found(rows: list[Row], root: str | Path, what: str, labels: str | Path | No
     if not rows:
         raise InputError(f"{root}: no scans found; looked for {what}, so check the folder and its layout")
     if labels and not any(row.labels for row in rows):
-        raise InputError(f"{labels}: no labels found for the scans in {root}; looked for {label}")
+        raise InputError(f"{labels}: no labels found for the scans in {root}; looked for {label}, so check the folder and the names in it")
     return tuple(rows)
 
 
 def _folder(root: str | Path) -> Path:
-    root = Path(root).absolute()
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder; check the path")
-    return root
+    folder = Path(os.path.normpath(Path(root).absolute()))
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'no such folder'}; check the path")
+    return folder
 
 
 def _name(root: str | Path) -> str:
     return _folder(root).resolve().name
 
 
-def _volumes(root: str | Path, apart: str | Path | None = None) -> list[Path]:
-    """The volumes below a folder, sorted, without hidden files and without those below the folder `apart`."""
-    found = (p for p in _folder(root).rglob("*") if p.name.endswith(VOLUMES) and not p.name.startswith(".") and p.is_file())
-    return sorted(p for p in found if apart is None or not p.is_relative_to(_folder(apart)))
+def _scans(root: str | Path, labels: str | Path | None) -> list[Path]:
+    """The volumes below `root` without those of a label folder within it."""
+    home = _folder(root)
+    apart = _folder(labels) if labels else None
+    return [path for path in volumes(home) if apart is None or home.is_relative_to(apart) or not path.is_relative_to(apart)]
+
+
+def _owned(people: dict[Path, str], home: Path, find: Callable[[Path], str] | None) -> dict[Path, list[Path]]:
+    """The label files below `home` of each scan: by name, and what names do not tell by subject. `people` are the scans' subjects."""
+    stems, scans = _by_stem(people), defaultdict(list)
+    for image, subject in people.items():
+        scans[subject].append(image)
+    owned, others = defaultdict(list), defaultdict(list)
+    for label in volumes(home):
+        called = longest_start(stem(label), stems)
+        subject = find(label.relative_to(home)) if find else ""
+        namesakes = stems[called] if called else []
+        if len(namesakes) == 1 and (subject not in scans or subject == people[namesakes[0]]):
+            owned[namesakes[0]].append(label)
+        elif subject:
+            others[subject].append(label)
+        elif namesakes:
+            remedy = "give each its own name, or tell people apart in both folders by --subject-regex"
+            raise InputError(f"{namesakes[0]}: another scan is called {called} too, so the label {label} may be either's; {remedy}")
+    for subject in sorted(others.keys() & scans.keys()):
+        labels, bare = others[subject], [image for image in scans[subject] if image not in owned]
+        if bare and len(scans[subject]) > 1:
+            raise InputError(
+                f"{labels[0]}: is of subject {subject!r}, who has {len(scans[subject])} scans ({few(p.name for p in scans[subject])}), and "
+                "its name begins with none of theirs; let it begin with its scan's name"
+            )
+        if bare:
+            owned[bare[0]] = labels
+    return owned
 
 
 def _by_stem(paths: Iterable[Path]) -> defaultdict[str, list[Path]]:
@@ -177,11 +224,6 @@ def _by_stem(paths: Iterable[Path]) -> defaultdict[str, list[Path]]:
     for path in paths:
         stems[stem(path)].append(path)
     return stems
-
-
-def stem(path: Path) -> str:
-    """A volume's name without .nii, .nii.gz, .mgz or .mgh."""
-    return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def _entities(path: Path) -> dict[str, str]:

@@ -49,7 +49,8 @@ class Row(NamedTuple):
 
 
 def read_manifest(path: str | Path) -> tuple[Row, ...]:
-    """The rows of a CSV or TSV file in UTF-8, in its order; paths in it are taken from its own folder. Files need not exist yet.
+    """The rows of a CSV or TSV file in UTF-8, in its order; paths in it, label tables' too, are taken from its own folder. Files need not
+    exist yet.
 
     Raises InputError, naming line or column and the remedy, for unknown or missing columns, missing values, unknown splits, labels and
     schemes that do not pair up, a scan listed twice, and a person in two splits.
@@ -64,7 +65,7 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
                 raise InputError(f"{path}: line {line}: {name} is empty; fill it in or remove the line")
         image, *labels = (Path(os.path.normpath(folder / name)) for name in (cells["image"], *labels))
         # A scheme for a scan that has no labels says nothing: people fill the column from top to bottom.
-        scheme = scheme if labels else ()
+        scheme = tuple(os.path.normpath(folder / name) if name.endswith(".tsv") else name for name in scheme) if labels else ()
         if scheme and len(scheme) != len(labels):
             raise InputError(f"{path}: line {line}: {len(labels)} labels but {len(scheme)} schemes; give each label file its scheme")
         rows.append(Row(cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"]))
@@ -89,7 +90,11 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
             raise InputError(f"{file}: ';' separates label files in a manifest; rename the file or folder")
         return text
 
-    lines = [(r.subject, r.session, spell(r.image), ";".join(map(spell, r.labels)), ";".join(r.scheme), r.dataset, r.split) for r in rows]
+    lines = []
+    for row in rows:
+        scheme = (spell(Path(name)) if name.endswith(".tsv") else name for name in row.scheme)
+        files = spell(row.image), ";".join(map(spell, row.labels)), ";".join(scheme)
+        lines.append((row.subject, row.session, *files, row.dataset, row.split))
     _write(path, COLUMNS, lines)
 
 
@@ -97,7 +102,7 @@ def check_rows(rows: Sequence[Row], source: str | Path) -> None:
     """Raises InputError, naming `source` and the row, for an unknown split, a scan listed twice, or a person in two of train, val, test."""
     if not rows:
         raise InputError(f"{source}: no scans; add at least one line below the header")
-    images, keys, sides = set(), set(), {}
+    images, keys, sides = set(), {}, {}
     for row in rows:
         if row.split not in SPLITS:
             close = meant(row.split, SPLITS)
@@ -106,14 +111,15 @@ def check_rows(rows: Sequence[Row], source: str | Path) -> None:
             raise InputError(f"{source}: image {row.image} is listed twice; remove one of the two")
         if row.key in keys:
             raise InputError(
-                f"{source}: subject {row.subject!r} has two scans called {row.image.name} in session {row.session!r}; give each its session"
+                f"{source}: subject {row.subject!r} has two scans called {row.image.name} in session {row.session!r}, {keys[row.key]} and "
+                f"{row.image}; give each its session, its subject (prepare_data's --subject-regex) or a name of its own"
             )
         if row.split in ("train", "val", "test") and sides.setdefault(row.person, row.split) != row.split:
             raise InputError(
                 f"{source}: subject {row.subject!r} of dataset {row.dataset!r} is in both {sides[row.person]} and {row.split}; choose one"
             )
         images.add(row.image)
-        keys.add(row.key)
+        keys[row.key] = row.image
 
 
 def assign_splits(
@@ -137,7 +143,7 @@ def assign_splits(
     if rule not in FRACTIONS:
         raise InputError(f"split rule {rule!r} is unknown; use one of {_list(tuple(FRACTIONS))}")
     fractions = tuple(map(float, FRACTIONS[rule] if fractions is None else fractions))
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise InputError(f"fractions {fractions}: give three parts, train val test, that sum to 1")
     units = defaultdict(set)
     for row in rows:

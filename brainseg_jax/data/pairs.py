@@ -5,13 +5,12 @@ A file that could belong to two others is refused rather than guessed.
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from brainseg_jax.data.makers import VOLUMES, stem
+from brainseg_jax.data.makers import VOLUMES, finder, longest_start, stem, volumes
 from brainseg_jax.errors import InputError
 
 COLUMNS = ("subject", "pred", "ref")
@@ -85,27 +84,18 @@ def _links(predictions: Collection[str], references: Collection[str], exact: boo
     """Names that go together, the prediction's first."""
     if exact:
         return {(name, name) for name in predictions if name in references}
-    forth = {(name, start) for name in predictions if (start := _longest_start(name, references))}
-    back = {(start, name) for name in references if (start := _longest_start(name, predictions))}
+    forth = {(name, start) for name in predictions if (start := longest_start(name, references))}
+    back = {(start, name) for name in references if (start := longest_start(name, predictions))}
     return forth | back
-
-
-def _longest_start(name: str, known: Collection[str]) -> str | None:
-    starts = (name[:end] for end in range(len(name), 0, -1) if not name[end : end + 1].isalnum())
-    return next((start for start in starts if start in known), None)
 
 
 def _by_name(folder: Path, subject_regex: str) -> dict[str, Path]:
     """The volumes below a folder by what they are paired by."""
-    try:
-        pattern = re.compile(subject_regex)
-    except re.error as error:
-        raise InputError(f"--subject-regex {subject_regex!r}: {error}; correct the expression") from None
+    subject = finder(subject_regex)
     found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.name.endswith(VOLUMES) and not p.name.startswith(".") and p.is_file()):
+    for path in volumes(folder):
         place = path.relative_to(folder)
-        match = pattern.search(place.as_posix())
-        name = (match and match[min(pattern.groups, 1)]) if subject_regex else place.with_name(stem(place)).as_posix()
+        name = subject(place) if subject_regex else place.with_name(stem(place)).as_posix()
         if not name:
             continue
         if name in found:

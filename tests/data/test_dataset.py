@@ -76,9 +76,44 @@ def test_bad_scans_are_set_aside_written_down_and_said(cohort, tmp_path):
 def test_too_many_bad_scans_stop_the_run_with_the_reasons_on_disk(cohort, tmp_path):
     rows = [row._replace(image=tmp_path / row.image.name) for row in read_manifest(cohort)]
     write_manifest(tmp_path / "people.tsv", rows)
-    with pytest.raises(InputError, match=r"4 of 4 scans cannot be used.*failures\.csv"):
+    with pytest.raises(InputError, match=r"4 of 4 scans cannot be used.*failures\.csv\); mend them, or leave them out of .*people\.tsv$"):
         prepare(settings(tmp_path / "people.tsv", tmp_path), tmp_path / "run")
     assert (tmp_path / "run" / "failures.csv").read_text().count("no such file") == 4
+    prepare(settings(cohort, tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run" / "failures.csv").exists()  # of the try before
+
+
+def judged(bad, good, untried=0, most=0.1):
+    """The refusal of `judge`, for `bad` scans in train, and good ones in train and, the last, in val."""
+    (row,) = people(A_train=1)
+    failures = [cache.Failure(row._replace(subject=f"p{i}"), f"/p{i}.nii: is empty; copy it again") for i in range(bad)]
+    ready = [cache.Entry(row._replace(split="val" if i == good - 1 else "train"), Path("x.npz")) for i in range(good)]
+    dataset.judge(bad + good + untried, ready, failures, most, Path("run/failures.csv"), Path("people.tsv"))
+
+
+def test_the_refusal_names_scans_and_reasons_and_ends_in_what_can_be_done():
+    with pytest.raises(InputError) as refusal:
+        judged(1, 7)
+    assert str(refusal.value) == (
+        "1 of 8 scans cannot be used, more than data.max_failures 0.1 allows: p0: /p0.nii: is empty; copy it again (all in "
+        "run/failures.csv); mend them, or leave them out of people.tsv, or go on without them: --config.data.max_failures=0.2"
+    )
+    with pytest.raises(InputError, match=r"^5 of 20 .*allows: p0: [^|]* \| p1: [^|]* \| p2: [^|]*again \| … \(all in .*max_failures=0\.3$"):
+        judged(5, 15)
+    with pytest.raises(InputError, match=r"^20 of 100 scans cannot be used \(70 not tried yet\).*max_failures=1$"):
+        judged(20, 10, untried=70)
+    with pytest.raises(InputError, match=r"leave them out of people\.tsv$"):  # nobody would be left to train with
+        judged(2, 1)
+
+
+@pytest.mark.parametrize(("bad", "good"), [(1, 7), (3, 5), (2, 8), (3, 7), (7, 3), (6, 14), (21, 9), (13, 187)])
+def test_the_value_that_it_names_is_the_smallest_tenth_that_passes(bad, good):
+    with pytest.raises(InputError) as refusal:
+        judged(bad, good, most=0.0)
+    tenth = float(str(refusal.value).rpartition("=")[2])
+    judged(bad, good, most=tenth)
+    with pytest.raises(InputError):
+        judged(bad, good, most=tenth - 0.1)
 
 
 def test_labels_are_read_only_where_they_are_wanted(cohort, tmp_path):
@@ -91,8 +126,23 @@ def test_labels_are_read_only_where_they_are_wanted(cohort, tmp_path):
 
 
 def test_a_split_without_scans_is_refused_by_name(cohort, tmp_path):
-    with pytest.raises(InputError, match="no usable scan in split val"):
+    with pytest.raises(InputError, match=r"no usable scan in split val; .*data\.fractions \(1\.0, 0\.0, 0\.0\)"):
         prepare(settings(without_splits(cohort, tmp_path), tmp_path, fractions=(1.0, 0.0, 0.0)), tmp_path / "run")
+
+
+def test_masks_that_validation_lacks_are_missed_before_anything_is_standardised(masked, tmp_path):
+    rows = [row._replace(labels=(), scheme=()) if row.split == "val" else row for row in read_manifest(masked)]
+    write_manifest(tmp_path / "people.tsv", rows)
+    with pytest.raises(InputError, match="no usable scan with labels in split val"):
+        prepare(settings(tmp_path / "people.tsv", tmp_path), tmp_path / "run", target=BRAIN)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_scans_of_val_that_all_fail_are_missed_afterwards(cohort, tmp_path):
+    rows = [row._replace(image=tmp_path / "gone.nii.gz") if row.split == "val" else row for row in read_manifest(cohort)]
+    write_manifest(tmp_path / "people.tsv", rows)
+    with pytest.raises(InputError, match="no usable scan in split val"):
+        prepare(settings(tmp_path / "people.tsv", tmp_path, max_failures=0.5), tmp_path / "run")
 
 
 def test_a_missing_manifest_is_refused_by_name(tmp_path):

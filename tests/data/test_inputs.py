@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.data.inputs import find, place, share, stem
+from brainseg_jax.data.inputs import find, place, record, records, share, stem, tasks
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.errors import InputError
 
@@ -133,6 +133,26 @@ def test_parts_are_all_of_it_and_know_nothing_of_each_other(tmp_path):
     moved = place(find(tmp_path), tmp_path / "elsewhere", "four")
     assert [c.row for c in share(moved, tmp_path / "elsewhere", 2, 4)] == [c.row for c in parts[1]]
     assert share(cases, tmp_path / "o", 1, 1) == cases
+
+
+def test_what_a_page_shows_lies_in_a_folder_of_its_own(tmp_path):
+    touch(tmp_path, "in/a.nii.gz", "in/deep/a.mgz", "in/qc/a.nii")
+    out = tmp_path / "out"
+    cases = place(find(tmp_path / "in"), out, "four")
+    found = [record(case.sidecar, out) for case in cases]
+    assert [path.relative_to(out).as_posix() for path in found] == ["qc/a_seg_qc.json", "qc/deep/a_seg_qc.json", "qc/qc/a_seg_qc.json"]
+    assert list(records(out)) == []
+    touch(out, *(path.relative_to(out).as_posix() for path in [*found, *(case.sidecar for case in cases)]))
+    assert list(records(out)) == list(zip(found, [case.sidecar for case in cases], strict=True))
+
+
+def test_the_task_of_earlier_runs_is_in_bids_names(tmp_path):
+    raw, out = touch(tmp_path / "raw", "sub-1/anat/sub-1_T1w.nii.gz"), tmp_path / "out"
+    assert tasks(find(raw), out) == [""]
+    for task in ("my-four", "skull"):
+        touch(out, *(case.sidecar.relative_to(out).as_posix() for case in place(find(raw), out, task)))
+    assert tasks(find(raw), out) == ["", "myfour", "skull"]
+    assert tasks(find(raw / "sub-1"), out) == [""]
 
 
 def test_stems():

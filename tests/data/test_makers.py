@@ -1,13 +1,12 @@
-"""Folder layouts become rows, and scripts/prepare_data.py a manifest: on little trees of empty files with the real names."""
+"""Folder layouts become rows: on little trees of empty files with the real names."""
 
-import hashlib
-import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 from brainseg_jax.data import makers
-from brainseg_jax.data.manifest import Row, read_manifest
+from brainseg_jax.data.manifest import Row
 from brainseg_jax.errors import InputError
 
 
@@ -138,7 +137,7 @@ def test_folder(tmp_path):
     assert {(row.scheme, row.dataset) for row in rows} == {(("s",), "scans")}
     assert [row.subject for row in makers.folder(root, labels, subject_regex=r"a(\d+)")] == ["1", "10", "1"]
     assert [row.subject for row in makers.folder(root, labels, subject_regex=r"a\d", dataset="x")] == ["a1", "a1", "a1"]
-    with pytest.raises(InputError, match=r"a1\.nii\.gz: subject regex 'site/\(\.\*\)_' fits nowhere"):
+    with pytest.raises(InputError, match=r"a1\.nii\.gz: --subject-regex 'site/\(\.\*\)_' fits nowhere"):
         makers.folder(root, labels, subject_regex="site/(.*)_")
     with pytest.raises(InputError, match="correct the expression"):
         makers.folder(root, labels, subject_regex="(")
@@ -154,12 +153,84 @@ def test_a_label_is_not_guessed_for_scans_of_one_name(tmp_path):
         makers.folder(root, tree(tmp_path / "seg", "T1_seg.nii.gz"), subject_regex=r"p\d")
 
 
+def test_names_that_do_not_tell_leave_it_to_the_subject(tmp_path):
+    root = tree(tmp_path / "scans", "sub-01_T1w.nii.gz", "sub-02/T1.nii.gz", "sub-03/T1.nii.gz", "sub-04/T1.nii.gz", "sub-5_T1w.nii.gz")
+    files = ("sub-01_seg.nii.gz", "sub-02/T1_seg.nii.gz", "sub-03/aseg.mgz", "sub-06_seg.nii.gz", "phantom.nii.gz", "sub-5_T1w_seg.nii.gz")
+    labels = tree(tmp_path / "seg", *files, "sub-5_old.nii.gz")
+    rows = makers.folder(root, labels, subject_regex=r"(sub-\d+)")
+    assert short(rows, tmp_path) == [
+        ("sub-01", "", "scans/sub-01_T1w.nii.gz", "seg/sub-01_seg.nii.gz"),
+        ("sub-02", "", "scans/sub-02/T1.nii.gz", "seg/sub-02/T1_seg.nii.gz"),
+        ("sub-03", "", "scans/sub-03/T1.nii.gz", "seg/sub-03/aseg.mgz"),
+        ("sub-04", "", "scans/sub-04/T1.nii.gz"),
+        ("sub-5", "", "scans/sub-5_T1w.nii.gz", "seg/sub-5_T1w_seg.nii.gz"),  # its name comes first
+    ]
+
+
+def test_a_name_does_not_count_where_the_path_tells_of_somebody_else(tmp_path):
+    root = tree(tmp_path / "scans", "p1/T1.nii.gz", "p2/brain.nii.gz")
+    labels = tree(tmp_path / "seg", "p2/T1_seg.nii.gz")
+    assert [len(row.labels) for row in makers.folder(root, labels)] == [1, 0]
+    assert [len(row.labels) for row in makers.folder(root, labels, subject_regex=r"p\d")] == [0, 1]
+    # An expression that suits the scans only does not undo what names tell.
+    root, labels = tree(tmp_path / "b", "x.nii.gz"), tree(tmp_path / "c", "x_seg.nii.gz")
+    assert [len(row.labels) for row in makers.folder(root, labels, subject_regex=r"(.*)\.nii")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("scans", "labels", "reason"),
+    [
+        (
+            "s1_a s1_b",
+            "s1_seg",
+            r"s1_seg\.nii: is of subject 's1', who has 2 scans \(s1_a\.nii, s1_b\.nii\), and its name .*; let it begin",
+        ),
+        ("s1_a s1_b", "s1_a_seg s1_x", r"s1_x\.nii: is of subject 's1', who has 2 scans"),
+        ("s1_a", "s1_x s1_y", r"s1_a\.nii: 2 label files fit \(s1_x\.nii, s1_y\.nii\); give a label folder with one kind only"),
+        (
+            "s1/T1 s2/T1",
+            "s1/T1 T1_seg",
+            r"s1/T1\.nii: another scan is called T1 too, so the label .*/T1_seg\.nii may be either's; give each",
+        ),
+    ],
+)
+def test_a_subject_that_does_not_tell_is_refused(tmp_path, scans, labels, reason):
+    root, labels = (tree(tmp_path / side, *(f"{name}.nii" for name in names.split())) for side, names in (("t1", scans), ("seg", labels)))
+    with pytest.raises(InputError, match=reason) as refusal:
+        makers.folder(root, labels, subject_regex=r"s\d")
+    assert "\n" not in str(refusal.value)
+
+
+def test_labels_among_the_scans_are_told_by_their_own_folder(tmp_path):
+    root = tree(tmp_path / "t1", "a.nii", "seg/a.nii")
+    around = Path(os.path.relpath(root / "seg", Path.cwd())) / ".." / "seg"
+    assert short(makers.folder(root, around), tmp_path) == [("a", "", "t1/a.nii", "t1/seg/a.nii")]
+    for labels in (root, tmp_path):
+        with pytest.raises(InputError, match="holds the scans as well; move the label maps into a folder of their own"):
+            makers.folder(root, labels)
+    tree(root, "002_S_0295.nii", "MALPEM-002_S_0295.nii")
+    assert makers.adni(root, root) == makers.adni(root)
+
+
+def test_an_expression_whose_group_took_no_part_finds_nothing(tmp_path):
+    find = makers.finder("(a)?b")
+    assert (find(Path("x/ab")), find(Path("b")), find(Path("c"))) == ("a", "", "")
+    with pytest.raises(InputError, match="fits nowhere in b"):
+        makers.folder(tree(tmp_path, "b.nii"), subject_regex="(a)?b")
+
+
+def test_a_few_names():
+    assert makers.few("abc") == "a, b, c" and makers.few(range(5)) == "0, 1, 2 and 2 more" and makers.few([]) == ""
+
+
 @pytest.mark.parametrize("layout", makers.MAKERS)
 def test_nothing_found_says_what_was_looked_for(tmp_path, layout):
     with pytest.raises(InputError, match=rf"{tmp_path}: no scans found; looked for .*(nii|mgz|NIfTI)"):
         makers.MAKERS[layout](tree(tmp_path, "readme.txt"))
     with pytest.raises(InputError, match="no such folder"):
         makers.MAKERS[layout](tmp_path / "none")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        makers.MAKERS[layout](tmp_path / "readme.txt")
 
 
 @pytest.mark.parametrize(
@@ -176,51 +247,3 @@ def test_a_label_folder_that_fits_no_scan_is_refused(tmp_path, layout, scan):
     assert len(makers.MAKERS[layout](root)) == 1
     with pytest.raises(InputError, match=rf"{labels}: no labels found"):
         makers.MAKERS[layout](root, labels)
-
-
-@pytest.fixture
-def prepare():
-    spec = importlib.util.spec_from_file_location("prepare_data", Path(__file__).parents[2] / "scripts" / "prepare_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *args: module.main([str(arg) for arg in args])
-
-
-def test_prepare_data_writes_manifest_and_split_and_says_what_is_next(tmp_path, prepare, capsys):
-    root = tree(tmp_path / "t1", *(f"P{i:02}-x_T1.nii.gz" for i in range(20)))
-    labels = tree(tmp_path / "labels", *(f"P{i:02}-x_T1_seg.nii.gz" for i in range(19)))
-    out = tmp_path / "people.tsv"
-    options = ("--subject-regex", r"(P\d+)", "--scheme", "dlmuse", "--dataset", "D", "--fractions", 0.8, 0.1, 0.1)
-    assert prepare("manifest", "folder", root, "--labels", labels, "--out", out, *options) == 0
-    rows = read_manifest(out)
-    assert [sum(row.split == split for row in rows) for split in ("train", "val", "test")] == [16, 2, 2]
-    assert rows[0][:2] + rows[0][3:6] == ("P00", "", (labels / "P00-x_T1_seg.nii.gz",), ("dlmuse",), "D")
-    printed = capsys.readouterr().out
-    lines = [line.split() for line in printed.splitlines()]
-    assert [line[:4] for line in lines[1:4]] == [["D", "train", "16", "16"], ["D", "val", "2", "2"], ["D", "test", "2", "2"]]
-    assert sum(int(line[4]) for line in lines[1:4]) == 19
-    assert hashlib.sha256((tmp_path / "people_split.tsv").read_bytes()).hexdigest() in printed
-    assert f"next: python -m brainseg_jax.main --config=configs/pretrain_vit.py:full --config.data.manifest={out}" in printed
-
-
-def test_prepare_data_without_a_split(tmp_path, prepare):
-    assert prepare("manifest", "folder", tree(tmp_path / "t1", "a.nii"), "--out", tmp_path / "a.tsv", "--split", "none") == 0
-    assert read_manifest(tmp_path / "a.tsv")[0].split == ""
-    assert not (tmp_path / "a_split.tsv").exists()
-
-
-@pytest.mark.parametrize(
-    ("args", "reason"),
-    [
-        (("cc359",), "no scans found"),
-        (("oasis1", "--scheme", "seg35"), "--scheme: the layout oasis1 has no use for it"),
-        (("folder", "--fractions", "1", "1", "1"), "sum to 1"),
-    ],
-)
-def test_prepare_data_refuses_in_one_line(tmp_path, prepare, capsys, args, reason):
-    root = tree(tmp_path / "t1", "a.nii")
-    assert prepare("manifest", args[0], root, "--out", tmp_path / "a.tsv", *args[1:]) == 2
-    error = capsys.readouterr().err
-    assert reason in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "a.tsv").exists()

@@ -125,6 +125,15 @@ def test_write_then_read(tmp_path):
     assert read_manifest(moved / "lists" / "people.tsv")[1].labels == (moved / "labels" / "l.nii",)
 
 
+def test_a_label_table_of_the_users_is_taken_from_the_manifests_folder(tmp_path, monkeypatch):
+    home = tmp_path / "lists"
+    tables = (str(tmp_path / "tables" / "mine.tsv"), "seg4")
+    write_manifest(home / "people.tsv", [FULL._replace(scheme=tables)])
+    assert (home / "people.tsv").read_text().splitlines()[1].split("\t")[4] == "../tables/mine.tsv;seg4"
+    monkeypatch.chdir(home)
+    assert read_manifest("people.tsv")[0].scheme == tables
+
+
 def test_write_refuses_what_could_not_be_read(tmp_path):
     with pytest.raises(InputError, match="listed twice"):
         write_manifest(tmp_path / "a.tsv", [FULL, FULL])
@@ -181,7 +190,7 @@ def test_rows_that_carry_a_split_keep_it_all_or_none():
         assign_splits([rows[0], *people(4)[1:]], seed=0)
 
 
-@pytest.mark.parametrize("fractions", [(0.7, 0.2), (0.7, 0.2, 0.2), (1.2, -0.1, -0.1), (70, 10, 20)])
+@pytest.mark.parametrize("fractions", [(0.7, 0.2), (0.7, 0.2, 0.2), (1.2, -0.1, -0.1), (70, 10, 20), (float("nan"), 0.5, 0.5)])
 def test_fractions_are_three_parts_of_one(fractions):
     with pytest.raises(InputError, match="sum to 1"):
         assign_splits(people(4), seed=0, fractions=fractions)
