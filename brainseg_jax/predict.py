@@ -6,13 +6,11 @@ What is done is not done again, one bad scan does not lose the others (exit code
 """
 
 import argparse
-import csv
 import hashlib
 import importlib.metadata
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -21,7 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import brainseg_jax
-from brainseg_jax import runtime
+from brainseg_jax import casebook, page, runtime
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
@@ -77,8 +75,6 @@ def run(options: argparse.Namespace) -> int:
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
     if options.qc:
-        from brainseg_jax import page
-
         page.refuse(options.qc, job.folder)
     cases = finished(job)
     if cases is None:
@@ -93,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
         write_volumes(of_part(options.vol, options.part), {case: results[case] for case in cases if case in results})
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
     if options.qc:
-        print(f"{options.qc}: {write_page(job, cases)}")
+        print(f"{options.qc}: {casebook.write_page(options.qc, job.folder, cases)}")
     if failures:
         print(f"{len(failures)} of {len(cases)} scans could not be segmented, reasons in {reasons}:", file=sys.stderr)
         print("\n".join([*failures[:SHOWN], *["…"] * (len(failures) > SHOWN)]), file=sys.stderr)
@@ -171,18 +167,7 @@ def recorded(job: Job, case: Case) -> bool:
     if not job.options.qc:
         return True
     file = inputs.record(case.sidecar, job.folder)
-    return valid(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
-
-
-def valid(record: Path, sidecar: Path) -> dict[str, Any] | None:
-    """What the page shows of a case, from its file; None unless it is of this version, and of the label map that is there."""
-    from brainseg_jax.page import read_cases
-
-    try:
-        (found,) = read_cases([record])
-        return found if found["made_from"] == json.loads(sidecar.read_text(encoding="utf-8"))["MadeFrom"] else None
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        return None
+    return casebook.valid(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
 
 
 def made_from(job: Job, case: Case) -> str:
@@ -280,7 +265,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     from brainseg_jax.data import nifti
 
     if told:
-        write_record(job, case, told, scan, ready)
+        casebook.write(case, job.folder, told, scan, ready, job.table, job.by.cohort())
         return told
     image, table = case.row.image, job.table
     classes, ml, found = prediction.segment(job.by, ready)
@@ -303,7 +288,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     write_table(case.names, NAMES, ((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
     if job.options.qc:
-        write_record(job, case, told, scan, classes)
+        casebook.write(case, job.folder, told, scan, classes, table, job.by.cohort())
     write_json(case.sidecar, told)
     return told
 
@@ -321,62 +306,6 @@ def _reason(case: Case, error: Exception) -> str:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"{case.row.image}: not enough memory; close other programs, or run on a larger machine"
     return f"{case.row.image}: unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
-
-
-# ---- the page
-
-
-def write_record(job: Job, case: Case, told: Told, scan: Any, classes: Any) -> None:
-    """Writes what the page shows of a case: pictures, volumes and flags; and what it was made from, so that it is not shown of another."""
-    import numpy as np
-
-    from brainseg_jax import page
-    from brainseg_jax.quality import examine
-
-    cohort = job.by.cohort()
-    found = examine(classes, scan.affine, job.table, cohort, told["Entropy"])
-    soft = np.array([0, *(volume["soft_ml"] for volume in told["Volumes"])], np.float64)
-    name, row = case.labels.relative_to(job.folder).as_posix(), case.row
-    shown = page.case(name, scan, classes, job.table, found, subject=row.subject, session=row.session, soft_ml=soft)
-    people = max((n for *_, n in (cohort or {}).values()), default=0)
-    own = {"made_from": told["MadeFrom"], "by": told["Description"], "people": people, "image": str(row.image)}
-    page.write_case(inputs.record(case.sidecar, job.folder), shown | own)
-
-
-def write_page(job: Job, cases: tuple[Case, ...]) -> str:
-    """Writes the page of all cases in the folder, whichever runs made them, that have the label table of these; says what it shows."""
-    from brainseg_jax import page
-
-    ours, files = {inputs.record(case.sidecar, job.folder) for case in cases}, None
-    # Until no other part has added to them meanwhile: so the last to write has seen all.
-    while files != (files := list(inputs.records(job.folder))):
-        found = {file: shown for file, sidecar in files if (shown := valid(file, sidecar))}
-        first = next((shown for file, shown in found.items() if file in ours), next(iter(found.values()), None))
-        records = [shown for shown in found.values() if shown["structures"] == first["structures"]]
-        page.write_page(job.options.qc, records, job.folder.name, str(job.folder), notes(job.folder, records, len(files) - len(records)))
-    return f"{_cases(len(records))}, {sum(bool(shown['flags']) for shown in records)} with flags"
-
-
-def notes(folder: Path, records: list[dict[str, Any]], left_out: int) -> list[str]:
-    """What the page says above its cases: what made them, what they are compared with, and what is not there."""
-    from brainseg_jax.quality import FEWEST
-
-    lines = []
-    for (by, people), n in Counter((shown["by"], shown["people"]) for shown in records).most_common():
-        cohort = f"compared with a cohort of {people} people" if people else "no cohort is known, so no volume has a z-score"
-        few = f", too few for z-scores ({FEWEST} are needed)" if 0 < people < FEWEST else ""
-        lines.append(f"{by}: {_cases(n)}, {cohort}{few}.")
-    reasons = [file.read_text(encoding="utf-8") for name in ("failures.csv", "failures_part-*-of-*.csv") for file in folder.glob(name)]
-    failed = {row["image"] for text in reasons for row in csv.DictReader(text.splitlines())} - {shown["image"] for shown in records}
-    if failed:
-        lines.append(f"Not here, since they could not be segmented: {_cases(len(failed))}; failures*.csv beside the label maps says why.")
-    if left_out:
-        lines.append(f"Not here, since they have other structures, or label maps made since without --qc: {_cases(left_out)}.")
-    return lines
-
-
-def _cases(n: int) -> str:
-    return f"{n} case{'s' * (n != 1)}"
 
 
 # ---- files of the run
