@@ -141,6 +141,10 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
 
 def card(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says about itself, without its numbers being read. Raises InputError if it is none."""
+    if checkpoint.suffix in (".pt", ".pth", ".safetensors"):
+        raise InputError(
+            f"{checkpoint}: is a file of weights; make a checkpoint of it with python -m converters.convert {checkpoint} FOLDER"
+        )
     if not (checkpoint / STATE).is_dir():
         raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, e.g. runs/pretrain_vit/checkpoints/150")
     return dict(ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE).custom_metadata or {})

@@ -253,6 +253,14 @@ def check(c: ConfigDict) -> None:
     for width, heads in (("vit.width", "vit.heads"), ("mae.width", "mae.heads")):
         if c_get(c, width) % c_get(c, heads):
             raise InputError(f"{width} {c_get(c, width)} does not divide by {heads} {c_get(c, heads)}; choose another number of heads")
+    if c.encoder == "swin" and len(c.swin.depths) != len(c.swin.heads):
+        raise InputError(f"swin.depths {c.swin.depths} and swin.heads {c.swin.heads}: give a number each for every stage")
+    for stage, heads in enumerate(c.swin.heads if c.encoder == "swin" else ()):
+        if (width := c.swin.width * 2**stage) % heads:
+            raise InputError(
+                f"swin.width {c.swin.width} makes stage {stage + 1} {width} wide, which does not divide by its {heads} of swin.heads; "
+                "use e.g. 12, 24, 36 or 48"
+            )
     for parts in ("data.crops_per_volume", "optim.accumulate"):
         if c.data.batch % c_get(c, parts):
             raise InputError(f"data.batch {c.data.batch} does not divide by {parts} {c_get(c, parts)}; change one of the two")
@@ -287,6 +295,8 @@ def check_ssl(c: ConfigDict) -> None:
         raise InputError(f"data.crop {c.data.crop}: ssl turns crops in the plane of the last two axes, which must be equal: {(x, z, z)}")
     if x % multiple or y % multiple or x * y == multiple**2:
         raise InputError(f"data.crop {c.data.crop}: ssl takes multiples of {multiple}, more than one; use e.g. {(2 * multiple,) * 3}")
+    if c.data.batch == 1 and c.ssl.weights[1]:
+        raise InputError("data.batch 1 leaves contrast no other crop to tell apart; use 2 or more, or ssl.weights=(1.0, 0.0, 1.0)")
     if c.ssl.cut == "share" and c.ssl.share > 0.75:
         raise InputError(f"ssl.share {c.ssl.share} takes too many boxes to draw; use at most 0.75")
     if c.optim.accumulate > 1:

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import write_text
 from converters import swin_unetr
 from converters.rules import MONAI, Dialect, Leaves, Tensors, at_least, place, synthesise, to_ours, to_theirs
 
@@ -30,15 +30,23 @@ def write(out: Path, config: ConfigDict, leaves: Leaves, tensors: Tensors, diale
     the networks differ.
     """
     certificate = certify(config, leaves, tensors, dialect, facts)
-    files = [out.with_name(f"{out.name}.certificate.{suffix}") for suffix in ("json", "md")]
+    files = places(out)
     for file, text in zip(files, (json.dumps(certificate, indent=1) + "\n", markdown(certificate)), strict=True):
-        with whole(file) as part:
-            part.write_text(text)
+        write_text(file, text)
     total = certificate["blocks"][WHOLE]
     worst = ", ".join(f"{dtype} {total[dtype]['relative']:.1e}" for dtype in TOLERANCE)
     if not certificate["passed"]:
         raise InputError(f"{files[1]}: the converted network is not MONAI's (relative difference {worst}); do not use it, and report this")
     return [f"{files[1]}: equal to MONAI {certificate['versions']['monai']} (relative difference {worst})"]
+
+
+def places(out: Path) -> list[Path]:
+    """The certificate's files beside what it is of. Raises InputError where they cannot be written."""
+    files = [out.with_name(f"{out.name}.certificate.{suffix}") for suffix in ("json", "md")]
+    for file in files:
+        if file.is_dir():
+            raise InputError(f"{file}: is a folder, where the certificate belongs; move it away")
+    return files
 
 
 def check(dialect: Dialect, left: list[str]) -> None:
@@ -86,11 +94,16 @@ def markdown(certificate: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in certificate["versions"].items())
     merging = f", merging {certificate['merging']}" if certificate["merging"] else ""
     trip = certificate["round_trip"]
+    written = (
+        f" Keys as of MONAI {certificate['written_for_monai']}, compared in the form of the one below."
+        if certificate["written_for_monai"]
+        else ""
+    )
     afterwards = certificate["changed_afterwards"]
     lines = [
         f"# {certificate['file']}: {'passed' if certificate['passed'] else 'FAILED'}",
         "",
-        f"Dialect {certificate['dialect']}{merging}; SHA-256 {certificate['sha256']}; image {certificate['image']}.",
+        f"Dialect {certificate['dialect']}{merging}; SHA-256 {certificate['sha256']}; image {certificate['image']}.{written}",
         f"{versions}.",
         f"Round trip of {trip['tensors']} tensors: {'every bit the same' if trip['bit_equal'] else 'NOT the same'}.",
         *([f"Compared as it was in the file, before what flags asked for: {'; '.join(afterwards)}."] if afterwards else []),
@@ -152,8 +165,7 @@ def _theirs(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndar
     config, installed = ConfigDict(config), _installed()
     legacy = config.encoder == "swin" and config.swin.merging == "legacy"
     if config.encoder == "swin" and not legacy:
-        before, config.swin.merging = config.swin.merging, swin_unetr.exported_merging(config.swin.merging, installed, "")
-        leaves = swin_unetr.reorder(leaves, before, config.swin.merging)
+        config, leaves = swin_unetr.for_release(config, leaves, installed)
     name, arguments = dialect.constructor(config, installed)
     if legacy and at_least(installed, "1.5"):
         arguments["downsample"] = _legacy_merging()

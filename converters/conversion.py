@@ -11,6 +11,8 @@ from converters.rules import Dialect, Leaves, Tensors
 # Values of our config that neither keys nor shapes tell; our own .safetensors files hold them as metadata.
 UNSEEN = ("vit.heads", "mae.heads", "mae.mask_ratio", "swin.merging", "data.crop")
 
+MERGINGS = {"legacy": "MONAI 0.9 to 1.4's", "merging": "MONAI 1.5's and later", "mergingv2": "made with downsample mergingv2"}
+
 
 class Conversion(NamedTuple):
     """The network as it is on both sides, and what a card, a certificate and the user are told about it."""
@@ -28,7 +30,8 @@ def summary(config: ConfigDict, leaves: Leaves) -> str:
     if config.encoder == "vit":
         network = f"ViT {config.vit.width} wide, {config.vit.depth} deep, {config.vit.heads} heads"
     else:
-        network = f'Swin {config.swin.width} wide, patch merging "{config.swin.merging}"{", v2" if config.swin.v2 else ""}'
+        merging = f'patch merging "{config.swin.merging}" ({MERGINGS[config.swin.merging]})'
+        network = f"Swin {config.swin.width} wide, {merging}{', v2' if config.swin.v2 else ''}"
     classes = f", {config.classes} classes" if config.objective == "segmentation" else ""
     channels = f"{config.channels} channel{'s' * (config.channels > 1)}"
     numbers = sum(leaf.size for leaf in leaves.values())

@@ -29,6 +29,8 @@ def convert(options: argparse.Namespace) -> int:
     if not options.source.exists():
         raise InputError(f"{options.source}: no such file or folder; check the path")
     check_place(options.out)
+    if options.certify:
+        certify.places(options.out)
     done = convert_checkpoint(options) if options.source.is_dir() else convert_file(options)
     print("\n".join(done.report))
     if options.certify:
@@ -42,8 +44,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if not text.isdecimal() or not 1 <= int(text) <= 9999:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 9999")
     return int(text)
 
 
@@ -52,6 +54,8 @@ def _crop(text: str) -> tuple[int, int, int]:
     if len(sides) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} is not three numbers of voxels, such as 96,96,96")
     x, y, z = map(_positive, sides)
+    if max(x, y, z) > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no crop; sides are 1024 voxels at most")
     return x, y, z
 
 
@@ -62,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dialect", default="", choices=[d.name for d in DIALECTS], help="the kind of file, where it is not detected")
     merges = ("legacy", "merging", "mergingv2")
     parser.add_argument("--merge", default="", choices=merges, help="a Swin's order of patch merging: the file's, or the one to write")
-    parser.add_argument("--monai", default="", help="the version that a Swin file was trained with, or that the file is for (default 1.6)")
+    parser.add_argument("--monai", default="", help="the version that a file was trained with, or that it is written for (default 1.6)")
     parser.add_argument(
         "--crop", type=_crop, metavar="X,Y,Z", help="the crop of a file: a ViT's where it is no cube, a Swin's if not 96,96,96"
     )

@@ -1,7 +1,7 @@
 """A file of weights becomes a checkpoint: every key is accounted for, and what weights do not show is asked for or said."""
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from brainseg_jax.errors import InputError, few
 from converters import certify, swin_unetr, unetr
 from converters.adapt import adapted
 from converters.conversion import UNSEEN, Conversion, digest, summary
-from converters.rules import OTHER, Account, Dialect, Leaves, Tensors, check_weights, their_key, to_ours, written_by
+from converters.rules import OTHER, Account, Dialect, Leaves, Tensors, at_least, check_weights, their_key, to_ours, written_by
 from converters.source import Source, detect, read
 
 
@@ -59,7 +59,7 @@ def convert_file(options: argparse.Namespace) -> Conversion:
     from brainseg_jax.trees import tree
 
     checkpoint.write(out, tree(leaves), {"config": with_sources(config, set(), source.name), "format": 1, "source": facts})
-    kind = f"{source}: {found.dialect.what} ({found.dialect.name})" + (f", keys as of MONAI {releases}" if releases else "")
+    kind = f"{source}: {found.dialect.what}, dialect {found.dialect.name}" + (f", keys as of MONAI {releases}" if releases else "")
     report = [kind, *_told(found), *(f"  {line}" for line in [*done, summary(config, leaves)])]
     whole = config.objective == "segmentation" and not facts["left"]
     report.append(f"{out}: written" + (f'; use it with brainseg_jax.load("{out}")' if whole else ", to start a training from"))
@@ -92,27 +92,50 @@ def _config(dialect: Dialect, leaves: Leaves, content: Source, options: argparse
             raise InputError(f"{key} is {sizes[key]}, and {dialect.what} has {value}; {OTHER}")
     config = base()
     config.update_from_flattened_dict({"steps": 1} | {k: v for k, v in content.told.items() if k in UNSEEN} | dialect.fixed | sizes)
-    crop = options.crop or (tuple(content.told["data.crop"]) if "data.crop" in content.told else None)
-    return config, (_vit if config.encoder == "vit" else _swin)(config, leaves, content, options, crop)
+    if options.monai:
+        _check_release(dialect, config, options.monai)
+    crop = _said("--crop", options.crop, content.told.get("data.crop"))
+    notes = _vit(config, leaves, content, options, crop) if config.encoder == "vit" else _swin(config, content, options, crop)
+    if "decoder" in dialect.parts:
+        notes.append("assumed: instance norm without weights and the class's other defaults, which weights do not show")
+    return config, notes
+
+
+def _said(flag: str, given: Any, told: Any) -> Any:
+    """What a flag or the file itself says. Raises InputError if they contradict each other."""
+    if given and told and given != told:
+        raise InputError(f"{flag}: the file says itself that it is {told}; leave the flag out")
+    return given or told
+
+
+def _check_release(dialect: Dialect, config: ConfigDict, monai: str) -> None:
+    """Raises InputError if a release of MONAI has no such network."""
+    if not dialect.since and config.encoder == "vit":
+        raise InputError("--monai: is for MONAI's networks, and this is none of them; leave it out")
+    if dialect.since and not at_least(monai, dialect.since):
+        raise InputError(f"--monai {monai}: has no such network; give {dialect.since} or newer")
+    if dialect.constructor:
+        dialect.constructor(config, monai)
 
 
 def _vit(config: ConfigDict, leaves: Leaves, content: Source, options: argparse.Namespace, crop: tuple[int, ...] | None) -> list[str]:
-    if options.merge or options.monai:
-        flag = "--merge" if options.merge else "--monai"
-        raise InputError(f"{flag}: tells the order of patch merging of a Swin network, and this is a ViT; leave it out")
+    """Sets what a ViT's weights do not show, and returns what had to be assumed."""
+    if options.merge:
+        raise InputError("--merge: tells the order of patch merging of a Swin network, and this is a ViT; leave it out")
     config.data.crop = unetr.crop_of(leaves, config.vit.patch, crop)
-    config.vit.heads = options.heads or config.vit.heads
+    said = _said("--heads", options.heads, content.told.get("vit.heads"))
+    config.vit.heads = said or config.vit.heads
     if config.vit.width % config.vit.heads:
         raise InputError(
             f"tokens are {config.vit.width} wide, which {config.vit.heads} heads do not divide; give --heads as it was trained"
         )
     if config.objective == "mae" and config.mae.width % config.mae.heads:
-        raise InputError(f"its decoder is {config.mae.width} wide, which the paper's {config.mae.heads} heads do not divide")
-    known = options.heads or "vit.heads" in content.told
-    return [] if known else [f"assumed: {config.vit.heads} attention heads, which weights do not show (else --heads)"]
+        raise InputError(f"its decoder is {config.mae.width} wide, which the paper's {config.mae.heads} heads do not divide; {OTHER}")
+    return [] if said else [f"assumed: {config.vit.heads} attention heads, which weights do not show (else --heads)"]
 
 
-def _swin(config: ConfigDict, leaves: Leaves, content: Source, options: argparse.Namespace, crop: tuple[int, ...] | None) -> list[str]:
+def _swin(config: ConfigDict, content: Source, options: argparse.Namespace, crop: tuple[int, ...] | None) -> list[str]:
+    """Sets what a Swin's weights do not show, and returns what had to be assumed."""
     if options.heads:
         raise InputError("--heads: a Swin network's weights show its heads; leave it out")
     config.data.crop = swin_unetr.checked_crop("--crop", crop or (96, 96, 96))
@@ -123,10 +146,11 @@ def _swin(config: ConfigDict, leaves: Leaves, content: Source, options: argparse
 def _merging(content: Source, options: argparse.Namespace) -> str:
     if options.merge and options.monai:
         swin_unetr.check_merging(options.merge, options.monai)
-    if options.merge:
-        return options.merge
-    if "swin.merging" in content.told:
-        return content.told["swin.merging"]
+    told = content.told.get("swin.merging")
+    if told and options.monai:
+        raise InputError(f'--monai: the file says itself that its patch merging is "{told}"; leave the flag out')
+    if said := _said("--merge", options.merge, told):
+        return said
     if options.monai:
         return swin_unetr.merging_of(options.monai)
     # The pretraining code from before MONAI had the encoder, the only one with these names, had this order.
@@ -138,10 +162,10 @@ def _merging(content: Source, options: argparse.Namespace) -> str:
 def _compare(dialect: Dialect, config: ConfigDict, leaves: Leaves) -> tuple[list[str], list[str]]:
     """Their keys of what our network has and the file lacks, and the other way round. Raises InputError for another shape."""
     wanted = expected_shapes(config, dialect.parts, leaves)
-    for path in wanted.keys() & leaves.keys():
-        if leaves[path].shape != wanted[path]:
+    for path in wanted:
+        if path in leaves and leaves[path].shape != wanted[path]:
             key = their_key(dialect.rows, path)
-            raise InputError(f"{key} has {leaves[path].shape} (laid out as ours) where {wanted[path]} is expected; {OTHER}")
+            raise InputError(f"{key} has {leaves[path].shape} (as laid out here) where {wanted[path]} is expected; {OTHER}")
     missing, surplus = ([their_key(dialect.rows, path) for path in a if path not in b] for a, b in ((wanted, leaves), (leaves, wanted)))
     return missing, surplus
 
@@ -175,9 +199,11 @@ def _not_covered(dialect: Dialect, account: Account, surplus: list[str], missing
     total = len(account.used) + len(account.dead) + len(account.unknown)
     faults = []
     if unknown := [*account.unknown, *surplus]:
-        faults.append(f"{len(unknown)} of its {total} keys have no use in {dialect.what} ({few(unknown)})")
+        faults.append(
+            f"of its {total} keys {len(unknown)} {'has' if len(unknown) == 1 else 'have'} no use in {dialect.what} ({few(unknown)})"
+        )
     if missing:
-        faults.append(f"{len(missing)} of {dialect.what} are missing ({few(missing)})")
+        faults.append(f"of {dialect.what} it lacks {few(missing)}")
     return f"{' and '.join(faults)}; find the file of an unchanged network, or add --partial to convert the rest and list what is left out"
 
 

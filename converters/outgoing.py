@@ -18,23 +18,27 @@ from converters.source import DIALECTS, METADATA
 
 def convert_checkpoint(options: argparse.Namespace) -> Conversion:
     """Writes the file. Raises InputError for what the dialect or the release cannot hold."""
+    from brainseg_jax import checkpoint
+    from brainseg_jax.trees import paths
+
     source, out = options.source, options.out
+    checkpoint.card(source)
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: a checkpoint is converted into a safetensors file; give a name that ends in .safetensors")
+    if out.is_dir() or out.absolute().is_relative_to(source.absolute()):
+        raise InputError(f"{out}: is a folder, or lies in the checkpoint; give another name")
     if out.exists() and not options.force:
         raise InputError(f"{out}: exists already; give another name, or --force to replace it")
     for flag in ("to_channels", "to_classes", "to_crop", "crop", "heads", "partial"):
         if getattr(options, flag):
             raise InputError(f"--{flag.replace('_', '-')}: is for files that become checkpoints; {source} is a checkpoint already")
-    from brainseg_jax import checkpoint
-    from brainseg_jax.trees import paths
-
     params, card = checkpoint.load(source)
     try:
         if "config" not in card:
             raise InputError("its card has no config, so its network is unknown; convert a checkpoint of this version")
         config, leaves = from_resolved(card["config"]), paths(params)
         dialect = _dialect_for(config, leaves, options.dialect)
+        described = summary(config, leaves)
         held = {path: leaf for path, leaf in leaves.items() if path.split("/")[0] in dialect.parts}
         left, leaves = sorted({path.split("/")[0] for path in leaves.keys() - held.keys()}), held
         if options.certify:
@@ -43,8 +47,7 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
         if dialect.since and not at_least(monai, dialect.since):
             raise InputError(f"MONAI {monai} has no such network; use --monai {dialect.since} or newer")
         if config.encoder == "swin":
-            config.swin.merging, before = swin_unetr.exported_merging(config.swin.merging, monai, options.merge), config.swin.merging
-            leaves = swin_unetr.reorder(leaves, before, config.swin.merging)
+            config, leaves = swin_unetr.for_release(config, leaves, monai, options.merge)
         elif options.merge:
             raise InputError("--merge: is for Swin networks; leave it out")
         tensors = to_theirs(dialect.rows, leaves, config.channels)
@@ -57,8 +60,8 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
     safetensors.write(out, tensors | unused, {"format": "pt", METADATA: json.dumps(told)})
     for_monai = f" for MONAI {monai}" if dialect.since else ""
     report = [
-        f"{source}: {summary(config, leaves)}",
-        f"{out}: {dialect.what} ({dialect.name}){for_monai}; {len(tensors)} tensors"
+        f"{source}: {described}",
+        f"{out}: {dialect.what}, dialect {dialect.name}{for_monai}; {len(tensors)} tensors"
         + (f", and {len(unused)} that it expects and no forward pass uses" if unused else ""),
         *([f"  left out: {', '.join(left)}"] if left else []),
         snippet(out, arguments, dialect.holds),

@@ -52,6 +52,7 @@ LAYOUTS = {
         lambda a, _: a.reshape(len(a), 2, 2, 2, -1).transpose(0, 4, 1, 2, 3),
     ),
     # A convolution that cuts patches, as a matrix product: voxels in (x, y, z, in) order.
+    "patch2": Layout("out in 2 2 2", lambda a: a.transpose(2, 3, 4, 1, 0).reshape(-1, len(a)), _patch_kernel),
     "patch": Layout("out in p p p", lambda a: a.transpose(2, 3, 4, 1, 0).reshape(-1, len(a)), _patch_kernel),
 }
 
@@ -250,7 +251,7 @@ def release(text: str) -> str:
     """The entry of MONAI for a version, e.g. "1.5" for "1.5.1". Raises InputError for one that is not known."""
     found = ".".join(text.strip().split(".")[:2])
     if found not in MONAI:
-        raise InputError(f"--monai {text}: known are {MONAI[0]} to {MONAI[-1]}; give the nearest of them")
+        raise InputError(f"--monai {text}: known are {MONAI[0]} to {MONAI[-1]}; give one of them")
     return found
 
 
@@ -261,8 +262,9 @@ def at_least(monai: str, version: str) -> bool:
 
 def _laid_out(layout: str, key: str, tensor: np.ndarray) -> np.ndarray:
     axes, read, _ = LAYOUTS[layout]
-    fits = tensor.ndim == len(axes.split()) and all(
-        not side.isdigit() or n == int(side) for n, side in zip(tensor.shape, axes.split(), strict=True)
+    sides = axes.split()
+    fits = tensor.ndim == len(sides) and all(
+        n == int(side) if side.isdigit() else n == tensor.shape[sides.index(side)] for n, side in zip(tensor.shape, sides, strict=True)
     )
     if not fits:
         flat = tensor.ndim == len(axes.split()) - 1 and tensor.ndim > 3

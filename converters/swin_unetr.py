@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from brainseg_jax.errors import InputError
-from converters.rules import Dead, Dialect, Leaves, Row, at_least, table, under
+from converters.rules import OTHER, Dead, Dialect, Leaves, Row, at_least, table, under
 
 SWIN = table("""
-    patch_embed.proj.weight                                 patch_embed/kernel                      patch
+    patch_embed.proj.weight                                 patch_embed/kernel                      patch2
     patch_embed.proj.bias                                   patch_embed/bias                        vector
     layers{s}c.0.layer.conv1.conv.weight                    layers{s}c/conv1/kernel                 conv
     layers{s}c.0.layer.conv2.conv.weight                    layers{s}c/conv2/kernel                 conv
@@ -69,7 +69,10 @@ def _index(bias_table: np.ndarray) -> np.ndarray:
 
 
 def _window(bias_table: np.ndarray) -> int:
-    return (round(len(bias_table) ** (1 / 3)) + 1) // 2
+    side = round(len(bias_table) ** (1 / 3))
+    if side**3 != len(bias_table) or side % 2 == 0:
+        raise InputError(f"a table of {len(bias_table)} relative positions is of no window with equal sides; {OTHER}")
+    return (side + 1) // 2
 
 
 def _dead(prefix: str) -> tuple[Dead, ...]:
@@ -126,8 +129,8 @@ MERGE_UNKNOWN = (
 
 def checked_crop(flag: str, crop: tuple[int, int, int]) -> tuple[int, int, int]:
     """The crop, if a Swin network can take it. Raises InputError, naming the flag, otherwise."""
-    if any(n % 32 for n in crop):
-        raise InputError(f"{flag} {','.join(map(str, crop))}: a Swin network takes multiples of 32 only; give the nearest")
+    if any(n % 32 for n in crop) or crop == (32, 32, 32):
+        raise InputError(f"{flag} {','.join(map(str, crop))}: a Swin network takes multiples of 32, and more than one; give the nearest")
     return crop
 
 
@@ -165,6 +168,13 @@ def exported_merging(ours: str, monai: str, wanted: str) -> str:
     if written == "mergingv2" and not at_least(monai, "1.0"):
         raise InputError(f"trained with {ours}, and MONAI {monai} has the legacy order only; use --monai 1.0 or newer")
     return written
+
+
+def for_release(config: Any, leaves: Leaves, monai: str, wanted: str = "") -> tuple[Any, Leaves]:
+    """The network in the order to write for a release. Raises InputError as `exported_merging`."""
+    written = type(config)(config)
+    written.swin.merging = exported_merging(config.swin.merging, monai, wanted)
+    return written, reorder(leaves, config.swin.merging, written.swin.merging)
 
 
 def reorder(leaves: Leaves, old: str, new: str) -> Leaves:
@@ -258,7 +268,7 @@ def _nested(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(row._replace(theirs="encoder." + row.theirs.replace("}.0.", "}.0.0.")) for row in rows)
 
 
-_OTHER = "of a pretraining decoder, which MONAI leaves out too"
+_DECODER = "of a pretraining decoder, which MONAI leaves out too"
 
 DISRUPTIVE = Dialect(
     name="ssl-pretrained",
@@ -271,8 +281,8 @@ DISRUPTIVE = Dialect(
         Dead("encoder.layers{s}.0.0.blocks.{b}.attn.relative_position_index", "a constant"),
         Dead("encoder.norm.*", "a final norm that Swin UNETR does not have"),
         Dead("encoder.mask_token", "of the pretraining task"),
-        Dead("decoder*", _OTHER),
-        Dead("out.conv.conv.*", _OTHER),
+        Dead("decoder*", _DECODER),
+        Dead("out.conv.conv.*", _DECODER),
     ),
     sizes=_encoder,
     written=False,

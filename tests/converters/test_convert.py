@@ -604,8 +604,8 @@ def test_an_unknown_or_missing_key_is_an_error_unless_partial(refused, converted
     live = plain_unetr[1] | {"surprise.weight": torch.zeros(2)}
     removed = live.pop("decoder5.conv_block.conv3.conv.weight")
     error = refused(live)
-    assert "1 of its 170 keys have no use in MONAI's UNETR (surprise.weight)" in error
-    assert "1 of MONAI's UNETR are missing (decoder5.conv_block.conv3.conv.weight); find the file" in error
+    assert "of its 170 keys 1 has no use in MONAI's UNETR (surprise.weight)" in error
+    assert "of MONAI's UNETR it lacks decoder5.conv_block.conv3.conv.weight; find the file" in error
     params, card = checkpoint.load(converted(live, "--partial", name="part.pt"))
     assert card["source"]["left"] == ["surprise.weight", "decoder5.conv_block.conv3.conv.weight"]
     assert "left out: surprise.weight" in capsys.readouterr().out
@@ -629,7 +629,7 @@ def changed(key, value):
         (lambda live: {"epoch": 3}, [], "holds no weights"),
         (changed("out.conv.conv.bias", torch.tensor([0.0, torch.nan, 1.0])), [], "out.conv.conv.bias holds NaN or infinity (1 of 3"),
         (changed("out.conv.conv.bias", torch.zeros(3, dtype=torch.int8)), [], "holds int8 numbers"),
-        (changed("vit.norm.weight", torch.zeros(47)), [], "vit.norm.weight has (47,) (laid out as ours) where (48,) is expected"),
+        (changed("vit.norm.weight", torch.zeros(47)), [], "vit.norm.weight has (47,) (as laid out here) where (48,) is expected"),
         (changed("vit.norm.weight", torch.zeros(4, 8)), [], "vit.norm.weight has shape (4, 8) where [n] is expected"),
         (without("blocks.11"), [], "vit.depth is 11, and MONAI's UNETR has 12"),
         (without("blocks.5.mlp"), [], "vit.blocks.5.mlp.linear1.weight is missing"),
@@ -639,10 +639,12 @@ def changed(key, value):
         (changed("vit.blocks.3.norm1.bias", torch.full((48,), torch.inf)), [], "vit.blocks.3.norm1.bias holds NaN or infinity (48 of 48"),
         (changed("vit.norm.weight", torch.full((48,), 1e300, dtype=torch.float64)), [], "vit.norm.weight holds NaN or infinity (48 of"),
         (changed("encoder1.layer.conv1.conv.weight", torch.zeros(8, 1, 3, 3)), [], "[out in x y z] is expected; this is a 2-D"),
-        (lambda live: live, ["--heads", "-3"], "argument --heads: '-3' is not a whole number above 0"),
+        (lambda live: live, ["--heads", "-3"], "argument --heads: '-3' is not a whole number from 1 to 9999"),
         (lambda live: live, ["--to-classes", "0"], "argument --to-classes: '0' is not"),
         (lambda live: live, ["--merge", "legacy"], "--merge: tells the order of patch merging of a Swin network, and this is a ViT"),
-        (lambda live: live, ["--monai", "1.2"], "--monai: tells the order"),
+        (lambda live: live, ["--to-crop", "160000,160000,16"], "is not a whole number from 1 to 9999"),
+        (lambda live: live, ["--to-crop", "4096,32,32"], "sides are 1024 voxels at most"),
+        (changed("vit.patch_embedding.patch_embeddings.weight", torch.zeros(48, 1, 16, 16, 8)), [], "where [out in p p p] is expected"),
         (lambda live: live, ["--force"], "a checkpoint is never overwritten; leave it out"),
         (lambda live: live, ["--to-channels", "8"], "adds its image without a convolution"),
         (lambda live: live, ["--monai", "2.1"], "known are 0.8 to 1.6"),
@@ -667,8 +669,10 @@ def test_a_truncated_file(refused, plain_unetr, tmp_path):
         (["--merge", "legacy", "--monai", "1.5"], "MONAI 1.5 has no such order"),
         (["--merge", "mergingv2", "--monai", "0.9"], "MONAI 0.9 has the legacy order only"),
         (["--merge", "merging", "--heads", "3"], "--heads: a Swin network's weights show its heads"),
-        (["--merge", "merging", "--crop", "96,96,100"], "--crop 96,96,100: a Swin network takes multiples of 32 only"),
+        (["--merge", "merging", "--crop", "96,96,100"], "--crop 96,96,100: a Swin network takes multiples of 32"),
         (["--merge", "merging", "--to-crop", "40,64,64"], "--to-crop 40,64,64: a Swin network takes"),
+        (["--merge", "merging", "--crop", "32,32,32"], "multiples of 32, and more than one"),
+        (["--monai", "0.8"], "--monai 0.8: has no such network; give 0.9 or newer"),
         (["--merge", "merging", "--to-classes", "5"], "--to-classes: there is no head"),
         (["--merge", "merging", "--certify", "--partial"], "--certify: compares whole networks"),
     ],
@@ -678,11 +682,35 @@ def test_flags_that_do_not_fit_a_swin_encoder(refused, flags, says):
     assert says in refused(swin_encoder() | surplus, *flags)
 
 
+def test_a_swin_of_other_patches_or_windows_is_refused(refused):
+    weights = swin_encoder()
+    other = weights | {"patch_embed.proj.weight": torch.zeros(12, 1, 4, 4, 4)}
+    assert "(12, 1, 4, 4, 4) where [out in 2 2 2] is expected" in refused(other, "--merge", "merging")
+    key = "layers1.0.blocks.0.attn.relative_position_bias_table"
+    assert "1521 relative positions is of no window with equal sides" in refused(
+        weights | {key: torch.zeros(1521, 3)}, "--merge", "merging"
+    )
+
+
+def test_a_flag_does_not_contradict_the_file(tmp_path, swins, converted, plain_unetr, capsys):
+    six = converted(plain_unetr[1], "--heads", "6")
+    for source, flags, says in (
+        (six, ["--heads", "12"], "--heads: the file says itself that it is 6"),
+        (six, ["--crop", "32,32,64"], "--crop: the file says itself that it is (32, 32, 32)"),
+        (swins / "merging", ["--merge", "legacy"], "--merge: the file says itself that it is merging"),
+        (swins / "merging", ["--monai", "1.3"], 'its patch merging is "merging"; leave the flag out'),
+    ):
+        assert main([str(source), str(tmp_path / "back.safetensors"), "--force"]) == 0
+        assert main([str(tmp_path / "back.safetensors"), str(tmp_path / "again"), *flags]) == 2
+        assert says in capsys.readouterr().err
+    assert main([str(tmp_path / "back.safetensors"), str(tmp_path / "again"), "--merge", "merging"]) == 0
+
+
 def test_what_is_assumed_is_said(converted, plain_unetr, capsys):
     converted(plain_unetr[1])
     assert "assumed: 12 attention heads, which weights do not show" in capsys.readouterr().out
     folder = converted(plain_unetr[1], "--heads", "6", name="six.pt")
-    assert "assumed:" not in capsys.readouterr().out
+    assert "12 attention heads" not in capsys.readouterr().out
     assert from_resolved(checkpoint.load(folder)[1]["config"]).vit.heads == 6
 
 
@@ -693,6 +721,13 @@ def test_places_where_nothing_can_be_written(tmp_path, plain_unetr, capsys):
         assert main([str(tmp_path / "w.pt"), str(out)]) == 2
         assert main([str(folder), f"{out}.safetensors"]) == 2
         assert capsys.readouterr().err.count(says) == 2
+    (tmp_path / "folder.safetensors").mkdir()
+    for out, flags in (("folder.safetensors", ["--force"]), (folder / "inside.safetensors", [])):
+        assert main([str(folder), str(tmp_path / out), *flags]) == 2
+        assert "is a folder, or lies in the checkpoint; give another name" in capsys.readouterr().err
+    (tmp_path / "o.certificate.md").mkdir()
+    assert main([str(tmp_path / "w.pt"), str(tmp_path / "o"), "--certify"]) == 2
+    assert "o.certificate.md: is a folder, where the certificate belongs" in capsys.readouterr().err
     assert main([str(tmp_path / "none.pt"), str(tmp_path / "out")]) == 2
     assert "none.pt: no such file or folder" in capsys.readouterr().err
 

@@ -20,7 +20,7 @@ ROWS = table("""
 
 def example(rng, layout):
     """A tensor of theirs that fits a layout, of 2 channels where it cuts patches."""
-    sides = SIDES | {"in": 2} if layout == "patch" else SIDES
+    sides = SIDES | {"in": 2} if layout.startswith("patch") else SIDES
     return rng.normal(size=[int(side) if side.isdigit() else sides[side] for side in rules.LAYOUTS[layout].axes.split()])
 
 

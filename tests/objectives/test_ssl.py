@@ -477,6 +477,9 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
         ({"encoder": "vit"}, r"encoder is vit; .* swin"),
         ({"objective": "mae"}, r"encoder is swin; .* vit"),
         ({"optim.accumulate": 2, "data.batch": 4}, r"optim\.accumulate 2 .*remat=True"),
+        ({"data.batch": 1}, r"data\.batch 1 leaves contrast no other crop .* ssl\.weights"),
+        ({"swin.width": 10}, r"swin\.width 10 makes stage 1 10 wide, .* 3 of swin\.heads; use e\.g\. 12"),
+        ({"swin.heads": (3, 6, 12)}, r"swin\.depths .* a number each for every stage"),
         ({"ssl.share": 0.9}, r"ssl\.share .* 0\.75"),
         ({"ssl.weights": (1.0, 1.0)}, r"ssl\.weights .* three numbers"),
         ({"ssl.weights": (1.0, -1.0, 1.0)}, r"ssl\.weights .* not be negative"),
@@ -489,7 +492,7 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
 )
 def test_what_cannot_work_is_refused_by_its_key(changes, hint):
     config = base()
-    config.update_from_flattened_dict({"steps": 1, "objective": "ssl", "encoder": "swin", "data.crop": (96, 96, 96)})
+    config.update_from_flattened_dict({"steps": 1, "objective": "ssl", "encoder": "swin", "data.crop": (96, 96, 96), "data.batch": 2})
     check(config)
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=hint):
@@ -498,5 +501,5 @@ def test_what_cannot_work_is_refused_by_its_key(changes, hint):
 
 def test_crops_need_be_equal_in_the_plane_of_turns_only():
     config = base()
-    config.update_from_flattened_dict({"steps": 1, "objective": "ssl", "encoder": "swin", "data.crop": SIZE})
+    config.update_from_flattened_dict({"steps": 1, "objective": "ssl", "encoder": "swin", "data.batch": 2, "data.crop": SIZE})
     check(config)
