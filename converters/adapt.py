@@ -12,7 +12,7 @@ from converters.rules import Leaves
 
 def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> tuple[ConfigDict, Leaves, list[str], list[str]]:
     """(the network's config and leaves as the --to- flags ask, paths that are left out, what was done in words)."""
-    config, left, done = ConfigDict(config), [], []
+    config, left, done = config.copy_and_resolve_references(), [], []
     if options.to_channels and options.to_channels != config.channels:
         leaves = to_channels(leaves, config.channels, options.to_channels)
         done.append(f"channels {config.channels} to {options.to_channels}: all take the mean kernel, scaled")

@@ -65,7 +65,7 @@ def check(dialect: Dialect, left: list[str]) -> None:
 
 def certify(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect, facts: dict[str, Any]) -> dict[str, Any]:
     """The certificate, ready for JSON: every block's difference by its path, versions, and whether the round trip keeps every bit."""
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     if config.encoder == "swin":
         config.data.crop = (64, 64, 64)  # it takes any size
     image = np.random.default_rng(0).normal(size=(1, *config.data.crop, config.channels))
@@ -134,7 +134,7 @@ def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarra
     from brainseg_jax import models
     from brainseg_jax.trees import paths, tree
 
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     config.dtype = dtype
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree(leaves))
@@ -162,7 +162,7 @@ def _theirs(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndar
     import monai
     import torch
 
-    config, installed = ConfigDict(config), _installed()
+    config, installed = config.copy_and_resolve_references(), _installed()
     legacy = config.encoder == "swin" and config.swin.merging == "legacy"
     if config.encoder == "swin" and not legacy:
         config, leaves = swin_unetr.for_release(config, leaves, installed)

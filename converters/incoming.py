@@ -177,7 +177,7 @@ def expected_shapes(config: ConfigDict, parts: tuple[str, ...], leaves: Leaves) 
     from brainseg_jax import models, objectives
     from brainseg_jax.trees import paths
 
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     config.dtype = "float32"
     key = jax.random.key(0)
     image = jax.ShapeDtypeStruct((1, *config.data.crop, config.channels), "float32")

@@ -96,7 +96,7 @@ def _dialect_for(config: ConfigDict, leaves: Leaves, wanted: str) -> Dialect:
         dialect = next(d for d in DIALECTS if d.name == wanted)
         if dialect.parts == ("encoder",):
             leaves = {path: leaf for path, leaf in leaves.items() if path.startswith("encoder/")}
-            config = ConfigDict(config)
+            config = config.copy_and_resolve_references()
             config.objective = dialect.fixed["objective"]  # whatever trained it
         if fault := _fault(dialect, config, leaves):
             raise InputError(f"cannot be written as {wanted}: {fault}; leave out --dialect")

@@ -172,7 +172,7 @@ def exported_merging(ours: str, monai: str, wanted: str) -> str:
 
 def for_release(config: Any, leaves: Leaves, monai: str, wanted: str = "") -> tuple[Any, Leaves]:
     """The network in the order to write for a release. Raises InputError as `exported_merging`."""
-    written = type(config)(config)
+    written = config.copy_and_resolve_references()
     written.swin.merging = exported_merging(config.swin.merging, monai, wanted)
     return written, reorder(leaves, config.swin.merging, written.swin.merging)
 

@@ -14,10 +14,11 @@ from torch_trees import last
 
 import brainseg_jax
 from brainseg_jax import checkpoint, models, objectives, safetensors
-from brainseg_jax.config import from_resolved, with_sources
+from brainseg_jax.config import base, from_resolved, with_sources
 from brainseg_jax.trees import count, paths, tree
 from converters import swin_unetr
 from converters import unetr as unetrs
+from converters.adapt import adapted
 from converters.convert import main
 from converters.rules import to_ours
 from converters.source import detect
@@ -326,6 +327,25 @@ def test_what_no_version_computes_is_not_exported(swins, tmp_path, capsys, name,
     assert main([str(swins / name), str(tmp_path / "out.safetensors"), *flags]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_only_the_octants_change_places_for_a_release():
+    config = base()
+    leaves = {"encoder/layers1/downsample/norm/scale": np.arange(16.0), "encoder/norm/scale": np.arange(3.0)}
+    written, moved = swin_unetr.for_release(config, leaves, "1.6", "mergingv2")
+    assert (config.swin.merging, written.swin.merging) == ("merging", "mergingv2")
+    octants = models.swin.OCTANTS
+    at = [octants["merging"].index(octant) for octant in octants["mergingv2"]]
+    assert at != sorted(at) and moved["encoder/layers1/downsample/norm/scale"].reshape(8, 2)[:, 0].tolist() == [2.0 * i for i in at]
+    assert moved["encoder/norm/scale"] is leaves["encoder/norm/scale"]
+
+
+def test_changes_are_not_made_to_the_network_as_it_was():
+    """It is what a certificate compares."""
+    config, position = base(), np.zeros((1000, 8), np.float32)
+    options = argparse.Namespace(to_channels=None, to_classes=None, to_crop=(80, 160, 160))
+    changed, leaves, *_ = adapted(config, {"encoder/position/table": position}, options)
+    assert (config.data.crop, changed.data.crop, leaves["encoder/position/table"].shape) == ((160, 160, 160), (80, 160, 160), (500, 8))
 
 
 @pytest.mark.slow
