@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import brainseg_jax
-from brainseg_jax import casebook, page, runtime
+from brainseg_jax import runtime
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
@@ -75,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
     if options.qc:
+        from brainseg_jax import page
+
         page.refuse(options.qc, job.folder)
     cases = finished(job)
     if cases is None:
@@ -89,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
         write_volumes(of_part(options.vol, options.part), {case: results[case] for case in cases if case in results})
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
     if options.qc:
+        from brainseg_jax import casebook
+
         print(f"{options.qc}: {casebook.write_page(options.qc, job.folder, cases)}")
     if failures:
         print(f"{len(failures)} of {len(cases)} scans could not be segmented, reasons in {reasons}:", file=sys.stderr)
@@ -166,6 +170,8 @@ def recorded(job: Job, case: Case) -> bool:
     """Whether the page has what it needs of a scan that is done; not where the label map was corrected since."""
     if not job.options.qc:
         return True
+    from brainseg_jax import casebook
+
     file = inputs.record(case.sidecar, job.folder)
     return casebook.valid(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
 
@@ -261,7 +267,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     `told` is the sidecar that is there already; `mark`, `scan` and `ready` are what `read_case` gives. Raises InputError where there is
     no brain; nothing is written then.
     """
-    from brainseg_jax import prediction
+    from brainseg_jax import casebook, prediction
     from brainseg_jax.data import nifti
 
     if told:
