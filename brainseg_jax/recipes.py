@@ -100,20 +100,20 @@ def two_millimetres(c: ConfigDict) -> None:
 def small(c: ConfigDict) -> None:
     """Small networks on crops of heads at 2 mm, for an hour or two of two CPU cores."""
     augmented(c)
+    narrow(c)
     c.steps = 2000
-    c.eval_every = 0.1
     c.eval_volumes = 8
+    c.data.batch = 2
+    c.optim.peak = 1e-3
+
+
+def narrow(c: ConfigDict) -> None:
+    """What small networks share, pretrained or fine-tuned: 64³ crops at 2 mm; a Swin of 12 channels, or a ViT-S with as wide a decoder."""
+    c.eval_every = 0.1
     c.save_every = 100
     c.data.spacing = 2.0
     c.data.size = (96, 96, 96)
     c.data.crop = (64, 64, 64)
-    c.data.batch = 2
-    c.optim.peak = 1e-3
-    narrow(c)
-
-
-def narrow(c: ConfigDict) -> None:
-    """A Swin of 12 channels, as its pretraining in configs/pretrain_swin.py:small, or a ViT-S with a decoder of as many."""
     c.swin.width = 12
     c.swin.window = 4
     c.vit.width, c.vit.heads, c.vit.hidden = 384, 6, 1536

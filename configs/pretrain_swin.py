@@ -79,11 +79,6 @@ def two_millimetres(c: ConfigDict) -> None:
 
 
 def small(c: ConfigDict) -> None:
-    two_millimetres(c)
-    c.epochs = 0.0
-    c.steps = 1000
-    c.eval_every = 0.1
-    c.save_every = 100
-    c.data.crop = (64, 64, 64)
-    c.data.batch = 8
     narrow(c)
+    c.steps = 1000
+    c.data.batch = 8
