@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from brainseg_jax import weights
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import SEAL, check_place, write_text
 
@@ -117,13 +118,17 @@ def verify(checkpoint: Path) -> str:
 def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]]:
     """A part of a checkpoint's state, e.g. "params/encoder", as NumPy arrays, and the checkpoint's card.
 
-    Only that part is read. Raises InputError if it is no checkpoint, is damaged, or has no such part.
+    `checkpoint` is a folder, of which that part only is read, or a network in one file (`weights.py`). Raises InputError if it is neither,
+    is damaged, or has no such part.
     """
+    wanted = subtree.split("/")
+    if checkpoint.suffix == weights.SUFFIX:
+        params, described = weights.read(checkpoint)
+        return _part({"params": params}, wanted, checkpoint), described
     described = card(checkpoint)
     if fault := verify(checkpoint):
         raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
     metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
-    wanted = subtree.split("/")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def choose(keys: Any, leaf: Any) -> Any:
@@ -132,16 +137,23 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
 
     abstract = jax.tree_util.tree_map_with_path(choose, metadata.metadata)
     tree = ocp.load(checkpoint.absolute(), abstract, checkpointable_name=STATE)
-    for name in wanted:
+    return jax.tree.map(jax.device_get, _part(tree, wanted, checkpoint)), described
+
+
+def _part(tree: Any, names: list[str], checkpoint: Path) -> Any:
+    for name in names:
         if not isinstance(tree, dict) or name not in tree:
-            raise InputError(f"{checkpoint}: has no {subtree}; it has {', '.join(tree) if isinstance(tree, dict) else 'no parts there'}")
+            there = ", ".join(tree) if isinstance(tree, dict) else "no parts there"
+            raise InputError(f"{checkpoint}: has no {'/'.join(names)}; it has {there}")
         tree = tree[name]
-    return jax.tree.map(jax.device_get, tree), described
+    return tree
 
 
 def card(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says about itself, without its numbers being read. Raises InputError if it is none."""
-    if checkpoint.suffix in (".pt", ".pth", ".safetensors"):
+    if checkpoint.suffix == weights.SUFFIX:
+        return weights.read(checkpoint)[1]
+    if checkpoint.suffix in (".pt", ".pth"):
         raise InputError(
             f"{checkpoint}: is a file of weights; make a checkpoint of it with python -m converters.convert {checkpoint} FOLDER"
         )

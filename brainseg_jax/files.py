@@ -11,6 +11,7 @@ from typing import Any
 
 from brainseg_jax.errors import InputError
 
+READY = Path(__file__).with_name("ready_files") / "t1.safetensors"  # the network that comes with the package
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
 
 

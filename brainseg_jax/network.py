@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from brainseg_jax import checkpoint, models
+from brainseg_jax import checkpoint, models, weights
 from brainseg_jax.config import from_resolved
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import Model
@@ -46,13 +46,14 @@ class Network:
     def save(self, folder: str | Path, params: Any = None) -> None:
         """Writes a checkpoint with these parameters, or with `params` in their place; `load` and `converters.convert` read it.
 
-        Raises InputError if the folder exists, or the parameters are not this network's.
+        It is a folder, or one file if its name ends in .safetensors. Raises InputError if it exists, or the parameters are not this
+        network's.
         """
         folder, params = Path(folder), self.params if params is None else params
         if folder.exists():
-            raise InputError(f"{folder}: exists; give a new folder")
+            raise InputError(f"{folder}: exists; give a new name")
         _check_same(folder, params, self.params)
-        checkpoint.write(folder, params, self.card)
+        (weights if folder.suffix == weights.SUFFIX else checkpoint).write(folder, params, self.card)
 
     def _checked(self, images: Any) -> jax.Array:
         shape, channels, crop = tuple(images.shape), self.config.channels, tuple(self.config.data.crop)
@@ -64,7 +65,7 @@ class Network:
 
 
 def load(path: str | Path) -> Network:
-    """The network of a checkpoint's folder, one of a run (`runs/NAME/checkpoints/STEP`) or one that `converters.convert` made.
+    """The network of a checkpoint: a folder of a run (`runs/NAME/checkpoints/STEP`) or of `converters.convert`, or one file of `save`.
 
     Raises InputError if it is no checkpoint, is damaged, holds another kind of network, or a part or the numbers of it are missing.
     """

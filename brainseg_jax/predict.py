@@ -24,9 +24,9 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import SEAL, write_table, write_text
+from brainseg_jax.files import READY, SEAL, write_table, write_text
 
-VERSION = 1  # of what is written: raise it whenever the same scan and checkpoints would give other labels
+VERSION = 2  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
 COLUMNS = ("subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml")
 SHOWN = 5  # failures that are printed; all stand in failures.csv
@@ -106,6 +106,7 @@ def load(job: Job, networks: list[str]) -> Job:
     from brainseg_jax.prediction import predictor, written  # JAX reads its settings when it is imported
 
     by = predictor(networks)
+    by = by.grouped(job.options.task) if job.options.task else by
     by = by.mirrored() if job.options.tta else by
     return job._replace(by=by, table=written(by.table, job.options.ids))
 
@@ -124,16 +125,15 @@ def start(options: argparse.Namespace) -> None:
 
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
-    """The checkpoints that answer together."""
-    if not options.checkpoint:
-        raise InputError("--checkpoint is missing: a fine-tuned network, e.g. runs/NAME/checkpoints/STEP")
-    return options.checkpoint.split(",")
+    """The checkpoints that answer together; without any the network that comes with the package."""
+    return options.checkpoint.split(",") if options.checkpoint else [str(READY)]
 
 
 def digest(checkpoint: str) -> str:
     """What tells a checkpoint from others, wherever it lies; "" if it is none."""
     try:
-        return hashlib.sha256((Path(checkpoint) / SEAL).read_bytes()).hexdigest()
+        file = Path(checkpoint)
+        return hashlib.sha256((file / SEAL if file.is_dir() else file).read_bytes()).hexdigest()
     except OSError:
         return ""
 
@@ -177,9 +177,9 @@ def recorded(job: Job, case: Case) -> bool:
 
 
 def made_from(job: Job, case: Case) -> str:
-    """A hash of all that decides the labels: the checkpoints, the ids, the mirror image, and size and time of the scan's file."""
+    """A hash of all that decides the labels: the checkpoints, the task, the ids, the mirror image, and size and time of the scan's file."""
     status = case.row.image.stat()
-    facts = [VERSION, job.digests, job.options.tta, job.options.ids, status.st_size, status.st_mtime_ns]
+    facts = [VERSION, job.digests, job.options.task, job.options.tta, job.options.ids, status.st_size, status.st_mtime_ns]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -303,7 +303,7 @@ def description(job: Job) -> str:
     """What made the labels, in a sentence without its end."""
     versions = f"brainseg_jax {brainseg_jax.__version__}, JAX {importlib.metadata.version('jax')}"
     mirror = ", mirror images too" if job.options.tta else ""
-    return f"{len(job.table.structures)} structures ({job.table.name}) by {job.options.checkpoint}{mirror}; {versions}"
+    return f"{len(job.table.structures)} structures ({job.table.name}) by {job.options.checkpoint or READY.name}{mirror}; {versions}"
 
 
 def _reason(case: Case, error: Exception) -> str:
@@ -390,7 +390,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
     parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
-    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="the network; several, with commas, answer together")
+    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="the network (the one that comes with the package); several, with commas, answer together")
+    parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
     parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
     page = "writes a page to look at all cases of the output folder: pictures, flags, ratings"
     parser.add_argument("--qc", type=_page, metavar="PAGE", help=f"{page} (.html)")

@@ -17,10 +17,11 @@ from scipy import ndimage
 
 from brainseg_jax import inference, network
 from brainseg_jax.data.augment import as_float
-from brainseg_jax.data.labels import Table, freesurfer_ids, parse_table, swap, voxel_ids
+from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, parse_table, read_table, swap, voxel_ids
 from brainseg_jax.data.nifti import Scan, read
 from brainseg_jax.data.standardize import Spec, Standardized, along_axis, spec_of, standardize
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, few, meant
+from brainseg_jax.files import READY
 from brainseg_jax.quality import COHORT, Cohort, Flag, examine
 from brainseg_jax.recipes import TASKS
 
@@ -38,15 +39,19 @@ Ids = Literal["freesurfer", "table", "auto"]
 class Predictor(NamedTuple):
     """Networks that answer together (the mean of their probabilities), what they take, and what their classes are.
 
-    `table` is named for its task. `mirror`: each network also sees the mirror image.
+    `table`: the classes that come out, `own`: those of the networks, both named for their task. `groups` adds the probabilities of the
+    second up to those of the first, background included; None where the two are the same. `mirror`: each network also sees the mirror
+    image.
     """
 
     models: tuple[inference.Model, ...]
     spec: Spec
     table: Table
+    own: Table
     overlap: float
     blend: str
     cards: tuple[dict[str, Any], ...]
+    groups: Float[np.ndarray, "k j"] | None = None
     mirror: inference.Mirror | None = None
 
     def trained_on(self) -> set[str]:
@@ -54,13 +59,31 @@ class Predictor(NamedTuple):
         return {person for card in self.cards for person in (*card.get("subjects", ()), *card.get("subjects_before", ()))}
 
     def cohort(self) -> Cohort | None:
-        """What is usual in people, as the first card that knows it says; None where none does."""
-        return next((card[COHORT] for card in self.cards if COHORT in card), None)
+        """What is usual in people for the classes that come out, as the first card that knows it says; None where none does."""
+        return next((card[COHORT][self.table.name] for card in self.cards if self.table.name in card.get(COHORT, ())), None)
 
     def mirrored(self) -> "Predictor":
         """The same with every network seeing the scan twice, as it is and in a mirror, left and right structures changing places."""
         axis = next(axis for axis, letter in enumerate(self.spec.orientation) if letter in "LR")
-        return self._replace(mirror=inference.Mirror(axis, swap(self.table)))
+        return self._replace(mirror=inference.Mirror(axis, swap(self.own)))
+
+    def grouped(self, task: str) -> "Predictor":
+        """The same with the structures of a task ("skull", "four", "thirtythree"), or of a label table, by name or as a .tsv file.
+
+        Of its structures those are left out that the networks' classes have no part in. Raises InputError for an unknown table, and where
+        the networks do not tell apart what it does.
+        """
+        if task not in TASKS and task not in SCHEMES and not task.endswith(".tsv"):
+            known = (*TASKS, *SCHEMES)
+            raise InputError(f"--task {task!r} is unknown{meant(task, known)}; use one of {', '.join(known)}, or a .tsv file")
+        table = read_table(TASKS.get(task, task))
+        groups = grouping(self.own, table)
+        if sided := [s.name for s in self.own.structures if len(groups[s.id]) > 1]:
+            raise InputError(f"--task {task}: the networks do not tell the sides of {few(sided)} apart, and it does; choose a coarser one")
+        kept = tuple(s for s in table.structures if (s.id,) in groups.values())
+        number = {(s.id,): n for n, s in enumerate(kept, 1)}
+        of = [0, *(number.get(groups[s.id], 0) for s in self.own.structures)]
+        return self._replace(table=Table(_task(table.name), kept), groups=np.eye(len(kept) + 1, dtype=np.float32)[of])
 
 
 class Found(NamedTuple):
@@ -99,20 +122,23 @@ class Prediction(NamedTuple):
 
 def predict(
     scan: str | Path | tuple[Any, Any],
-    checkpoint: str | Path | Sequence[str | Path] | Predictor,
+    checkpoint: str | Path | Sequence[str | Path] | Predictor | None = None,
     *,
+    task: str = "",
     tta: bool = False,
     ids: Ids = "auto",
 ) -> Prediction:
     """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), or voxels [x y z] with the affine that takes their indices to RAS millimetres.
 
-    `checkpoint`: a folder, or several that answer together; for many scans give `prediction.predictor(checkpoint)`, which is loaded once.
-    `tta`: each network also sees the mirror image (takes twice as long). `ids`: "freesurfer", "table" (the label table's own), or "auto":
+    `checkpoint`: a folder or file, or several that answer together, by default the network that comes with the package; for many scans
+    give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by default all that it knows. `tta`: each network also sees the mirror image (takes twice as long). `ids`: "freesurfer", "table" (the label table's own), or "auto":
     FreeSurfer's where every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
     """
     if not isinstance(checkpoint, Predictor):
-        checkpoint = predictor([checkpoint] if isinstance(checkpoint, str | Path) else checkpoint)
-    by = checkpoint.mirrored() if tta else checkpoint
+        one = READY if checkpoint is None else checkpoint
+        checkpoint = predictor([one] if isinstance(one, str | Path) else one)
+    by = checkpoint.grouped(task) if task else checkpoint
+    by = by.mirrored() if tta else by
     table = written(by.table, ids)
     name = str(scan) if isinstance(scan, str | Path) else "scan"
     given = read(scan) if isinstance(scan, str | Path) else _checked(*scan)
@@ -142,7 +168,7 @@ def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
         if other_spec != spec or other_table.structures != table.structures:
             what = "labels" if other_spec == spec else "standardisation"
             raise InputError(f"{folder}: was trained with other {what} than {checkpoints[0]}; predict with each by itself")
-    return Predictor(tuple(models), spec, table, settings.overlap, settings.blend, tuple(cards))
+    return Predictor(tuple(models), spec, table, table, settings.overlap, settings.blend, tuple(cards))
 
 
 def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y z"]:
@@ -176,13 +202,15 @@ def find(by: Predictor, ready: Standardized) -> Found:
     unsure = []
 
     def keep(rows: slice, probabilities: jax.Array) -> None:
+        probabilities = probabilities if by.groups is None else probabilities @ by.groups
         soft[:, rows] = np.moveaxis(np.asarray(_in_bytes(probabilities)), -1, 0)
         unsure.append(np.asarray(_entropy(probabilities)))
 
     seen = inference.segment(by.models, volume, overlap=by.overlap, blend=by.blend, mirror=by.mirror, each=keep)
     nats, voxels = np.sum(unsure, axis=0, dtype=np.float64)
     entropy = float(nats / voxels) if voxels else float("nan")
-    return Found(soft, seen.volumes * abs(np.linalg.det(ready.affine[:3, :3])) / 1000, entropy)
+    volumes = seen.volumes if by.groups is None else seen.volumes @ by.groups
+    return Found(soft, volumes * abs(np.linalg.det(ready.affine[:3, :3])) / 1000, entropy)
 
 
 def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:

@@ -31,7 +31,10 @@ def convert(options: argparse.Namespace) -> int:
     check_place(options.out)
     if options.certify:
         certify.places(options.out)
-    done = convert_checkpoint(options) if options.source.is_dir() else convert_file(options)
+    from brainseg_jax import weights  # with JAX, which a mistyped command can do without
+
+    ours = options.source.is_dir() or weights.is_network(options.source)
+    done = convert_checkpoint(options) if ours else convert_file(options)
     print("\n".join(done.report))
     if options.certify:
         print("\n".join(certify.write(options.out, done.config, done.leaves, done.tensors, done.dialect, done.facts)))
@@ -61,7 +64,7 @@ def _crop(text: str) -> tuple[int, int, int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m converters.convert", description="Weights between PyTorch's files and our checkpoints.", allow_abbrev=False)
-    parser.add_argument("source", metavar="IN", type=Path, help="a .pt, .pth or .safetensors file, or the folder of a checkpoint")
+    parser.add_argument("source", metavar="IN", type=Path, help="a .pt, .pth or .safetensors file, or a checkpoint of ours")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder, or the .safetensors file, to write")
     parser.add_argument("--dialect", default="", choices=[d.name for d in DIALECTS], help="the kind of file, where it is not detected")
     merges = ("legacy", "merging", "mergingv2")

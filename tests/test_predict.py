@@ -44,7 +44,8 @@ def head(seed=0):
 @pytest.fixture
 def networks(monkeypatch):
     """In place of checkpoints and networks: bright voxels are class 2 of the table, dim ones class 1."""
-    state = {"by": Predictor((), SPEC, read_table("seg4")._replace(name="four"), 0.5, "gaussian", ()), "asked": [], "segmented": 0}
+    four = read_table("seg4")._replace(name="four")
+    state = {"by": Predictor((), SPEC, four, four, 0.5, "gaussian", ()), "asked": [], "segmented": 0}
 
     def predictor(checkpoints):
         state["asked"].append(list(checkpoints))
@@ -419,12 +420,12 @@ def test_cases_of_another_label_table_are_not_on_the_page(run, networks, scans, 
 
 def test_the_card_s_cohort(run, networks, scans, tmp_path):
     cohort = {s.name: [300.0, 30.0, 40] for s in read_table("seg4").structures[:2]}
-    networks["by"] = networks["by"]._replace(cards=({}, {"cohort": cohort}))
+    networks["by"] = networks["by"]._replace(cards=({}, {"cohort": {"four": cohort}}))
     assert run(*QC)[0] == 0
     shown = records(tmp_path / "out")["a_seg.nii.gz"]
     assert all(z is not None for *_, z, _ in shown["values"][:3]) and ("absent", "CSF") not in {tuple(f[:2]) for f in shown["flags"]}
     assert page(tmp_path / "out" / "qc.html")[1][0].endswith("3 cases, compared with a cohort of 40 people.")
-    networks["by"] = networks["by"]._replace(cards=({"cohort": {name: [300.0, 30.0, 9] for name in cohort}},))
+    networks["by"] = networks["by"]._replace(cards=({"cohort": {"four": {name: [300.0, 30.0, 9] for name in cohort}}},))
     assert run(*QC, "--overwrite")[0] == 0
     assert "cohort of 9 people, too few for z-scores (20 are needed)." in page(tmp_path / "out" / "qc.html")[1][0]
 
@@ -482,12 +483,12 @@ def test_where_all_is_done_no_jax_is_imported(run, networks, scans, tmp_path):
         (("--i={f}/scans", "--o={f}/o", "--qc={f}/none/qc.html"), "there is no folder"),
         (("--i={f}/scans", "--o={f}/o", "--qc={f}/mine.html"), "mine.html: exists, and is no page of this command; move it away"),
         (("--i={f}/scans", "--o={f}/o", "--ids=mine"), "argument --ids: invalid choice: 'mine'"),
-        (("--i={f}/scans", "--o={f}/o", "--checkpoint="), "--checkpoint is missing: a fine-tuned network"),
+        (("--i={f}/scans", "--o={f}/o", "--task=fuor"), "--task 'fuor' is unknown (did you mean 'four'?)"),
     ],
 )
 def test_refused_in_one_line(run, scans, tmp_path, flags, reason):
     (tmp_path / "mine.html").write_text("<!doctype html>")
-    code, out, err = run(*flags, checkpoint="" if "--checkpoint=" in flags else "net")
+    code, out, err = run(*flags, checkpoint="net")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and reason in err
     assert not (tmp_path / "o").exists()
 

@@ -21,7 +21,7 @@ from brainseg_jax.prediction import Found, Predictor, on_scan, predict, refuse, 
 
 SPEC = spec("default", 3.0, (48, 48, 48))
 TABLE = parse_table("id\tname\tpartner\tfreesurfer\n7\tBlob\t7\t1035\n", "blobs")
-BY = Predictor((), SPEC, TABLE, 0.5, "gaussian", ())
+BY = Predictor((), SPEC, TABLE, TABLE, 0.5, "gaussian", ())
 
 SHEAR = np.array([[1, 0, 0], [0, 1, 0.15], [0, 0, 1.0]])
 TURN = Rotation.from_euler("xyz", (14, -9, 20), degrees=True).as_matrix()
@@ -175,7 +175,7 @@ def test_it_says_what_to_look_at(threshold):
     cut = predict((voxels[:, :, :18], affine), BY)  # the ball's middle is plane 14.5
     (flag,) = cut.flags
     assert (flag.structure, flag.kind) == ("Blob", "edge") and "(top)" in flag.words
-    known = BY._replace(cards=({}, {"cohort": {"Blob": [50.0, 5.0, 30]}}, {"cohort": {}}))
+    known = BY._replace(cards=({}, {"cohort": {"others": {}}}, {"cohort": {"blobs": {"Blob": [50.0, 5.0, 30]}}}))
     (flag,) = predict((voxels, affine), known).flags
     assert (flag.structure, flag.kind) == ("All structures", "volume") and "small" in flag.words
 
@@ -190,6 +190,56 @@ def test_entropy_is_the_mean_of_what_is_inside(threshold):
     inside = [entropy([0.1, 0.8, 0.1]), entropy([0.2, 0.2, 0.6]), 0]
     np.testing.assert_allclose(prediction._entropy(jnp.asarray(p)), [sum(inside), 3], rtol=1e-6)
     assert np.isnan(prediction.find(BY, ready._replace(image=np.zeros(SPEC.size, np.uint8))).entropy)
+
+
+SIX = "id\tname\tpartner\tfreesurfer\n" + "".join(
+    f"{n}\t{name}\t{partner}\t{id}\n"
+    for n, (name, partner, id) in enumerate(
+        [("Cortex of the left", 2, 3), ("Cortex of the right", 1, 42), ("Stem", 3, 16), ("CSF", 4, 24), ("Nerve", 5, 85), ("Bone", 6, 165)], 1
+    )
+)
+
+
+def test_classes_are_grouped_into_a_task(monkeypatch):
+    """Probabilities add up, what belongs to no structure of the task is background, and what the networks never see is left out."""
+    own = parse_table(SIX, "six")
+    by = BY._replace(table=own, own=own)
+    four = by.grouped("four")
+    assert four.table.name == "four" and [s.name for s in four.table.structures] == ["Cortex", "White matter", "CSF"]
+    rows = np.eye(4)[[0, 1, 1, 2, 3, 2, 0]]
+    np.testing.assert_array_equal(four.groups, rows)
+    skull = by.grouped("skull")
+    assert [s.name for s in skull.table.structures] == ["Brain"]
+    np.testing.assert_array_equal(skull.groups[:, 1], [0, 1, 1, 1, 1, 1, 0])
+    assert four.mirrored().mirror.partners.tolist() == [0, 2, 1, 3, 4, 5, 6]  # of the networks' classes
+
+    p = np.random.default_rng(0).dirichlet(np.ones(7), (48, 48, 48)).astype(np.float32)
+
+    def segment(models, volume, *, overlap, blend, mirror, each):
+        each(slice(0, 20), jnp.asarray(p[:20]))
+        each(slice(20, 48), jnp.asarray(p[20:]))
+        return inference.Segmentation(p.argmax(-1).astype(np.uint8), p.sum((0, 1, 2), np.float64))
+
+    monkeypatch.setattr(inference, "segment", segment)
+    ready = Standardized(np.zeros((48, 48, 48), np.uint8), placed(), {})
+    found = prediction.find(four, ready)
+    expected = p @ rows
+    assert (np.moveaxis(found.soft, 0, -1).argmax(-1) == expected.argmax(-1)).all()
+    np.testing.assert_allclose(found.volumes, expected.sum((0, 1, 2)) * 0.064, rtol=1e-6)
+
+
+def test_a_task_that_the_networks_cannot_give_is_refused():
+    own = parse_table(SIX, "six")
+    by = BY._replace(table=own, own=own)
+    with pytest.raises(InputError, match="did you mean 'four'"):
+        by.grouped("fuor")
+    whole = parse_table("id\tname\tpartner\tfreesurfer\tpart_of\n1\tCortex\t1\t3/42\t\n", "whole")
+    with pytest.raises(InputError, match="does not tell"):
+        BY._replace(table=whole, own=whole).grouped("thirtythree")
+    arch = SIX.replace("partner\tfreesurfer\n", "partner\tfreesurfer\tpart_of\n").replace("\t165\n", "\t\t3/42\n")
+    arch = parse_table(arch, "arch")
+    with pytest.raises(InputError, match="do not tell the sides of Bone apart"):
+        BY._replace(table=arch, own=arch).grouped("thirtythree")
 
 
 def test_ids_are_freesurfers_where_there_are_any(threshold):
@@ -224,7 +274,7 @@ def test_ids_take_the_smallest_type(largest, dtype):
 
 @pytest.mark.parametrize(("orientation", "axis"), [("RAS", 0), ("RSP", 0), ("PSL", 2), ("ALS", 1)])
 def test_the_mirror_stands_between_left_and_right(orientation, axis):
-    by = BY._replace(spec=replace(SPEC, orientation=orientation), table=read_table("seg33")).mirrored()
+    by = BY._replace(spec=replace(SPEC, orientation=orientation), own=read_table("seg33")).mirrored()
     assert by.mirror.axis == axis
     assert by.mirror.partners[[0, 1, 19]].tolist() == [0, 19, 1]  # white matter, left and right
 

@@ -65,7 +65,8 @@ def test_the_tables_are_those_in_the_package():
     assert "data/tables/*.tsv" in patterns
     sizes = {scheme: len(table.structures) for scheme, table in TABLES.items()}
     # aseg's 44 with hypointensities and chiasm, 2 basal forebrains, 6 of the callosum, 3 of the vermis, 72 parcels; SynthSeg's 32 + 68.
-    expected = {"seg35": 35, "seg33": 33, "seg4": 4, "brain": 1, "freesurfer": 127, "malpem": 138, "synthseg": 100, "dlmuse": 148}
+    expected = {"seg35": 35, "seg33": 33, "intracranial": 35, "seg4": 4, "brain": 1, "freesurfer": 127, "malpem": 138}
+    expected |= {"synthseg": 100, "dlmuse": 148}
     assert sizes == expected
 
 
@@ -162,8 +163,8 @@ def test_every_way_to_a_coarser_table_is_the_same():
 
 
 def test_tables_that_group_and_those_that_cannot():
-    fine = ("seg35", "seg33", "freesurfer", "malpem", "synthseg", "dlmuse")
-    coarse = ("seg35", "seg33", "seg4", "brain", "freesurfer", "synthseg")
+    fine = ("seg35", "seg33", "intracranial", "freesurfer", "malpem", "synthseg", "dlmuse")
+    coarse = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "synthseg")
     expected = {(s, t) for s in fine for t in coarse} | {("seg4", "brain")} | {(s, s) for s in SCHEMES}
     assert set(GROUPINGS) == expected
     with pytest.raises(InputError, match=r"'Cortex' of label table seg4 does not tell 'Left cerebral cortex' from 'Right cerebral cortex'"):

@@ -1,0 +1,89 @@
+"""A network in one file: the same numbers and card come back, damage is noticed, and checkpoints and such files are used alike."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from brainseg_jax import checkpoint, load, safetensors, weights
+from brainseg_jax.errors import InputError
+from converters.convert import main as convert
+
+CARD = {"config": {"seed": 3}, "subjects": ["a"], "cohort": {"four": {"Cortex": [1.0, 0.5, 30]}}}
+
+
+@pytest.fixture
+def params(rng):
+    return {"encoder": {"a": {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}}, "head": {"bias": np.arange(5, dtype=np.float32)}}
+
+
+def equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+def test_there_and_back(tmp_path, params):
+    weights.write(tmp_path / "a.safetensors", params, CARD)
+    found, card = weights.read(tmp_path / "a.safetensors")
+    equal(found, params)
+    assert card == CARD
+
+
+def test_half_the_size_comes_back_in_single_precision(tmp_path, params):
+    weights.write(tmp_path / "a.safetensors", params, CARD, np.float16)
+    equal(weights.read(tmp_path / "a.safetensors")[0], jax.tree.map(lambda a: a.astype(np.float16).astype(np.float32), params))
+
+
+def test_checkpoint_reads_it_and_parts_of_it(tmp_path, params):
+    file = tmp_path / "a.safetensors"
+    weights.write(file, params, CARD)
+    encoder, card = checkpoint.load(file, "params/encoder")
+    equal(encoder, params["encoder"])
+    assert card == checkpoint.card(file) == CARD
+    with pytest.raises(InputError, match=r"has no params/decoder; it has encoder, head"):
+        checkpoint.load(file, "params/decoder")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path, params):
+    file = tmp_path / "a.safetensors"
+    weights.write(file, params, CARD)
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="its numbers are not those that were written"):
+        checkpoint.load(file)
+
+
+def test_another_program_s_file_is_sent_to_the_converter(tmp_path):
+    file = tmp_path / "a.safetensors"
+    safetensors.write(file, {"a": np.zeros(3, np.float32)}, {"format": "pt"})
+    assert not weights.is_network(file)
+    with pytest.raises(InputError, match=r"holds weights of another program; .*converters\.convert"):
+        checkpoint.card(file)
+    with pytest.raises(InputError, match="no such file"):
+        load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.slow
+def test_a_network_travels_as_one_file(small, tmp_path, rng, capsys):
+    """Saved as a folder and as a file it is the same network, and both become the same file of MONAI's keys."""
+    from brainseg_jax import models
+    from brainseg_jax.config import flat
+    from brainseg_jax.network import Network
+
+    config = small(objective="segmentation", encoder="swin", decoder="swin_unetr", classes=3)
+    config.swin.width = 12
+    image = jnp.asarray(rng.uniform(size=(1, *config.data.crop, 1)), jnp.float32)
+    params = models.segmenter(config).init(jax.random.key(0), image)["params"]
+    network = Network(config, params, {"config": flat(config)})
+    network.save(tmp_path / "folder")
+    network.save(tmp_path / "file.safetensors")
+    folder, file = load(tmp_path / "folder"), load(tmp_path / "file.safetensors")
+    equal(jax.device_get(folder.params), jax.device_get(file.params))
+    np.testing.assert_array_equal(file.logits(image), network.logits(image))
+    with pytest.raises(InputError, match="exists; give a new name"):
+        network.save(tmp_path / "file.safetensors")
+    for source in ("folder", "file.safetensors"):
+        assert convert([str(tmp_path / source), str(tmp_path / f"monai_{source}.safetensors"), "--monai", "1.5"]) == 0, capsys.readouterr()
+    one, other = (safetensors.read(tmp_path / f"monai_{name}.safetensors")[0] for name in ("folder", "file.safetensors"))
+    assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
