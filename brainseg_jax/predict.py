@@ -390,7 +390,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
     parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
-    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="the network (the one that comes with the package); several, with commas, answer together")
+    network = "the network, by default the one that comes with the package; several, with commas, answer together"
+    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
     parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
     parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
     page = "writes a page to look at all cases of the output folder: pictures, flags, ratings"

@@ -131,7 +131,8 @@ def predict(
     """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), or voxels [x y z] with the affine that takes their indices to RAS millimetres.
 
     `checkpoint`: a folder or file, or several that answer together, by default the network that comes with the package; for many scans
-    give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by default all that it knows. `tta`: each network also sees the mirror image (takes twice as long). `ids`: "freesurfer", "table" (the label table's own), or "auto":
+    give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by default all that it knows.
+    `tta`: each network also sees the mirror image (takes twice as long). `ids`: "freesurfer", "table" (the label table's own), or "auto":
     FreeSurfer's where every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
     """
     if not isinstance(checkpoint, Predictor):

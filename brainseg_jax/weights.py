@@ -29,7 +29,7 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     one."""
     arrays, metadata = safetensors.read(file)
     if CARD not in metadata:
-        raise InputError(f"{file}: holds weights of another program; make a checkpoint of it with python -m converters.convert {file} FOLDER")
+        raise InputError(f"{file}: holds another program's weights; make a checkpoint of it: python -m converters.convert {file} FOLDER")
     if metadata.get(CHECKSUM) != _checksum(arrays):
         raise InputError(f"{file}: its numbers are not those that were written; copy or download it again")
     wide = {path: array.astype(np.promote_types(array.dtype, np.float32)) for path, array in arrays.items()}

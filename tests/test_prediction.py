@@ -195,7 +195,7 @@ def test_entropy_is_the_mean_of_what_is_inside(threshold):
 SIX = "id\tname\tpartner\tfreesurfer\n" + "".join(
     f"{n}\t{name}\t{partner}\t{id}\n"
     for n, (name, partner, id) in enumerate(
-        [("Cortex of the left", 2, 3), ("Cortex of the right", 1, 42), ("Stem", 3, 16), ("CSF", 4, 24), ("Nerve", 5, 85), ("Bone", 6, 165)], 1
+        [("Left cortex", 2, 3), ("Right cortex", 1, 42), ("Stem", 3, 16), ("CSF", 4, 24), ("Nerve", 5, 85), ("Bone", 6, 165)], 1
     )
 )
 

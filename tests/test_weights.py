@@ -9,6 +9,7 @@ from brainseg_jax import checkpoint, load, safetensors, weights
 from brainseg_jax.errors import InputError
 from converters.convert import main as convert
 
+SWIN = {"data.crop": (32, 32, 32), "swin.width": 12, "swin.window": 4}
 CARD = {"config": {"seed": 3}, "subjects": ["a"], "cohort": {"four": {"Cortex": [1.0, 0.5, 30]}}}
 
 
@@ -58,7 +59,7 @@ def test_another_program_s_file_is_sent_to_the_converter(tmp_path):
     file = tmp_path / "a.safetensors"
     safetensors.write(file, {"a": np.zeros(3, np.float32)}, {"format": "pt"})
     assert not weights.is_network(file)
-    with pytest.raises(InputError, match=r"holds weights of another program; .*converters\.convert"):
+    with pytest.raises(InputError, match=r"holds another program.s weights; .*converters\.convert"):
         checkpoint.card(file)
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "none.safetensors")
@@ -68,14 +69,13 @@ def test_another_program_s_file_is_sent_to_the_converter(tmp_path):
 def test_a_network_travels_as_one_file(small, tmp_path, rng, capsys):
     """Saved as a folder and as a file it is the same network, and both become the same file of MONAI's keys."""
     from brainseg_jax import models
-    from brainseg_jax.config import flat
+    from brainseg_jax.config import with_sources
     from brainseg_jax.network import Network
 
-    config = small(objective="segmentation", encoder="swin", decoder="swin_unetr", classes=3)
-    config.swin.width = 12
+    config = small(objective="segmentation", encoder="swin", decoder="swin_unetr", classes=3, **SWIN)
     image = jnp.asarray(rng.uniform(size=(1, *config.data.crop, 1)), jnp.float32)
     params = models.segmenter(config).init(jax.random.key(0), image)["params"]
-    network = Network(config, params, {"config": flat(config)})
+    network = Network(config, params, {"config": with_sources(config, set(), "test.py")})
     network.save(tmp_path / "folder")
     network.save(tmp_path / "file.safetensors")
     folder, file = load(tmp_path / "folder"), load(tmp_path / "file.safetensors")

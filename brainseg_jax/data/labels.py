@@ -29,8 +29,8 @@ from scipy import ndimage
 
 from brainseg_jax.errors import InputError, meant
 
-# seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels. brain: a mask, with
-# the CSF around the brain.
+# seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels.
+# brain: a mask, with the CSF around the brain.
 SCHEMES = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse")
 COLUMNS = ("id", "name", "abbreviation", "freesurfer", "part_of", "partner", "colour", "tissue", "note")
 REQUIRED = ("id", "name", "partner")
