@@ -116,7 +116,7 @@ def slabs(
     params = jax.device_put(model.params)
     here = _beside(params)
     volume = jax.device_put(jnp.pad(volume, [*((b, w - n - b) for n, w, b in zip(size, whole, before, strict=True)), (0, 0)]), here)
-    channels, dtype = _map(network, params, volume, window, calls.shape[1])
+    channels, dtype = len(params["head"]["kernel"]), jnp.promote_types(network.dtype, jnp.float32)
     weight = importance(window, blend).astype(dtype)
     weight, cover = jax.device_put((weight, _cover(whole, at, weight)), here)
     total = jnp.zeros((kept, *whole[1:], min(channels, network.classes)), dtype, device=here)
@@ -178,13 +178,6 @@ def _beside(params: Any) -> jax.sharding.Sharding:
     """Where what meets these parameters belongs: on their device, or all of it on each device of their mesh."""
     sharding = jax.tree.leaves(params)[0].sharding
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
-
-
-def _map(network, params, volume, window, batch):
-    """Channels of the network's map, and the type in which it is summed."""
-    windows = jax.ShapeDtypeStruct((batch, *window, volume.shape[-1]), volume.dtype)
-    found = jax.eval_shape(partial(_features, network), params, windows)
-    return found.shape[-1], jnp.promote_types(found.dtype, jnp.float32)
 
 
 def _features(network, params, windows):

@@ -82,7 +82,7 @@ def load(path: str | Path) -> Network:
     for name, leaf in paths(params).items():
         if not np.isfinite(leaf).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity; use an earlier checkpoint")
-    return Network(config, jax.tree.map(jnp.asarray, params), card)
+    return Network(config, jax.device_put(params), card)
 
 
 def _check_same(folder: Path, params: Any, wanted: Any) -> None:

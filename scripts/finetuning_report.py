@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 matplotlib.use("agg")
 from matplotlib import pyplot
-from reports import command, publish
+from reports import command, publish, spread
 
 from brainseg_jax.config import from_resolved
 from brainseg_jax.data.labels import read_table
@@ -114,12 +114,6 @@ def task(name: str, runs: list[Run], out: Path) -> str:
     picture = out.with_name(f"{out.name}_{name}.png")
     draw(runs, structures, people, picture)
     return "\n".join([*lines, f"![{name}]({picture.name})\n"])
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation over people."""
-    counted = [value for value in values if not np.isnan(value)]
-    return f"{np.mean(counted):.3f} ± {np.std(counted, ddof=1):.3f}" if len(counted) > 1 else "–"
 
 
 def against(run: Run, values: list[float], first: Run, others: list[float]) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from brainseg_jax.errors import exit_code
 
 PLACES = ("--workdir", "--config.data.manifest", "--config.data.cache")
@@ -20,6 +22,12 @@ def publish(out: Path, describe: Callable[[], str]) -> int:
         return 0
 
     return exit_code(write)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation over people; NaN is "not counted"."""
+    counted = [value for value in values if not np.isnan(value)]
+    return f"{np.mean(counted):.3f} ± {np.std(counted, ddof=1):.3f}" if len(counted) > 1 else "–"
 
 
 def command(facts: dict[str, Any]) -> str:

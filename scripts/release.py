@@ -1,0 +1,145 @@
+"""A checkpoint becomes the one file that is handed on, with a card that says what it is worth: the package's own network is made by this.
+
+    python scripts/release.py runs/NAME/checkpoints/STEP --manifest people.tsv --splits runs/NAME/split.tsv \\
+        --tasks skull,four,thirtythree --window 96,96,96 --about brainseg_jax/ready_files/NOTICE.md \\
+        --out brainseg_jax/ready_files/t1.safetensors
+
+Held-out people (val and test) are segmented with the file that was written: their volumes and entropies are the cohort that predictions are
+compared with, and Dice is of the test people. Beside OUT a card for people is written, OUT's name with .md; `--about` is the part of it
+that no program can know: data, credit, licence, limits.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from reports import command, spread
+
+from brainseg_jax import checkpoint, weights
+from brainseg_jax.config import c_get, from_resolved
+from brainseg_jax.data.labels import lookup, missing, read_table
+from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
+from brainseg_jax.data.nifti import read, read_labels
+from brainseg_jax.errors import InputError, exit_code
+from brainseg_jax.evaluate import on_grid
+from brainseg_jax.metrics import score
+from brainseg_jax.prediction import Predictor, predictor, prepare, segment
+from brainseg_jax.quality import COHORT, cohort_of
+from brainseg_jax.record import progress
+from brainseg_jax.trees import count
+
+
+class Seen(NamedTuple):
+    """Of one task: ml by class of each held-out person, mean entropies, and Dice by structure of each test person."""
+
+    ml: list[Any]
+    entropy: list[float]
+    dice: list[dict[str, float]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--splits", type=Path, required=True, help="the run's split.tsv")
+    parser.add_argument("--tasks", default="", help="groupings that the card tells of beside the network's own structures")
+    parser.add_argument("--window", default="", metavar="X,Y,Z", help="windows to predict with (the crop of training)")
+    parser.add_argument("--about", type=Path, required=True, help="Markdown: data, credit, licence, limits")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    args = parser.parse_args()
+    return exit_code(lambda: release(args))
+
+
+def release(args: argparse.Namespace) -> int:
+    """Writes the file and its card."""
+    params, card = checkpoint.load(args.checkpoint)
+    if args.window:
+        card["config"]["data.crop"]["value"] = [int(side) for side in args.window.split(",")]
+    rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split in ("val", "test") and row.labels]
+    if not rows:
+        raise InputError(f"{args.manifest}: none of the held-out people has labels; give the manifest of the run")
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / args.out.name
+        weights.write(draft, params, card, np.float16)
+        by = predictor([draft])
+        seen = look([by, *(by.grouped(task) for task in args.tasks.split(",") if task)], rows)
+    card[COHORT] = {name: cohort_of(np.array(found.ml), task.table, found.entropy) for name, (task, found) in seen.items()}
+    card["dice"] = {name: {structure: float(np.nanmean(v)) for structure, v in of(found).items()} for name, (_, found) in seen.items()}
+    weights.write(args.out, params, card, np.float16)
+    text = describe(args, params, card, seen, rows)
+    args.out.with_suffix(".md").write_text(text)
+    print(text)
+    return 0
+
+
+def look(tasks: list[Predictor], rows: list[Row]) -> dict[str, tuple[Predictor, Seen]]:
+    """What each task's predictions of these people are like."""
+    seen = {by.table.name: (by, Seen([], [], [])) for by in tasks}
+    show = progress("segmenting held-out people")
+    for n, row in enumerate(rows):
+        show(n, len(rows))
+        scan = read(row.image)
+        reference = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
+        ready = prepare(tasks[0], scan, str(row.image))
+        for by, found in seen.values():
+            classes, ml, more = segment(by, ready)
+            found.ml.append(ml)
+            found.entropy.append(more.entropy)
+            if row.split == "test":
+                source = read_table(row.scheme[0])
+                lacking = {s.name for s in missing(source, by.table)}
+                expected = lookup(reference, source, by.table, str(row.labels[0]))
+                spacing = tuple(np.linalg.norm(scan.affine[:3, :3], axis=0).tolist())
+                dice = score(classes, expected, len(by.table.structures) + 1, spacing, ("dice",))["dice"][1:]
+                names = [s.name for s in by.table.structures]
+                found.dice.append({name: value for name, value in zip(names, dice, strict=True) if name not in lacking})
+    show(len(rows), len(rows))
+    return seen
+
+
+def of(found: Seen) -> dict[str, list[float]]:
+    """Dice of all people by structure."""
+    values = defaultdict(list)
+    for person in found.dice:
+        for structure, value in person.items():
+            values[structure].append(value)
+    return values
+
+
+def describe(
+    args: argparse.Namespace, params: Any, card: dict[str, Any], seen: dict[str, tuple[Predictor, Seen]], rows: list[Row]
+) -> str:
+    """The card for people."""
+    config = from_resolved(card["config"])
+    tested, width = sum(row.split == "test" for row in rows), c_get(config, f"{config.encoder}.width")
+    lines = [
+        f"# {args.out.stem}: a network that comes with brainseg_jax\n",
+        f"{args.about.read_text().strip()}\n",
+        "## What it is\n",
+        f"{config.encoder}, {config.decoder}, width {width}: {count(params):,} parameters, as float16. "
+        f"Scans are taken to {config.data.spacing:g} mm and {tuple(config.data.size)} voxels, and seen in windows of "
+        f"{tuple(config.data.crop)}. Trained on {len(card['subjects'])} people by\n",
+        f"    {command(json.loads((args.checkpoint.parent.parent / 'run.json').read_text()))}\n",
+        f"## Dice of {tested} people that it was neither trained on nor chosen by\n",
+    ]
+    for name, (_, found) in seen.items():
+        values = of(found)
+        people = [float(np.nanmean(list(person.values()))) for person in found.dice]
+        lines += [f"### {name}\n", "| structure | Dice |", "|---|---|"]
+        lines += [f"| {structure} | {spread(v)} |" for structure, v in values.items()]
+        lines += [f"| **mean of structures** | {spread(people)} |\n"] if len(values) > 1 else [""]
+    lines.append(f"## Volumes of {len(rows)} held-out people as it sees them, ml\n")
+    lines += ["| structure | mean | standard deviation |", "|---|---|---|"]
+    by, _ = next(iter(seen.values()))
+    cohort = card[COHORT][by.table.name]
+    lines += [f"| {s.name} | {cohort[s.name][0]:.2f} | {cohort[s.name][1]:.2f} |" for s in by.table.structures if s.name in cohort]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
