@@ -53,7 +53,8 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
         "weight": jax.ShapeDtypeStruct((config.data.batch,), jnp.float32, sharding=rows),
     }
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    step = make_eval_step(objective, prepare_eval, config.seed)
+    of_whole, whole = make_eval_step(objective, prepare_eval, config.seed), sharding.gathering(jax.tree.map(lambda p: p.sharding, params))
+    step = lambda params, batch, index: of_whole(whole(params), batch, index)  # noqa: E731
     names = tuple(jax.eval_shape(step, params, batch, index))
     compiled = jax.jit(step, out_shardings=everywhere).lower(params, batch, index).compile()
 

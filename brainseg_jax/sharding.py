@@ -4,7 +4,7 @@
 of `jax.jit` follows these placements through the step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import lcm, log
 from typing import Any
 
@@ -75,6 +75,20 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(["fsdp" if i == axis else None for i in range(axis + 1)])))
 
     return jax.tree.map(place, state)
+
+
+def gathering(places: Any) -> Callable[[Any], Any]:
+    """A function of parameters that lie as `places` say: whole for what is computed with them, their gradients cut as they are.
+
+    Without it the partitioner takes a cut parameter as a wish to cut what is computed with it too, and sends activations about.
+    """
+
+    @jax.custom_vjp
+    def whole(params: Any) -> Any:
+        return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda place: replicated(place.mesh), places))
+
+    whole.defvjp(lambda params: (whole(params), None), lambda _, g: (jax.lax.with_sharding_constraint(g, places),))
+    return whole
 
 
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:

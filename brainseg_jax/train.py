@@ -161,7 +161,8 @@ def compile_step(objective: Objective, optimizer: Any, run: Run, like: TrainStat
     }
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
     swap = labels.swap(run.data.target) if run.data.target else None
-    step = make_train_step(objective, optimizer, prepare_train(config, swap), config.seed, config.optim.accumulate)
+    whole = sharding.gathering(places.params)
+    step = make_train_step(objective, optimizer, prepare_train(config, swap), config.seed, config.optim.accumulate, whole)
     out = places, sharding.replicated(run.mesh)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(like, batch).compile()
     give_back_memory()
