@@ -183,7 +183,8 @@ def two(small, masked, cohort, tmp_path_factory):
         patch.setattr(Writer, "progress", progress)
         two.alone("run", "run")
     assert sorted(losses(folder / "run")) == [1, 2, 3]
-    two.configs["tuned"] = small(**CHANGES | manifest | tuned | {"init.checkpoint": str(folder / "run" / "checkpoints" / "3")})
+    shutil.copytree(folder / "run" / "checkpoints" / "3", folder / "begun")  # the run keeps its latest two only
+    two.configs["tuned"] = small(**CHANGES | manifest | tuned | {"init.checkpoint": str(folder / "begun")})
     return two.start()
 
 
