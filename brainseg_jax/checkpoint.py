@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from brainseg_jax import weights
+from brainseg_jax import distributed, weights
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import SEAL, check_place, write_text
 
@@ -30,8 +30,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, best: str):
         self.folder = folder.absolute()
-        if jax.process_index() == 0:
-            _clear_unsealed(self.folder)
+        distributed.from_first(lambda: _clear_unsealed(self.folder))
         policies = ocp.training.preservation_policies
         context = ocp.Context()
         # Weights do not compress (by a tenth), and compressing them takes the cores that train.
@@ -87,7 +86,8 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            if fault := verify(self.folder / str(step)):
+            # Read once, however many processes there are, and judged alike in all.
+            if fault := distributed.from_first(lambda step=step: verify(self.folder / str(step))):
                 say(f"checkpoint {step} is passed over: {fault}")
                 continue
             for newer in [s for s in steps if s > step]:

@@ -1,6 +1,8 @@
 """What is measured and shown of a run's held-out volumes: of central crops for pretraining, of whole volumes for segmentation."""
 
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Integer, Shaped
 from ml_collections import ConfigDict
 
-from brainseg_jax import inference, metrics, sharding
+from brainseg_jax import distributed, inference, metrics, sharding
 from brainseg_jax.data import cache
 from brainseg_jax.data.augment import as_float, prepare_eval
 from brainseg_jax.data.dataset import Dataset
@@ -32,7 +34,8 @@ class HeldOut(NamedTuple):
 
 def of(objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any) -> HeldOut:
     """The one of the two below that the objective asks for."""
-    return of_volumes(objective.network, config, data) if data.target else of_crops(objective, config, data, mesh, share, params)
+    volumes = data.target is not None
+    return of_volumes(objective.network, config, data, share) if volumes else of_crops(objective, config, data, mesh, share, params)
 
 
 def chosen(data: Dataset, most: int) -> list[Path]:
@@ -50,31 +53,33 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
         "weight": jax.ShapeDtypeStruct((config.data.batch,), jnp.float32, sharding=rows),
     }
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    step = make_eval_step(objective, prepare_eval, config.seed)
+    of_whole, whole = make_eval_step(objective, prepare_eval, config.seed), sharding.gathering(jax.tree.map(lambda p: p.sharding, params))
+    step = lambda params, batch, index: of_whole(whole(params), batch, index)  # noqa: E731
     names = tuple(jax.eval_shape(step, params, batch, index))
     compiled = jax.jit(step, out_shardings=everywhere).lower(params, batch, index).compile()
 
     def evaluate(params: Any) -> dict[str, float]:
         batches = sharding.to_devices(eval_batches(files, crop=config.data.crop, batch=config.data.batch, share=share), mesh)
-        return averaged([compiled(params, batch, jnp.int32(i)) for i, batch in enumerate(batches)])
+        found = averaged([compiled(params, batch, np.int32(i)) for i, batch in enumerate(batches)])
+        return distributed.from_first(lambda: found)
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=everywhere)
     def pictures(params: Any, image: jax.Array) -> tuple[jax.Array, ...]:
         key, rngs = eval_streams(objective, config.seed, 0)
         return objective.apply({"params": params}, prepare_eval(key, {"image": image}), method="pictures", rngs=rngs)
 
     def draw(params: Any) -> Pictures:
         crop = central_crop(cache.load(files[0])["image"], config.data.crop)
-        shown = pictures(params, jnp.asarray(crop)[None, ..., None])
+        shown = pictures(params, crop[None, ..., None])
         return {name: np.asarray(volume)[0, ..., 0] for name, volume in zip(objective.picture_names, shown, strict=True)}
 
     return HeldOut(evaluate, draw, names)
 
 
-def of_volumes(network: Any, config: ConfigDict, data: Dataset) -> HeldOut:
+def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share) -> HeldOut:
     """Dice of whole volumes: of each structure over the volumes that have it, and the mean of these, by which the best is chosen.
 
-    `loss` is 1 − `dice`. The background is left out.
+    `loss` is 1 − `dice`. The background is left out. Each process takes its part of the volumes, on a device of its own.
     """
     files, k = chosen(data, config.eval_volumes), config.classes
 
@@ -82,12 +87,16 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset) -> HeldOut:
         model = inference.Model(network, params, tuple(config.data.crop))
         return inference.segment([model], volume_of(image), overlap=config.segmentation.overlap, blend=config.segmentation.blend).labels
 
+    def score(params: Any, file: Path) -> list[float]:
+        arrays = cache.load(file)
+        return metrics.dice(metrics.confusion(segment(params, arrays["image"]), arrays["label"], k)).tolist()
+
     def evaluate(params: Any) -> dict[str, float]:
-        scores = []
-        for file in files:
-            arrays = cache.load(file)
-            scores.append(metrics.dice(metrics.confusion(segment(params, arrays["image"]), arrays["label"], k)))
-        each = mean_of_counted(np.array(scores))[1:]
+        params = sharding.on_one_device(params)
+        mine = [score(params, file) for file in files[share.index :: share.count]]
+        parts = [json.loads(part) for part in distributed.gather(json.dumps(mine))]
+        # In the order of the files: the mean is the same to the bit for any number of processes.
+        each = mean_of_counted(np.array([parts[i % share.count][i // share.count] for i in range(len(files))]))[1:]
         names = [f"dice/{structure.name}" for structure in data.target.structures]
         dice = float(np.nanmean(each))
         return {"loss": 1 - dice, "dice": dice} | {name: float(value) for name, value in zip(names, each, strict=True) if value == value}
@@ -95,7 +104,7 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset) -> HeldOut:
     def draw(params: Any) -> Pictures:
         arrays = cache.load(files[0])
         image = np.asarray(volume_of(arrays["image"]))[..., 0]
-        found = segment(params, arrays["image"])
+        found = segment(sharding.on_one_device(params), arrays["image"])
         return {"image": image, "labels": painted(image, arrays["label"], data.target), "predicted": painted(image, found, data.target)}
 
     return HeldOut(evaluate, draw, ("loss", "dice"))

@@ -4,7 +4,8 @@
 of `jax.jit` follows these placements through the step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import lcm, log
 from typing import Any
 
 import jax
@@ -18,23 +19,38 @@ SMALLEST_CUT = 2**16
 
 
 def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh of `data` × `fsdp` devices; one of the two may be -1: as many as are left. Raises InputError where they do not fit."""
-    n = len(devices)
+    """A mesh of `data` × `fsdp` devices; one of the two may be -1: as many as are left. Devices of a process stand together.
+
+    Raises InputError, with the nearest mesh that works, where they do not fit; of several processes none may be left without work.
+    """
+    n, processes = len(devices), len({device.process_index for device in devices})
     if data == -1 and fsdp == -1:
         raise InputError("mesh.data and mesh.fsdp are both -1; set one of them, e.g. mesh.fsdp=1")
     shape = (n // fsdp if data == -1 and fsdp else data, n // data if fsdp == -1 and data else fsdp)
-    if min(shape) < 1 or n % (shape[0] * shape[1]):
-        raise InputError(f"mesh.data {data} and mesh.fsdp {fsdp} do not fit {n} devices; their product must divide {n}")
-    grid = np.asarray(devices[: shape[0] * shape[1]]).reshape(shape)
+    sizes = [n] if processes > 1 else [size for size in range(1, n + 1) if n % size == 0]
+    if min(shape) < 1 or shape[0] * shape[1] not in sizes:
+        of_all = f" of {processes} processes; their product must be {n}" if processes > 1 else f"; their product must divide {n}"
+        near = "mesh.data={} and mesh.fsdp={}".format(*nearest((data, fsdp), n, sizes))
+        raise InputError(f"mesh.data {data} and mesh.fsdp {fsdp} do not fit {n} devices{of_all}: use e.g. {near}")
+    grid = np.asarray(sorted(devices, key=lambda device: (device.process_index, device.id))[: shape[0] * shape[1]]).reshape(shape)
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_batch(batch: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises InputError unless every device gets the same number of crops in each part of a step."""
-    n = mesh.size * accumulate
+def nearest(asked: tuple[int, int], n: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """The mesh of one of `sizes` devices whose axes are by the smallest factors off those that were asked for; -1: what is left of n."""
+    wanted = [log(max(size, 1) if size != -1 else n / max(other, 1)) for size, other in zip(asked, asked[::-1], strict=True)]
+    meshes = [(a, size // a) for size in sizes for a in range(1, size + 1) if size % a == 0]
+    return min(meshes, key=lambda mesh: sum(abs(log(m) - w) for m, w in zip(mesh, wanted, strict=True)))
+
+
+def check_batch(batch: int, accumulate: int, mesh: Mesh, crops_per_volume: int = 1) -> None:
+    """Raises InputError unless in each part of a step every device gets as many crops, and in a step every process as many volumes."""
+    processes = len({device.process_index for device in mesh.devices.flat})
+    n = lcm(mesh.size * accumulate, processes * crops_per_volume)
     if batch % n:
-        nearest = max(1, round(batch / n)) * n
-        raise InputError(f"data.batch {batch} does not divide over {mesh.size} devices × {accumulate} parts; use e.g. {nearest}")
+        near = max(1, round(batch / n)) * n
+        reading = f" and {processes} processes × {crops_per_volume} crops of a volume" if processes * crops_per_volume > 1 else ""
+        raise InputError(f"data.batch {batch} does not divide over {mesh.size} devices × {accumulate} parts{reading}; use e.g. {near}")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -61,8 +77,32 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(place, state)
 
 
+def gathering(places: Any) -> Callable[[Any], Any]:
+    """A function of parameters that lie as `places` say: whole for what is computed with them, their gradients cut as they are.
+
+    Without it the partitioner takes a cut parameter as a wish to cut what is computed with it too, and sends activations about.
+    """
+
+    @jax.custom_vjp
+    def whole(params: Any) -> Any:
+        return jax.lax.with_sharding_constraint(params, jax.tree.map(lambda place: replicated(place.mesh), places))
+
+    whole.defvjp(lambda params: (whole(params), None), lambda _, g: (jax.lax.with_sharding_constraint(g, places),))
+    return whole
+
+
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
     """Each process's rows become its part of one global array; stored types travel, and become floats on the device."""
     rows = batch_sharding(mesh)
     for batch in batches:
         yield {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+
+
+def on_one_device(tree: Any) -> Any:
+    """Whole copies of a tree's arrays on one device of this process. Every process has to call it: parts may lie with others."""
+
+    def here(leaf: jax.Array) -> jax.Array:
+        whole = leaf if leaf.is_fully_replicated else jax.device_put(leaf, replicated(leaf.sharding.mesh))
+        return whole.addressable_data(0)
+
+    return jax.tree.map(here, tree)

@@ -58,8 +58,9 @@ def make_train_step(
     prepare: Callable[[jax.Array, Batch], Batch],
     seed: int,
     accumulate: int = 1,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(state, batch) → (next state, metrics). `prepare(key, batch)` augments on the device.
+    """(state, batch) → (next state, metrics). `prepare(key, batch)` augments on the device; `gather(params)` makes cut parameters whole.
 
     With `accumulate` = k the batch is cut into k parts, taken one after the other, and gradients are averaged: the same step for every
     loss that is a mean over samples; one that couples samples sees k smaller batches.
@@ -70,7 +71,7 @@ def make_train_step(
         rngs = dict(zip(objective.streams, keys, strict=True))
 
         def loss(params: Any) -> tuple[jax.Array, Metrics]:
-            return objective.apply({"params": params}, prepare(augment, batch), True, rngs=rngs)
+            return objective.apply({"params": gather(params)}, prepare(augment, batch), True, rngs=rngs)
 
         return jax.grad(loss, has_aux=True)(params)
 

@@ -5,10 +5,11 @@ Checkpoint i is the state before batch i, so that a run that goes on from it rep
 
 import fcntl
 import json
-import signal
+import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from brainseg_jax import checkpoint, heldout, optim, record, report, sharding
+from brainseg_jax import checkpoint, distributed, heldout, optim, record, report, sharding
 from brainseg_jax.config import check, differing
 from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment import prepare_eval, prepare_train
@@ -39,6 +40,7 @@ class Run(NamedTuple):
     """What stays the same while a run lasts."""
 
     config: ConfigDict
+    resolved: dict[str, dict[str, Any]]
     folder: Path
     data: dataset.Dataset
     mesh: Mesh
@@ -53,14 +55,14 @@ class Run(NamedTuple):
 def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path) -> None:
     """Runs, or goes on with, the experiment in `folder`. `resolved` is the config with sources, as config.json holds it.
 
-    Raises InputError for whatever the user can mend; nothing that was saved is lost then.
+    Of several processes each calls this. Raises InputError for whatever the user can mend; nothing that was saved is lost then.
     """
-    check(config)
-    same_experiment(folder, resolved)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
-    sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
-    share = Share(jax.process_index(), jax.process_count())
-    folder.mkdir(parents=True, exist_ok=True)
+    with distributed.together():
+        check(config)
+        same_experiment(folder, resolved)
+        share = Share(jax.process_index(), jax.process_count())
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
+        sharding.check_batch(config.data.batch, config.optim.accumulate, mesh, config.data.crops_per_volume)
     with alone(folder, share):
         work(config, resolved, folder, mesh, share)
 
@@ -72,8 +74,9 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
     target = labels.read_table(config.data.labels) if objective.labels else None
     if target and config.classes != 1 + len(target.structures):
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
-    data = dataset.prepare(config.data, target, folder, say, record.progress)
-    run = Run(config, folder, data, mesh, share, length(config, len(data.train)), subjects_before(config))
+    data = distributed.in_turns(lambda: prepare(config, target, folder, share, say))
+    distributed.agree({"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256})
+    run = Run(config, resolved, folder, data, mesh, share, length(config, len(data.train)), subjects_before(config))
     one_crop = sample_of(config)
     params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
     optimizer = optim.optimizer(config.optim, run.steps, params)
@@ -87,11 +90,12 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
         if checkpoints.steps():
-            record.check_same_data(folder, data)
+            with distributed.together():
+                record.check_same_data(folder, data)
         state = checkpoints.restore_latest(like, say)
         start = int(state.step) if state else 0
         if start >= run.steps or (state and stale(history(run), config.patience)):
-            say(finished(run, start))
+            tell(run, start)
             return
         record.write(folder, resolved, config, data, mesh, params, start)
         began = time.perf_counter()
@@ -109,13 +113,18 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         state = state or begin(config, jax.jit(init, out_shardings=places)(), say)
         writer = Writer(folder, run.steps, start)
         try:
-            with stop_requests() as stopped:
+            with distributed.stop_requests(start) as stopped:
                 last = loop(run, train_step, held_out, state, checkpoints, writer, stopped)
                 checkpoints.wait()
         finally:
             writer.close()
-        done = last == run.steps or stale(history(run), config.patience)
-        say(finished(run, last) if done else f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there")
+        tell(run, last)
+
+
+def prepare(config: ConfigDict, target: labels.Table | None, folder: Path, share: Share, say: Callable[[str], None]) -> dataset.Dataset:
+    """The data, and process 0's files about them in the run folder."""
+    with tempfile.TemporaryDirectory() as nowhere:
+        return dataset.prepare(config.data, target, folder if share.index == 0 else Path(nowhere), say, record.progress)
 
 
 def begin(config: ConfigDict, state: TrainState, say: Callable[[str], None]) -> TrainState:
@@ -152,7 +161,8 @@ def compile_step(objective: Objective, optimizer: Any, run: Run, like: TrainStat
     }
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
     swap = labels.swap(run.data.target) if run.data.target else None
-    step = make_train_step(objective, optimizer, prepare_train(config, swap), config.seed, config.optim.accumulate)
+    whole = sharding.gathering(places.params)
+    step = make_train_step(objective, optimizer, prepare_train(config, swap), config.seed, config.optim.accumulate, whole)
     out = places, sharding.replicated(run.mesh)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(like, batch).compile()
     give_back_memory()
@@ -166,7 +176,7 @@ def loop(
     state: TrainState,
     checkpoints: checkpoint.Checkpoints,
     writer: Writer,
-    stopped: Callable[[], bool],
+    stopped: Callable[[int], bool],
 ) -> int:
     """Trains from where `state` stands to the end or to a request to stop, and returns the step that was reached and saved."""
     config, start = run.config, int(state.step)
@@ -199,7 +209,7 @@ def loop(
                     save(step, values)
         elif step > start and config.save_every and step % config.save_every == 0:
             save(step)
-        if step == run.steps or stopped() or stale(judged, config.patience):
+        if step == run.steps or stopped(step) or stale(judged, config.patience):
             break
         state, metrics = train_step(state, batch)
         pending.append(metrics)
@@ -221,8 +231,9 @@ def loop(
 
 
 def history(run: Run) -> list[float]:
-    """The metric that checkpoints are judged by, of every evaluation so far."""
-    return [row[run.config.best] for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval"]
+    """The metric that checkpoints are judged by, of every evaluation so far; the same in all processes, since they end together."""
+    rows = lambda: read_metrics(run.folder / "metrics.jsonl")  # noqa: E731
+    return distributed.from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval"])
 
 
 def stale(judged: list[float], patience: int) -> bool:
@@ -289,7 +300,7 @@ def batches_from(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
 
 def draw(run: Run, held_out: HeldOut, params: Any, step: int, writer: Writer) -> None:
     """A PNG of what the objective shows of the first held-out volume."""
-    if not report.available():
+    if not distributed.from_first(report.available):
         if step == 0:
             writer.say('no pictures: matplotlib is missing; pip install "brainseg_jax[view]"')
         return
@@ -302,7 +313,7 @@ def draw(run: Run, held_out: HeldOut, params: Any, step: int, writer: Writer) ->
 def card(run: Run) -> dict[str, Any]:
     """What a checkpoint says about itself: prediction and fine-tuning need nothing else."""
     facts = {
-        "config": json.loads((run.folder / "config.json").read_text()),
+        "config": run.resolved,
         "spec": record.as_json(run.data.spec),
         "subjects": run.data.subjects(),
         "steps": run.steps,
@@ -314,26 +325,24 @@ def card(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def alone(folder: Path, share: Share) -> Iterator[None]:
-    """Holds the run folder for this run; InputError if another one holds it, whose checkpoints would be mixed with this one's."""
-    with (folder / ".lock").open("w") as lock:
-        if share.index == 0:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{folder}: another process is training in it; wait for it to end, or give another --workdir") from None
+    """Makes the run folder and holds it for this run.
+
+    InputError if another run holds it, whose checkpoints would be mixed with this one's, or if processes have different folders there.
+    """
+    with ExitStack() as stack:
+        with distributed.together():
+            if share.index == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((folder / ".lock").open("a"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
+        word = distributed.from_first(lambda: write_word(folder / ".lock"))
+        with distributed.together():
+            if share.index and not ((folder / ".lock").exists() and (folder / ".lock").read_text() == word):
+                raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
         yield
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether the run has been asked to stop: Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit."""
-    asked: list[int] = []
-    handlers = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
@@ -341,6 +350,20 @@ def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
     file = folder / "config.json"
     if file.exists() and (differences := differing(json.loads(file.read_text()), resolved)):
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
+
+
+def write_word(file: Path) -> str:
+    """Writes a word into the file that nobody else can know."""
+    word = secrets.token_hex()
+    file.write_text(word)
+    return word
+
+
+def tell(run: Run, last: int) -> None:
+    """Process 0 says how the run ended."""
+    done = last == run.steps or stale(history(run), run.config.patience)
+    if run.share.index == 0:
+        print(finished(run, last) if done else f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there")
 
 
 def finished(run: Run, last: int) -> str:

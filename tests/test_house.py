@@ -18,7 +18,7 @@ FLOORS = (
     ("step", "optim", "layerwise", "sharding", "checkpoint", "writer", "report", "quality", "strip", "page"),
     ("objectives", "data"),
     ("models", "losses", "metrics", "inference", "config", "recipes", "flags"),
-    ("trees", "runtime", "files", "errors", "safetensors", "weights", "images"),
+    ("trees", "runtime", "files", "errors", "safetensors", "weights", "images", "distributed"),
 )
 FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
 # Who may import what; others may not.

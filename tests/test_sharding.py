@@ -1,18 +1,27 @@
 """Meshes: what does not fit is refused with what would; and however arrays lie, training is the same."""
 
+import re
+from functools import lru_cache
+from math import prod
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from golden.placements import HERE, PRESETS, placements
 from jax.sharding import AxisType, PartitionSpec
 
 from brainseg_jax import sharding
+from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
-from brainseg_jax.sharding import batch_sharding, check_batch, make_mesh, state_sharding
+from brainseg_jax.sharding import batch_sharding, check_batch, make_mesh, on_one_device, replicated, state_sharding
 from brainseg_jax.step import init_params, init_state, make_train_step
+from brainseg_jax.train import parts_of_batch, sample_of
+
+MESHES = ((8, 1), (1, 8), (2, 4))
 
 
 def mesh(data, fsdp):
@@ -29,10 +38,15 @@ def test_minus_one_is_what_is_left(asked, shape):
     assert made.axis_names == ("data", "fsdp") and made.devices.shape == shape and set(made.axis_types) == {AxisType.Auto}
 
 
-@pytest.mark.parametrize("asked", [(3, 1), (16, 1), (-1, 3), (-1, 0), (0, -1), (4, 4), (-2, 1)])
-def test_a_mesh_that_does_not_fit_is_refused(asked):
-    with pytest.raises(InputError, match=r"mesh\.data .* and mesh\.fsdp .* do not fit 8 devices; .* divide 8"):
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [((3, 1), (4, 1)), ((16, 1), (8, 1)), ((-1, 3), (2, 4)), ((-1, 0), (8, 1)), ((0, -1), (1, 8)), ((4, 4), (2, 4)), ((-2, 1), (1, 1))],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_the_nearest_that_does(asked, near):
+    said = r"mesh\.data .* and mesh\.fsdp .* do not fit 8 devices; .* divide 8: use e\.g\. mesh\.data={} and mesh\.fsdp={}$".format(*near)
+    with pytest.raises(InputError, match=said):
         make_mesh(*asked, jax.devices())
+    assert make_mesh(*near, jax.devices()).devices.shape == near
 
 
 def test_only_one_axis_can_be_what_is_left():
@@ -69,42 +83,119 @@ def test_the_largest_axis_that_divides_is_cut(shape, spec):
     assert state_sharding(mesh(8, 1), {"a": leaf})["a"].spec == PartitionSpec()
 
 
+def test_crops_of_a_volume_are_read_together():
+    check_batch(24, 1, mesh(4, 2), 3)
+    with pytest.raises(InputError, match=r"data\.batch 16 .* 1 processes × 3 crops of a volume; use e\.g\. 24$"):
+        check_batch(16, 1, mesh(4, 2), 3)
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("fsdp"), PartitionSpec(None, "fsdp")])
+def test_one_device_gets_the_whole(rng, spec):
+    array = rng.normal(size=(8, 4)).astype(np.float32)
+    here = on_one_device({"a": jax.device_put(array, jax.NamedSharding(mesh(2, 4), spec))})["a"]
+    assert len(here.devices()) == 1
+    np.testing.assert_array_equal(here, array)
+
+
 def test_batches_are_cut_over_all_devices():
     array = jax.device_put(np.zeros((8, 3)), batch_sharding(mesh(2, 4)))
     assert {shard.data.shape for shard in array.addressable_shards} == {(1, 3)} and len(array.addressable_shards) == 8
 
 
-def trained(config, shape, images):
-    """Losses and parameters after three steps on a mesh of that shape."""
-    objective, m = OBJECTIVES["mae"](config), mesh(*shape)
-    one = {"image": jnp.zeros((1, *config.data.crop, 1))}
-    params = jax.eval_shape(lambda: init_params(objective, one, 0))
-    tx = optimizer(config.optim, 10, params)
-    init = lambda: init_state(init_params(objective, one, 0), tx)  # noqa: E731
-    places = state_sharding(m, jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=places)()
-    step = jax.jit(make_train_step(objective, tx, lambda _, batch: batch, 0), donate_argnums=0, out_shardings=(places, None))
-    losses = []
-    for batch in images:
-        state, metrics = step(state, {"image": jax.device_put(batch, batch_sharding(m))})
-        losses.append(metrics["loss"][0])
-    cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
-    return jax.device_get((losses, state.params)), cut
+BATCH = 8
+# Each as small as it can be, in double precision: that the order of summing differs is then all that differs. The key's bias has a gradient
+# of zero but for rounding, which Adam would scale up.
+SWIN = {"encoder": "swin", "swin.width": 12, "swin.depths": (1, 1), "swin.heads": (3, 6), "swin.window": 4, "swin.qkv_bias": False}
+NETWORKS = {
+    "mae": {},
+    "ssl": {"data.crop": (16, 8, 8), "ssl.embedding": 20} | SWIN,
+    "segmentation": {
+        "data.crop": (16, 16, 32), "vit.patch": 16, "vit.features": (0, 0, 0), "unetr.width": 4, "data.labels": "brain", "classes": 2,
+    },
+}  # fmt: skip
+COMMON = {"data.batch": BATCH, "vit.depth": 1, "vit.qkv_bias": False, "mae.width": 20, "optim.warmup": 0.0, "dtype": "float64"}
+
+
+@lru_cache
+def trained(make, name, shape, gather=sharding.gathering):
+    """Losses and parameters after five steps of an objective on a mesh of that shape, leaves that are cut, the compiled step's text, and
+    the sizes of all parameters."""
+    config, m = make(**COMMON | NETWORKS[name] | {"objective": name}), mesh(*shape)
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "SMALLEST_CUT", 1)
+        # As an accelerator computes: a CPU takes samples one by one in places, and fetches each from where it lies.
+        patch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
+        objective, one = OBJECTIVES[name](config), sample_of(config)
+        one = one | {"image": one["image"].astype(jnp.float64)}
+        init = lambda: jax.tree.map(lambda a: a.astype(jnp.float64), init_params(objective, one, 0))  # noqa: E731
+        params = jax.eval_shape(init)
+        tx = optimizer(config.optim, 10, params)
+        places = state_sharding(m, jax.eval_shape(lambda: init_state(init(), tx)))
+        state = jax.jit(lambda: init_state(init(), tx), out_shardings=places)()
+        step = make_train_step(objective, tx, prepare_train(config, np.arange(2)), 0, gather=gather(places.params))
+        rng, losses, compiled = np.random.default_rng(0), [], None
+        for _ in range(5):
+            batch = {"image": rng.uniform(size=(BATCH, *config.data.crop, 1)), "label": rng.integers(0, 2, (BATCH, *config.data.crop))}
+            batch = {part: jax.device_put(batch[part], batch_sharding(m)) for part in parts_of_batch(config)}
+            if compiled is None:
+                options = {"xla_backend_optimization_level": 0}  # to compile faster
+                lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(m))).lower(state, batch)
+                compiled = lowered.compile(compiler_options=options)
+            state, metrics = compiled(state, batch)
+            losses.append(metrics["loss"][0])
+        cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+        return jax.device_get((losses, state.params)), cut, compiled.as_text(), {leaf.size for leaf in jax.tree.leaves(params)}
 
 
 @pytest.mark.slow
-def test_training_is_the_same_on_every_mesh(small, rng, close, monkeypatch):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_five_steps_are_the_same_on_every_mesh(small, close, name):
     """Everything that can be cut is cut; what differs is the order of summing."""
-    monkeypatch.setattr(sharding, "SMALLEST_CUT", 1)
-    # Without biases of keys: their gradient is zero but for rounding, which Adam scales up.
-    config = small(**{"optim.warmup": 0.0, "vit.depth": 1, "vit.qkv_bias": False})
-    images = rng.uniform(size=(3, 8, *config.data.crop, 1)).astype(np.float32)
-    alone, cut = trained(config, (1, 1), images)
-    assert cut == 0
-    for shape in ((8, 1), (1, 8), (2, 4)):
-        result, cut = trained(config, shape, images)
+    alone, cut, *_ = trained(small, name, (1, 1))
+    assert cut == 0 and len(set(map(float, alone[0]))) == 5
+    for shape in MESHES:
+        result, cut, *_ = trained(small, name, shape)
         assert (cut > 20) == (shape[1] > 1)
-        close(result, alone, times=10)
+        close(result, alone)
+
+
+def moved(text):
+    """(collective, numbers in an array that it gives) for each array of each collective in a compiled program."""
+    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|collective-broadcast"
+    for given, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", re.sub(r"/\*.*?\*/", "", text)):
+        yield from ((kind, prod(map(int, filter(None, dims.split(","))))) for dims in re.findall(r"\w+\[([\d,]*)\]", given))
+
+
+def stray(text, sizes, shape, expected=()):
+    """What is moved besides parameters and their gradients, whole or cut: all but numbers per sample and `expected`."""
+    of_parameters = {size // n for size in sizes for n in (1, shape[1])}
+    fine = {"all-reduce", "reduce-scatter"} | ({"all-gather"} if shape[1] > 1 else set())
+    return [(kind, n) for kind, n in moved(text) if n > 2 * BATCH and n not in expected and not (kind in fine and n in of_parameters)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_only_parameters_and_gradients_are_moved(small, name):
+    """What an objective shares over the batch besides: SSL pastes from other crops, and compares with their embeddings."""
+    expected = {BATCH * 16 * 8 * 8, 2 * BATCH * 20} if name == "ssl" else ()
+    for shape in MESHES:
+        *_, text, sizes = trained(small, name, shape)
+        kinds = {kind for kind, _ in moved(text)}
+        assert "all-reduce" in kinds and ("all-gather" in kinds or shape[1] == 1)
+        assert stray(text, sizes, shape, expected) == []
+
+
+@pytest.mark.slow
+def test_without_gathering_parameters_activations_are_moved(small):
+    """What the test above would tell."""
+    *_, text, sizes = trained(small, "mae", (1, 8), lambda places: lambda params: params)
+    assert ("all-gather", BATCH * 3 * 24) in stray(text, sizes, (1, 8))  # tokens of all samples
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_placement_of_every_leaf_is_the_golden_one(name):
+    """Changed on purpose: python tests/golden/placements.py writes the files anew."""
+    assert placements(name) == (HERE / f"{name}.tsv").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:.*pmap.*")

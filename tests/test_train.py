@@ -13,6 +13,7 @@ from brainseg_jax import train as module
 from brainseg_jax.checkpoint import load, verify
 from brainseg_jax.config import with_sources
 from brainseg_jax.data.pipeline import ALL
+from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
 from brainseg_jax.train import averaged, length, train
 from brainseg_jax.writer import Writer, read_metrics
@@ -195,15 +196,15 @@ def test_averages_are_over_counts_and_not_over_batches():
 
 def test_handlers_of_signals_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with module.stop_requests() as stopped:
-        assert not stopped()
+    with stop_requests(0) as stopped:
+        assert not stopped(0)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stopped()
+        assert stopped(0)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_folder_has_one_run(tmp_path):
-    with module.alone(tmp_path, ALL), pytest.raises(InputError, match="another process is training in it"), module.alone(tmp_path, ALL):
+    with module.alone(tmp_path, ALL), pytest.raises(InputError, match="another run is training in it"), module.alone(tmp_path, ALL):
         pass
     with module.alone(tmp_path, ALL):
         pass

@@ -1,0 +1,99 @@
+"""What each of two processes does for test_distributed.py, as srun would start it: python two_processes.py FOLDER, see `main`."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from brainseg_jax import train as module
+from brainseg_jax.config import from_resolved, with_sources
+from brainseg_jax.data.pipeline import Share
+from brainseg_jax.distributed import agree, check_devices, chosen, from_first, gather, in_turns, joined, together
+from brainseg_jax.errors import InputError
+from brainseg_jax.sharding import check_batch, make_mesh
+from brainseg_jax.train import alone, train
+
+
+def refusal(what):
+    """The text of the InputError that it raises."""
+    try:
+        what()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def words(folder, me):
+    """What helpers for telling one another give."""
+
+    def faulty():
+        with together():
+            if me == 1:
+                raise InputError("no scan here")
+
+    def take_turn():
+        with (folder / "turns").open("a") as file:
+            file.write(str(me))
+        return (folder / "turns").read_text()
+
+    def hold():
+        with alone(folder / f"run of {me}", Share(me, 2)):
+            pass
+
+    return {
+        "gathered": gather(f"word of {me}"),
+        "first": from_first(lambda: {"by": me}),
+        "fault": refusal(faulty),
+        "turns": in_turns(take_turn),
+        "agreed": refusal(lambda: agree({"a": 1, "b": [2]})),
+        "disagreed": refusal(lambda: agree({"a": 1, "data.batch": 2 + me})),
+        "devices": refusal(lambda: check_devices(5)),
+        "mesh": refusal(lambda: make_mesh(2, 1, jax.devices())),
+        "batch": refusal(lambda: check_batch(4, 1, make_mesh(4, 1, jax.devices()), 4)),
+        "folder": refusal(hold),
+    }
+
+
+def main(folder: Path) -> None:
+    """Reads configs by name from FOLDER/configs.json, and writes what it sees to FOLDER/told0.json or told1.json.
+
+    Goes on with FOLDER/run, in which process 1 is told to stop; runs FOLDER/tuned to its end; in FOLDER/alone process 1 fails.
+    """
+    configs = {name: from_resolved(config) for name, config in json.loads((folder / "configs.json").read_text()).items()}
+    go = lambda name, config: train(config, with_sources(config, set(), "test.py"), folder / name)  # noqa: E731
+    with joined(chosen("", None, None, os.environ)):
+        me, written = jax.process_index(), []
+        told = {"processes": jax.process_count(), "devices": jax.device_count(), "here": jax.local_device_count()}
+        told |= {"words": words(folder, me), "manifest": refusal(lambda: go("refused", configs[f"other manifest {me}"]))}
+
+        def watch(event, args):
+            if event == "open" and isinstance(args[0], str | Path) and args[2] & (os.O_WRONLY | os.O_RDWR):
+                path = Path(args[0]).absolute()
+                written.extend([str(path.relative_to(folder))] if path.is_relative_to(folder) else [])
+
+        sys.addaudithook(watch)
+        real, seen = module.averaged, []
+
+        def averaged(metrics):
+            # After its second step process 1 is told to stop; slowly, since JAX looks for signals once a second.
+            seen.append(None)
+            if len(seen) == 2 and me == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.25)
+            return real(metrics)
+
+        module.averaged = averaged
+        go("run", configs["run"])
+        module.averaged = real
+        go("tuned", configs["tuned"])
+        told["written"] = list(written)
+        (folder / f"told{me}.json").write_text(json.dumps(told))
+        go("alone", configs[f"alone {me}"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
