@@ -24,6 +24,7 @@ from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
+from brainseg_jax.planning.memory import check_room
 from brainseg_jax.program import program
 from brainseg_jax.runtime import give_back_memory
 from brainseg_jax.step import Batch, Metrics, TrainState, averaged
@@ -90,6 +91,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         if config.best not in held_out.names:
             raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(held_out.names)}")
         train_step = built.lower().compile()
+        check_room(train_step, mesh.local_devices[0])
         give_back_memory()
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
