@@ -151,6 +151,7 @@ def analytic(config: ConfigDict) -> dict[str, int]:
     from brainseg_jax.planning.flops import flops
     from brainseg_jax.program import program, sample_of
 
+    config = changed(config, attention="auto")  # whose products can all be seen
     objective = OBJECTIVES[config.objective](config)
     table = labels.read_table(config.data.labels) if objective.labels else None
     built = program(config, objective, sharding.make_mesh(1, 1, jax.devices()), 1000, table)

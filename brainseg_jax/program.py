@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import optim, sharding
 from brainseg_jax.data import labels
 from brainseg_jax.data.augment import prepare_eval, prepare_train
+from brainseg_jax.errors import InputError
 from brainseg_jax.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_train_step
 
 
@@ -36,11 +37,17 @@ class Program(NamedTuple):
     def lower(self) -> jax.stages.Lowered:
         """The step for the program's shapes and places. The state that it is given is overwritten."""
         out = self.places, sharding.replicated(self.mesh)
-        return jax.jit(self.step, donate_argnums=0, out_shardings=out).lower(self.like, self.batch)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self.step, donate_argnums=0, out_shardings=out).lower(self.like, self.batch)
 
 
 def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None) -> Program:
-    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels."""
+    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels.
+
+    Raises InputError for a kernel of attention that the mesh's devices do not have.
+    """
+    if config.attention in ("cudnn", "pallas") and mesh.devices.flat[0].platform == "cpu":
+        raise InputError(f"attention is {config.attention!r}, a kernel of GPUs, and this is a CPU; use attention=auto")
     one_crop = sample_of(config)
     params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
     optimizer = optim.optimizer(config.optim, steps, params)
