@@ -67,8 +67,8 @@ class Kernel(NamedTuple):
 
     kind: str
     type: str
-    flops: float | None
-    bytes: float
+    flops: int | None
+    bytes: int
     times: int
 
 
@@ -91,12 +91,12 @@ class Facts(NamedTuple):
     collectives: tuple[Collective, ...]
 
     @property
-    def flops(self) -> float:
+    def flops(self) -> int:
         """Of the products, convolutions and attention that are known."""
         return sum((kernel.flops or 0) * kernel.times for kernel in self.kernels)
 
     @property
-    def bytes(self) -> float:
+    def bytes(self) -> int:
         """That kernels read and write."""
         return sum(kernel.bytes * kernel.times for kernel in self.kernels)
 
@@ -234,17 +234,17 @@ def _kernel(computations: Computations, body: dict[str, Instruction], line: Inst
     return Kernel(kind, read[0].arrays[0].type if read else "", count(called, line, read) if count else None, traffic, times)
 
 
-def _of_dot(inside: dict[str, Instruction], line: Instruction) -> float:
+def _of_dot(inside: dict[str, Instruction], line: Instruction) -> int:
     contracted = [int(n) for n in re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)[1].split(",") if n]
     return 2 * line.arrays[0].elements * prod(inside[line.operands[0]].arrays[0].sizes[n] for n in contracted)
 
 
-def _of_product(_: str, line: Instruction, read: list[Instruction]) -> float:
+def _of_product(_: str, line: Instruction, read: list[Instruction]) -> int:
     contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', line.rest)[1]
     return 2 * line.arrays[0].elements * prod(read[0].arrays[0].sizes[int(n)] for n in re.findall(r"\d+", contracted))
 
 
-def _of_convolution(called: str, line: Instruction, read: list[Instruction]) -> float:
+def _of_convolution(called: str, line: Instruction, read: list[Instruction]) -> int:
     """2 × the kernel's numbers × the places it is laid at, the border's zeros included."""
     kernel = re.search(r"dim_labels=\w+_(\w+)->", line.rest)[1]
     given, first, second = line.arrays[0], read[0].arrays[0], read[1].arrays[0]
@@ -254,13 +254,13 @@ def _of_convolution(called: str, line: Instruction, read: list[Instruction]) -> 
     return 2 * weights.elements * output.elements // weights.sizes[kernel.index("o")]
 
 
-def _of_attention(called: str, line: Instruction, read: list[Instruction]) -> float:
+def _of_attention(called: str, line: Instruction, read: list[Instruction]) -> int:
     """Two products forward and five backward, of b·h·n·m·e multiply-adds each; operands begin with q, k, v [b n h e]."""
     (b, n, h, e), m = read[0].arrays[0].sizes, read[1].arrays[0].sizes[1]
     return (10 if called.endswith("Backward") else 4) * b * h * n * m * e
 
 
-def _bytes_of_fusion(inside: dict[str, Instruction], line: Instruction) -> float:
+def _bytes_of_fusion(inside: dict[str, Instruction], line: Instruction) -> int:
     users: dict[str, list[Instruction]] = {}
     for inner in inside.values():
         for name in inner.operands:
