@@ -86,7 +86,8 @@ def _over_heads(f: Callable, *arrays: jax.Array):
     return jax.tree.map(lambda a: a.reshape(b, h, *a.shape[1:]).transpose(0, 2, 1, 3), mapped)
 
 
-def _flash(q, k, v):
+def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
+    """Pallas' flash attention for any number of tokens, the same of keys as of queries; `interpret` runs it on a CPU, slowly."""
     # The kernel takes tokens by blocks: others are added behind, and kept out of every sum by being of another segment.
     from jax.experimental.pallas.ops.gpu import attention as pallas
 
@@ -94,7 +95,7 @@ def _flash(q, k, v):
     q, k, v = (jnp.pad(a, ((0, 0), (0, -n % block), (0, 0), (0, 0))) for a in (q, k, v))
     segments = jnp.broadcast_to((jnp.arange(q.shape[1]) >= n).astype(jnp.int32), q.shape[:2])
     sizes = pallas.BlockSizes(block, block, block, block, block, block)
-    kernel = partial(pallas.mha, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes)
+    kernel = partial(pallas.mha, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes, interpret=interpret)
     # The partitioner would give every device the whole batch: where there is a mesh, each takes its own samples.
     if axes := jax.sharding.get_abstract_mesh().axis_names:
         rows = PartitionSpec(axes)
@@ -105,5 +106,5 @@ def _flash(q, k, v):
 KERNELS: dict[str, Callable] = {
     "xla": jax.nn.dot_product_attention,
     "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
-    "pallas": _flash,
+    "pallas": flash,
 }
