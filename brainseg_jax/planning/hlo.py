@@ -139,10 +139,12 @@ def arrays(kind: str) -> tuple[Array, ...]:
 
 
 def _run(
-    computations: Computations, body: dict[str, Instruction], times: int, choose: Callable, first: int = 0, last: int | None = None
+    computations: Computations, body: dict[str, Instruction], times: int, choose: Callable, between: tuple[int, int] | None = None
 ) -> Iterator[Kernel | Collective]:
+    """What a computation does; of the lines `between` two of them the kernels only."""
     lines = list(body.values())
-    for at, line in list(enumerate(lines))[first:last]:
+    for at in range(*(between or (0, len(lines)))):
+        line = lines[at]
         wrapped = _wrapped(computations, line)
         if line.op in FREE or line.op.endswith(("-done", "-update")):
             continue
@@ -156,10 +158,12 @@ def _run(
             yield from choose(ways, key=_weight)
         elif line.op == "call":
             yield from _run(computations, computations[_called(line, "to_apply")], times, choose)
+        elif wrapped.op.removesuffix("-start") in COLLECTIVES and between:
+            continue
         elif wrapped.op.removesuffix("-start") in COLLECTIVES:
             # A start and an end with nothing between them do not overlap, whatever they are called.
             done = next((i for i in range(at + 1, len(lines)) if line.name in lines[i].operands), at + 1)
-            hidden = [step for step in _run(computations, body, times, choose, at + 1, done) if isinstance(step, Kernel)]
+            hidden = [step for step in _run(computations, body, times, choose, (at + 1, done)) if isinstance(step, Kernel)]
             started = line.op.endswith("-start")
             yield Collective(wrapped.op.removesuffix("-start"), _payload(body, line), _group(wrapped), times, started, tuple(hidden))
         elif line.op == "async-start":
