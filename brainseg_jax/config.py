@@ -21,6 +21,7 @@ def base() -> ConfigDict:
     c.channels = 1  # of the image
     c.classes = 36  # of a segmentation, background included; 0: as many as the label table has
     c.dtype = "auto"  # compute in float32 or bfloat16; auto: bfloat16 on an accelerator, float32 on a CPU. Parameters are float32
+    c.attention = "auto"  # kernel of a ViT's attention: "xla", "cudnn" or "pallas", both for GPUs; auto: a CPU's own form, else XLA's
     c.remat = False  # recompute blocks in the backward pass: less memory, about a third more computing
 
     # What fine-tuning begins with.
@@ -170,13 +171,14 @@ def base() -> ConfigDict:
 
 
 # Keys that may differ when a run is resumed: they change what is printed and where things lie, not what is computed.
-FREE = ("log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
+FREE = ("attention", "log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
 
 CHOICES = {
     "objective": ("mae", "ssl", "segmentation"),
     "encoder": ("vit", "swin"),
     "decoder": ("unetr", "swin_unetr"),
     "dtype": ("auto", "float32", "bfloat16"),
+    "attention": ("auto", "xla", "cudnn", "pallas"),
     "data.spec": ("default", "paper"),
     "data.split_rule": ("subject", "paper"),
     "data.dtype": ("uint8", "float16"),
@@ -253,6 +255,10 @@ def check(c: ConfigDict) -> None:
     for width, heads in (("vit.width", "vit.heads"), ("mae.width", "mae.heads")):
         if c_get(c, width) % c_get(c, heads):
             raise InputError(f"{width} {c_get(c, width)} does not divide by {heads} {c_get(c, heads)}; choose another number of heads")
+    if c.encoder == "swin" and c.attention in ("cudnn", "pallas"):
+        raise InputError(f"attention is {c.attention!r}, which takes no biases, and a Swin's windows have them; use auto")
+    if c.attention == "cudnn" and c.dtype == "float32":
+        raise InputError("attention is 'cudnn', a GPU's kernel in 16 bits, and dtype is float32; use dtype=bfloat16, or attention=auto")
     if c.encoder == "swin" and len(c.swin.depths) != len(c.swin.heads):
         raise InputError(f"swin.depths {c.swin.depths} and swin.heads {c.swin.heads}: give a number each for every stage")
     for stage, heads in enumerate(c.swin.heads if c.encoder == "swin" else ()):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,13 +21,14 @@ from ml_collections import ConfigDict
 from brainseg_jax import checkpoint, distributed, heldout, optim, record, report, sharding
 from brainseg_jax.config import check, differing
 from brainseg_jax.data import dataset, labels
-from brainseg_jax.data.augment import prepare_eval, prepare_train
 from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
+from brainseg_jax.planning.memory import check_room
+from brainseg_jax.program import program
 from brainseg_jax.runtime import give_back_memory
-from brainseg_jax.step import Batch, Metrics, Objective, TrainState, averaged, init_params, init_state, make_train_step
+from brainseg_jax.step import Batch, Metrics, TrainState, averaged
 from brainseg_jax.transfer import subjects_before, transfer
 from brainseg_jax.trees import count
 from brainseg_jax.writer import Writer, read_metrics
@@ -77,32 +77,26 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
     data = distributed.in_turns(lambda: prepare(config, target, folder, share, say))
     distributed.agree({"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256})
     run = Run(config, resolved, folder, data, mesh, share, length(config, len(data.train)), subjects_before(config))
-    one_crop = sample_of(config)
-    params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
-    optimizer = optim.optimizer(config.optim, run.steps, params)
-
-    def init() -> TrainState:
-        return init_state(init_params(objective, one_crop, config.seed), optimizer)
-
-    abstract = jax.eval_shape(init)
-    places = sharding.state_sharding(mesh, abstract)
-    like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
+    built = program(config, objective, mesh, run.steps, target)
+    params = built.like.params
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
         if checkpoints.steps():
             with distributed.together():
                 record.check_same_data(folder, data)
-        state = checkpoints.restore_latest(like, say)
+        state = checkpoints.restore_latest(built.like, say)
         start = int(state.step) if state else 0
         if start >= run.steps or (state and stale(history(run), config.patience)):
             tell(run, start)
             return
         record.write(folder, resolved, config, data, mesh, params, start)
         began = time.perf_counter()
-        held_out = heldout.of(objective, config, data, mesh, share, like.params)
+        held_out = heldout.of(objective, config, data, mesh, share, params)
         if config.best not in held_out.names:
             raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(held_out.names)}")
-        train_step = compile_step(objective, optimizer, run, like)
+        train_step = built.lower().compile()
+        check_room(train_step, mesh.local_devices[0])
+        give_back_memory()
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
             f"{len(data.train)} training and {min(len(data.val), config.eval_volumes)} held-out volumes; "
@@ -110,7 +104,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             f"{mesh.size} × {mesh.devices.flat[0].device_kind}; compiled in {time.perf_counter() - began:.1f} s"
             + (f"; going on from step {start}" if state else "")
         )
-        state = state or begin(config, jax.jit(init, out_shardings=places)(), say)
+        state = state or begin(config, jax.jit(built.init, out_shardings=built.places)(), say)
         writer = Writer(folder, run.steps, start)
         try:
             with distributed.stop_requests(start) as stopped:
@@ -138,35 +132,6 @@ def length(config: ConfigDict, volumes: int) -> int:
     if steps < 1:
         raise InputError(f"epochs {config.epochs} of {volumes} volumes is less than one step of {config.data.batch} crops; use more epochs")
     return steps
-
-
-def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape of each sample and stored type of what a training batch holds."""
-    crop = tuple(config.data.crop)
-    parts = {"image": ((*crop, 1), np.dtype(config.data.dtype))}
-    return parts | ({"label": (crop, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
-
-
-def sample_of(config: ConfigDict) -> Batch:
-    """A batch of one empty sample as an objective sees it, for shapes."""
-    return prepare_eval(jax.random.key(0), {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts_of_batch(config).items()})
-
-
-def compile_step(objective: Objective, optimizer: Any, run: Run, like: TrainState) -> Step:
-    """The training step, compiled ahead for the run's shapes and places."""
-    config, rows = run.config, sharding.batch_sharding(run.mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in parts_of_batch(config).items()
-    }
-    places = jax.tree.map(lambda leaf: leaf.sharding, like)
-    swap = labels.swap(run.data.target) if run.data.target else None
-    whole = sharding.gathering(places.params)
-    step = make_train_step(objective, optimizer, prepare_train(config, swap), config.seed, config.optim.accumulate, whole)
-    out = places, sharding.replicated(run.mesh)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(like, batch).compile()
-    give_back_memory()
-    return compiled
 
 
 def loop(

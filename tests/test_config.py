@@ -19,8 +19,8 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
+from brainseg_jax.program import parts_of_batch, sample_of
 from brainseg_jax.step import init_params, init_state, make_train_step
-from brainseg_jax.train import parts_of_batch, sample_of
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 

@@ -13,7 +13,7 @@ SHIPPED = [*PACKAGE, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "
 FLOORS = (
     ("main", "__init__"),
     ("train", "network", "prediction", "predict", "evaluate", "inspect", "plan", "probe", "verify"),
-    ("heldout", "transfer", "casebook"),
+    ("heldout", "transfer", "casebook", "program", "planning"),
     ("record",),
     ("step", "optim", "layerwise", "sharding", "checkpoint", "writer", "report", "quality", "strip", "page"),
     ("objectives", "data"),

@@ -17,9 +17,9 @@ from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
+from brainseg_jax.program import parts_of_batch, sample_of
 from brainseg_jax.sharding import batch_sharding, check_batch, make_mesh, on_one_device, replicated, state_sharding
 from brainseg_jax.step import init_params, init_state, make_train_step
-from brainseg_jax.train import parts_of_batch, sample_of
 
 MESHES = ((8, 1), (1, 8), (2, 4))
 

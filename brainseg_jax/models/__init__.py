@@ -16,7 +16,7 @@ from brainseg_jax.models.vit import ViT
 def _vit(config: ConfigDict) -> ViT:
     """The 3-D ViT for the config's crops."""
     x, y, z = (n // config.vit.patch for n in config.data.crop)
-    return ViT(grid=(x, y, z), remat=config.remat, dtype=jnp.dtype(config.dtype), **config.vit)
+    return ViT(grid=(x, y, z), remat=config.remat, attention=config.attention, dtype=jnp.dtype(config.dtype), **config.vit)
 
 
 def _swin(config: ConfigDict) -> Swin:

@@ -3,19 +3,26 @@
 XLA's batched form on a CPU writes every head's n × n weights to memory and reads them back in the gradient. Here a CPU takes one head at a
 time, which stays in its cache, and recomputes the weights in the backward pass from the log of their sum (as Dao et al. 2022 do on a
 GPU). `scripts/benchmark.py --mode attention` measures the two side by side. Which form is compiled is decided by the platform that the
-program is lowered for, not by the machine it is lowered on.
+program is lowered for, not by the machine it is lowered on. cuDNN's and Pallas' kernels, for GPUs only, are there to be asked for.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
 Heads = Float[jax.Array, "b n h e"]
 # By this name a policy of rematerialisation keeps what attention gives.
 ATTENDED = "attended"
+
+
+def attention(kind: str, q: Heads, k: Float[jax.Array, "b m h e"], v: Float[jax.Array, "b m h e"]) -> Heads:
+    """softmax(q kᵀ / √e) v per head by the kernel of config.attention: auto, xla, cudnn or pallas."""
+    return attend(q, k, v) if kind == "auto" else checkpoint_name(KERNELS[kind](q, k, v), ATTENDED)
 
 
 @jax.custom_vjp
@@ -77,3 +84,27 @@ def _over_heads(f: Callable, *arrays: jax.Array):
     rows = tuple(a.transpose(0, 2, 1, 3).reshape(b * h, a.shape[1], a.shape[3]) for a in arrays)
     mapped = jax.lax.map(lambda row: f(*row), rows)
     return jax.tree.map(lambda a: a.reshape(b, h, *a.shape[1:]).transpose(0, 2, 1, 3), mapped)
+
+
+def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
+    """Pallas' flash attention for any number of tokens, the same of keys as of queries; `interpret` runs it on a CPU, slowly."""
+    # The kernel takes tokens by blocks: others are added behind, and kept out of every sum by being of another segment.
+    from jax.experimental.pallas.ops.gpu import attention as pallas
+
+    n, block = q.shape[1], 64
+    q, k, v = (jnp.pad(a, ((0, 0), (0, -n % block), (0, 0), (0, 0))) for a in (q, k, v))
+    segments = jnp.broadcast_to((jnp.arange(q.shape[1]) >= n).astype(jnp.int32), q.shape[:2])
+    sizes = pallas.BlockSizes(block, block, block, block, block, block)
+    kernel = partial(pallas.mha, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes, interpret=interpret)
+    # The partitioner would give every device the whole batch: where there is a mesh, each takes its own samples.
+    if axes := jax.sharding.get_abstract_mesh().axis_names:
+        rows = PartitionSpec(axes)
+        kernel = jax.shard_map(kernel, in_specs=(rows,) * 4, out_specs=rows, check_vma=False)
+    return kernel(q, k, v, segments)[:, :n]
+
+
+KERNELS: dict[str, Callable] = {
+    "xla": jax.nn.dot_product_attention,
+    "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "pallas": flash,
+}

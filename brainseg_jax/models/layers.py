@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.models.attention import ATTENDED, attend
+from brainseg_jax.models.attention import ATTENDED, attention
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -119,6 +119,7 @@ class Attention(nn.Module):
 
     heads: int
     qkv_bias: bool = True
+    kernel: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -126,7 +127,7 @@ class Attention(nn.Module):
         b, n, d = x.shape
         qkv = Linear(3 * d, self.dtype, self.qkv_bias, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
-        return Linear(d, self.dtype, name="out_proj")(attend(q, k, v).reshape(b, n, d))
+        return Linear(d, self.dtype, name="out_proj")(attention(self.kernel, q, k, v).reshape(b, n, d))
 
 
 class Block(nn.Module):
@@ -139,6 +140,7 @@ class Block(nn.Module):
     hidden: int
     qkv_bias: bool = True
     eps: float = 1e-6
+    attention: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -151,7 +153,8 @@ class Block(nn.Module):
             stays = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop, (x.shape[0], 1, 1))
             return jnp.where(stays, branch / (1 - drop).astype(branch.dtype), 0)
 
-        x = x + kept(Attention(self.heads, self.qkv_bias, self.dtype, name="attn")(layer_norm(self.eps, self.dtype, "norm1")(x)))
+        attend = Attention(self.heads, self.qkv_bias, self.attention, self.dtype, name="attn")
+        x = x + kept(attend(layer_norm(self.eps, self.dtype, "norm1")(x)))
         x = x + kept(MLP(self.hidden, self.dtype, name="mlp")(layer_norm(self.eps, self.dtype, "norm2")(x)))
         return x, x
 

@@ -80,8 +80,8 @@ def training(config: Any) -> tuple[Callable[[], None], Callable[[], float]]:
     from brainseg_jax import optim
     from brainseg_jax.data.augment import prepare_train
     from brainseg_jax.objectives import OBJECTIVES
+    from brainseg_jax.program import parts_of_batch, sample_of
     from brainseg_jax.step import init_params, init_state, make_train_step
-    from brainseg_jax.train import parts_of_batch, sample_of
 
     objective = OBJECTIVES[config.objective](config)
     top = {"image": 255, "label": config.classes}

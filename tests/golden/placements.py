@@ -10,9 +10,9 @@ import jax
 
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
+from brainseg_jax.program import sample_of
 from brainseg_jax.sharding import make_mesh, state_sharding
 from brainseg_jax.step import init_params, init_state
-from brainseg_jax.train import sample_of
 
 HERE = Path(__file__).parent
 PRESETS = {

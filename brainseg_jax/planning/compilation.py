@@ -1,0 +1,107 @@
+"""The training step of a config, compiled for GPUs that are not there, and everything that the compiled program says about itself."""
+
+import importlib.util
+import os
+import time
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from brainseg_jax.errors import InputError
+from brainseg_jax.planning.cards import Card, target
+from brainseg_jax.planning.hlo import Facts, facts
+from brainseg_jax.planning.memory import Memory, fits, memory
+
+PLUGINS = {"jax_cuda12_plugin": ("nvidia.cuda_nvcc",), "jax_cuda13_plugin": ("nvidia.cu13",)}
+# Without GPUs nothing can be timed, and the tiles of XLA's own matrix products are found by timing them: cuBLAS takes them all.
+CUDNN = 91000
+FLAGS = "--xla_gpu_enable_triton_gemm=false"
+
+
+class Place(NamedTuple):
+    """Where a step is to run."""
+
+    card: Card
+    devices: int
+    hosts: int = 1
+
+
+class Compiled(NamedTuple):
+    """What compiling a step told. `dearest` and `cheapest` are its facts with either way through what depends on data."""
+
+    place: Place
+    mesh: dict[str, int]
+    memory: Memory
+    dearest: Facts
+    cheapest: Facts
+    text: str
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits each device."""
+        return fits(self.memory.needed, self.place.card.memory)
+
+
+def missing() -> str:
+    """What has to be installed before anything can be compiled; "" if nothing."""
+    for plugin, compilers in PLUGINS.items():
+        if importlib.util.find_spec(plugin):
+            absent = [name for name in compilers if not _found(name)]
+            return f'{plugin} is there without {absent[0]}; pip install "brainseg_jax[plan]"' if absent else ""
+    return 'CUDA\'s compiler is missing, which needs no GPU; pip install "brainseg_jax[plan]"'
+
+
+def _found(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def without_gpus() -> None:
+    """Has JAX compute on the CPU, compile for GPUs, and say nothing of the GPUs that are not there. To be called before JAX is imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if FLAGS not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+
+
+@lru_cache
+def devices(place: Place) -> tuple[Any, ...]:
+    """The devices of a place, as JAX would name them. InputError if they cannot be spread over the hosts."""
+    from jax.experimental import topologies
+
+    if place.devices < 1 or place.hosts < 1 or place.devices % place.hosts:
+        raise InputError(f"--devices={place.devices} do not spread over --hosts={place.hosts}; give a multiple of {max(1, place.hosts)}")
+    grid = f"1x{place.hosts}x{place.devices // place.hosts}"
+    return tuple(topologies.get_topology_desc("", platform="cuda", target_config=target(place.card), topology=grid).devices)
+
+
+def build(config: ConfigDict, place: Place, steps: int) -> Any:
+    """The program of a config at a place. InputError for a mesh or a batch that does not fit its devices."""
+    from brainseg_jax import sharding
+    from brainseg_jax.data import labels
+    from brainseg_jax.objectives import OBJECTIVES
+    from brainseg_jax.program import program
+
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices(place))
+    sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
+    objective = OBJECTIVES[config.objective](config)
+    return program(config, objective, mesh, steps, labels.read_table(config.data.labels) if objective.labels else None)
+
+
+def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:
+    """Compiles a config's step for a place and reads what it says. InputError as of `build`."""
+    if config.attention == "cudnn":
+        # JAX asks the library for its version, which is not there: it is the one that the target names.
+        from jax._src.cudnn import fused_attention_stablehlo
+
+        fused_attention_stablehlo.check_cudnn_version = lambda: CUDNN
+    program = build(config, place, steps)
+    began = time.perf_counter()
+    executable = program.lower().compile()
+    text = executable.as_text()
+    took = time.perf_counter() - began
+    return Compiled(place, dict(program.mesh.shape), memory(executable), facts(text, max), facts(text, min), text, took)

@@ -1,0 +1,292 @@
+"""What a compiled GPU program does in a step, read out of its scheduled HLO text: kernels with work and traffic, and collectives.
+
+Bytes of a kernel are what it must read and write once, as XLA's own cost analysis counts them: of an array that is only sliced the slices,
+of one that is updated in place the update. Loops count as often as they turn; of a branch that depends on data the dearest or cheapest way.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import NamedTuple
+
+SIZES = {"pred": 1, "s4": 1, "u4": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "opt-barrier"}
+SLICES = ("dynamic-slice", "slice", "gather")
+# What is called by name: how the name begins, and what it is.
+CALLS = {"__cublas$": "product", "__cudnn$conv": "convolution", "__cudnn$fmha": "attention"}
+
+
+class Array(NamedTuple):
+    """An array's type and sizes."""
+
+    type: str
+    sizes: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return prod(self.sizes)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        digits = re.sub(r"\D", "", self.type.partition("e")[0])
+        return self.elements * (SIZES[self.type] if self.type in SIZES else -(-int(digits) // 8))
+
+
+class Instruction(NamedTuple):
+    """A line of HLO: what it gives, what it is, the names it reads, and the rest of the line."""
+
+    name: str
+    arrays: tuple[Array, ...]
+    op: str
+    operands: tuple[str, ...]
+    rest: str
+
+    @property
+    def bytes(self) -> int:
+        """Of all that it gives."""
+        return sum(array.bytes for array in self.arrays)
+
+
+Computations = dict[str, dict[str, Instruction]]  # in the order in which they run
+
+
+class Kernel(NamedTuple):
+    """Work of one kind: `kind` is product, convolution, attention, fusion, or the name of an operation. `type` is that of what is
+    multiplied. flops (a multiply-add is two) is None where it is not known; bytes are read and written; it runs `times` times a step."""
+
+    kind: str
+    type: str
+    flops: int | None
+    bytes: int
+    times: int
+
+
+class Collective(NamedTuple):
+    """Bytes that go between `group` devices: of the whole array that is reduced or gathered, on each of them. `hidden` are the kernels
+    that run between its start and its end."""
+
+    kind: str
+    bytes: int
+    group: int
+    times: int
+    asynchronous: bool
+    hidden: tuple[Kernel, ...]
+
+
+class Facts(NamedTuple):
+    """Of one step, on each device."""
+
+    kernels: tuple[Kernel, ...]
+    collectives: tuple[Collective, ...]
+
+    @property
+    def flops(self) -> int:
+        """Of the products, convolutions and attention that are known."""
+        return sum((kernel.flops or 0) * kernel.times for kernel in self.kernels)
+
+    @property
+    def bytes(self) -> int:
+        """That kernels read and write."""
+        return sum(kernel.bytes * kernel.times for kernel in self.kernels)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Kernels whose work is not known."""
+        return tuple(sorted({kernel.kind for kernel in self.kernels if kernel.flops is None}))
+
+
+def facts(text: str, choose: Callable = max) -> Facts:
+    """The facts of a compiled module's text. `choose`, max or min, says which way counts where it depends on data.
+
+    Raises ValueError for a loop whose turns are not known, and for what cannot be read.
+    """
+    computations, entry = parse(text)
+    steps = tuple(_run(computations, computations[entry], 1, choose))
+    return Facts(tuple(s for s in steps if isinstance(s, Kernel)), tuple(s for s in steps if isinstance(s, Collective)))
+
+
+def parse(text: str) -> tuple[Computations, str]:
+    """All computations by name, and the name of the one that is run."""
+    computations, entry, current = {}, "", {}
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            current = computations[head[2]] = {}
+            entry = head[2] if head[1] else entry
+        elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$", line):
+            name, kind, op, rest = found.groups()
+            inside, _, after = rest.partition(")")
+            current[name] = Instruction(name, arrays(kind), op, tuple(re.findall(r"%([\w.\-]+)", inside)), after)
+    if not entry:
+        raise ValueError("the text is no HLO module: it has no ENTRY")
+    return computations, entry
+
+
+def arrays(kind: str) -> tuple[Array, ...]:
+    """The arrays of an HLO type, a tuple's one after the other."""
+    found = re.findall(r"([a-z]\w*)\[([\d,]*)\]", kind)
+    return tuple(Array(name, tuple(int(n) for n in sizes.split(",") if n)) for name, sizes in found)
+
+
+def _run(
+    computations: Computations, body: dict[str, Instruction], times: int, choose: Callable, between: tuple[int, int] | None = None
+) -> Iterator[Kernel | Collective]:
+    """What a computation does; of the lines `between` two of them the kernels only."""
+    lines = list(body.values())
+    for at in range(*(between or (0, len(lines)))):
+        line = lines[at]
+        wrapped = _wrapped(computations, line)
+        if line.op in FREE or line.op.endswith(("-done", "-update")):
+            continue
+        if line.op == "while":
+            turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line.rest)
+            if not turns:
+                raise ValueError(f"loop {line.name} has no known number of turns")
+            yield from _run(computations, computations[_called(line, "body")], times * int(turns[1]), choose)
+        elif line.op == "conditional":
+            ways = [list(_run(computations, computations[name], times, choose)) for name in _branches(line)]
+            yield from choose(ways, key=_weight)
+        elif line.op == "call":
+            yield from _run(computations, computations[_called(line, "to_apply")], times, choose)
+        elif wrapped.op.removesuffix("-start") in COLLECTIVES and between:
+            continue
+        elif wrapped.op.removesuffix("-start") in COLLECTIVES:
+            # A start and an end with nothing between them do not overlap, whatever they are called.
+            done = next((i for i in range(at + 1, len(lines)) if line.name in lines[i].operands), at + 1)
+            hidden = [step for step in _run(computations, body, times, choose, (at + 1, done)) if isinstance(step, Kernel)]
+            started = line.op.endswith("-start")
+            yield Collective(wrapped.op.removesuffix("-start"), _payload(body, line), _group(wrapped), times, started, tuple(hidden))
+        elif line.op == "async-start":
+            yield from _run(computations, computations[_called(line, "calls")], times, choose)
+        else:
+            yield _kernel(computations, body, line, times)
+
+
+def _wrapped(computations: Computations, line: Instruction) -> Instruction:
+    """What an async-start starts; another instruction itself."""
+    if line.op != "async-start":
+        return line
+    inner = [i for i in computations[_called(line, "calls")].values() if i.op not in FREE]
+    return inner[0] if len(inner) == 1 else line
+
+
+def _called(line: Instruction, role: str) -> str:
+    return re.search(role + r"=%?([\w.\-]+)", line.rest)[1]
+
+
+def _branches(line: Instruction) -> list[str]:
+    listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
+    names = listed[1] if listed else " ".join(re.findall(r"(?:true|false)_computation=(%?[\w.\-]+)", line.rest))
+    return re.findall(r"%?([\w.\-]+)", names)
+
+
+def _weight(steps: list[Kernel | Collective]) -> float:
+    """By which ways through a branch are compared: bytes, and FLOPs at some hundred for a byte."""
+    return sum(s.times * (s.bytes + (getattr(s, "flops", 0) or 0) / 200) for s in steps)
+
+
+def _payload(body: dict[str, Instruction], line: Instruction) -> int:
+    """Bytes of the whole array: whichever is larger of what a collective takes and what it gives."""
+    read = sum(body[name].bytes for name in line.operands if name in body)
+    given = line.bytes - read if line.op.endswith("-start") and len(line.arrays) > len(line.operands) else line.bytes
+    return max(read, given)
+
+
+def _group(line: Instruction) -> int:
+    """Devices that take part together."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line.rest):
+        return len(listed[1].split(","))
+    if rows := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line.rest):
+        return int(rows[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line.rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return prod(int(part or sizes[name]) for name, part in named)
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line.rest):
+        return pairs[1].count("{")
+    raise ValueError(f"{line.name}: it is not known which devices take part: {line.rest[:120]}")
+
+
+def _kernel(computations: Computations, body: dict[str, Instruction], line: Instruction, times: int) -> Kernel:
+    read = [body[name] for name in line.operands if name in body]
+    if line.op == "fusion":
+        inside = computations[_called(line, "calls")]
+        dots = [inner for inner in inside.values() if inner.op == "dot"]
+        kind, flops = ("product", sum(_of_dot(inside, dot) for dot in dots)) if dots else ("fusion", 0)
+        kept = inside[dots[0].operands[0]].arrays[0].type if dots else line.arrays[0].type if line.arrays else ""
+        return Kernel(kind, kept, flops, _bytes_of_fusion(inside, line), times)
+    traffic = line.bytes + sum(i.bytes for i in read)
+    if line.op != "custom-call":
+        if line.op in SLICES:
+            traffic = 2 * line.bytes
+        elif line.op == "dynamic-update-slice":
+            traffic = 2 * read[1].bytes
+        return Kernel(line.op, line.arrays[0].type if line.arrays else "", 0, traffic, times)
+    called = re.search(r'custom_call_target="([^"]*)"', line.rest)[1]
+    kind = next((kind for start, kind in CALLS.items() if called.startswith(start)), called)
+    count = {"product": _of_product, "convolution": _of_convolution, "attention": _of_attention}.get(kind)
+    return Kernel(kind, read[0].arrays[0].type if read else "", count(called, line, read) if count else None, traffic, times)
+
+
+def _of_dot(inside: dict[str, Instruction], line: Instruction) -> int:
+    contracted = [int(n) for n in re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)[1].split(",") if n]
+    return 2 * line.arrays[0].elements * prod(inside[line.operands[0]].arrays[0].sizes[n] for n in contracted)
+
+
+def _of_product(_: str, line: Instruction, read: list[Instruction]) -> int:
+    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', line.rest)[1]
+    return 2 * line.arrays[0].elements * prod(read[0].arrays[0].sizes[int(n)] for n in re.findall(r"\d+", contracted))
+
+
+def _of_convolution(called: str, line: Instruction, read: list[Instruction]) -> int:
+    """2 × the kernel's numbers × the places it is laid at, the border's zeros included."""
+    kernel = re.search(r"dim_labels=\w+_(\w+)->", line.rest)[1]
+    given, first, second = line.arrays[0], read[0].arrays[0], read[1].arrays[0]
+    weights, output = {"Forward": (second, given), "BackwardInput": (second, first), "BackwardFilter": (given, second)}.get(
+        called.removeprefix("__cudnn$conv"), (second, given)
+    )
+    return 2 * weights.elements * output.elements // weights.sizes[kernel.index("o")]
+
+
+def _of_attention(called: str, line: Instruction, read: list[Instruction]) -> int:
+    """Two products forward and five backward, of b·h·n·m·e multiply-adds each; operands begin with q, k, v [b n h e]."""
+    (b, n, h, e), m = read[0].arrays[0].sizes, read[1].arrays[0].sizes[1]
+    return (10 if called.endswith("Backward") else 4) * b * h * n * m * e
+
+
+def _bytes_of_fusion(inside: dict[str, Instruction], line: Instruction) -> int:
+    users: dict[str, list[Instruction]] = {}
+    for inner in inside.values():
+        for name in inner.operands:
+            users.setdefault(name, []).append(inner)
+
+    def read(name: str) -> int:
+        """Bytes of a value that its users read."""
+        total = 0
+        for user in users.get(name, []):
+            if user.op == "bitcast":
+                total += read(user.name)
+            elif user.op in SLICES and user.operands[0] == name:
+                total += user.bytes
+            elif not (user.op == "dynamic-update-slice" and user.operands[0] == name):
+                return inside[name].bytes
+        return min(total, inside[name].bytes)
+
+    def written(root: Instruction) -> int:
+        if root.op == "bitcast" and root.operands:
+            return written(inside[root.operands[0]])
+        if root.op == "tuple":
+            return sum(written(inside[name]) for name in root.operands)
+        return inside[root.operands[1]].bytes if root.op == "dynamic-update-slice" else root.bytes
+
+    return sum(read(i.name) for i in inside.values() if i.op == "parameter") + written(list(inside.values())[-1])

@@ -1,0 +1,52 @@
+"""Whether a compiled step fits: what it needs of a device, and what JAX takes of a device's memory for itself."""
+
+import os
+from typing import Any, NamedTuple
+
+from brainseg_jax.errors import InputError
+
+GiB = 2**30
+# For what the compiler does not count: buffers of NCCL, workspaces of cuDNN and cuBLAS. An estimate, measured nowhere.
+MARGIN = 1.5 * GiB
+
+
+class Memory(NamedTuple):
+    """Bytes on each device: the state and the batch, results that are not written over them, and everything in between at its largest."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    peak: int  # the compiler's own account of the most that is alive at a time
+
+    @property
+    def needed(self) -> int:
+        """Bytes that are allocated for a step."""
+        return self.arguments + self.outputs + self.temporaries
+
+
+def memory(compiled: Any) -> Memory:
+    """The memory of a compiled program, of each device."""
+    m = compiled.memory_analysis()
+    outputs = m.output_size_in_bytes - m.alias_size_in_bytes
+    return Memory(m.argument_size_in_bytes, outputs, m.temp_size_in_bytes, m.peak_memory_in_bytes)
+
+
+def share() -> float:
+    """The share of a device's memory that JAX takes: its own setting XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 by default."""
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or 0.75)
+
+
+def fits(need: int, device: int) -> bool:
+    """Whether a step that needs so many bytes, and the margin, fit into JAX's share of a device with so many."""
+    return need + MARGIN <= share() * device
+
+
+def check_room(compiled: Any, device: Any) -> None:
+    """Raises InputError, before anything is allocated, if a compiled step cannot fit the device; where its size is not known, never."""
+    room = (device.memory_stats() or {}).get("bytes_limit")
+    need = memory(compiled).needed
+    if room and need > room:
+        raise InputError(
+            f"a step needs {need / GiB:.1f} GiB of each device, and JAX may take {room / GiB:.1f} of {device.device_kind}; use a smaller "
+            "data.batch, remat=True, optim.accumulate=2 or a larger mesh.fsdp; python -m brainseg_jax.plan --search finds what fits"
+        )

@@ -1,0 +1,22 @@
+"""The largest batch that fits, found with few compilations: what a step needs rises nearly in a straight line with its batch."""
+
+from collections.abc import Callable
+
+MOST = 512  # crops on a device, beyond which nobody looks
+
+
+def largest(need: Callable[[int], float], limit: float) -> int:
+    """The largest whole number up to MOST whose need is within the limit, 0 if there is none. `need` rises; it is asked seldom."""
+    known = {1: need(1)}
+    while True:
+        low = max((n for n, bytes in known.items() if bytes <= limit), default=0)
+        high = min((n for n, bytes in known.items() if bytes > limit), default=MOST + 1)
+        if high - low == 1 or not low:
+            return low
+        guess = low + 1
+        if len(known) > 1:
+            a, b = sorted(known, key=lambda n: abs(known[n] - limit))[:2]
+            slope = (known[b] - known[a]) / (b - a)
+            guess = int(a + (limit - known[a]) / slope) if slope > 0 else guess
+        guess = min(max(guess, low + 1), high - 1)
+        known[guess] = need(guess)

@@ -1,0 +1,85 @@
+"""What a config trains, on any mesh: network, optimizer, the state's shapes and places, and the step, ready to be compiled.
+
+`train` builds it on the devices that there are, `plan` on a topology of GPUs that are not there: it is the same code, and so the same step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from brainseg_jax import optim, sharding
+from brainseg_jax.data import labels
+from brainseg_jax.data.augment import prepare_eval, prepare_train
+from brainseg_jax.errors import InputError
+from brainseg_jax.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_train_step
+
+
+class Program(NamedTuple):
+    """`init()` makes the state before the first batch; `like` and `batch` are what `step` takes, abstract, with their places on `mesh`."""
+
+    objective: Objective
+    mesh: Mesh
+    init: Callable[[], TrainState]
+    like: TrainState
+    batch: Batch
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+    @property
+    def places(self) -> TrainState:
+        """The sharding of every leaf of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.like)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The step for the program's shapes and places. The state that it is given is overwritten."""
+        out = self.places, sharding.replicated(self.mesh)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self.step, donate_argnums=0, out_shardings=out).lower(self.like, self.batch)
+
+
+def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None) -> Program:
+    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels.
+
+    Raises InputError for a kernel of attention that the mesh's devices do not have.
+    """
+    if config.attention in ("cudnn", "pallas") and mesh.devices.flat[0].platform == "cpu":
+        raise InputError(f"attention is {config.attention!r}, a kernel of GPUs, and this is a CPU; use attention=auto")
+    one_crop = sample_of(config)
+    params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
+    optimizer = optim.optimizer(config.optim, steps, params)
+
+    def init() -> TrainState:
+        return init_state(init_params(objective, one_crop, config.seed), optimizer)
+
+    abstract = jax.eval_shape(init)
+    places, rows = sharding.state_sharding(mesh, abstract), sharding.batch_sharding(mesh)
+    like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
+    batch = {
+        name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
+        for name, (shape, dtype) in parts_of_batch(config).items()
+    }
+    augment = prepare_train(config, labels.swap(target) if target else None)
+
+    def prepare(key: jax.Array, batch: Batch) -> Batch:
+        # Said again: the partitioner does not see through a resampling, and would give every device the whole batch from there on.
+        return jax.lax.with_sharding_constraint(augment(key, batch), rows)
+
+    whole = sharding.gathering(places.params)
+    step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, whole)
+    return Program(objective, mesh, init, like, batch, step)
+
+
+def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape of each sample and stored type of what a training batch holds."""
+    crop = tuple(config.data.crop)
+    parts = {"image": ((*crop, 1), np.dtype(config.data.dtype))}
+    return parts | ({"label": (crop, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
+
+
+def sample_of(config: ConfigDict) -> Batch:
+    """A batch of one empty sample as an objective sees it, for shapes."""
+    return prepare_eval(jax.random.key(0), {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts_of_batch(config).items()})
