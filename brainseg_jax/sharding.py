@@ -37,10 +37,12 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def nearest(asked: tuple[int, int], n: int, sizes: Sequence[int]) -> tuple[int, int]:
-    """The mesh of one of `sizes` devices whose axes are by the smallest factors off those that were asked for; -1: what is left of n."""
-    wanted = [log(max(size, 1) if size != -1 else n / max(other, 1)) for size, other in zip(asked, asked[::-1], strict=True)]
+    """The mesh of one of `sizes` devices whose axes are by the smallest factors off those that were asked for, of equals the one that is
+    less off in "fsdp"; -1 asks for what is left of n."""
+    data, fsdp = (log(max(size, 1) if size != -1 else n / max(other, 1)) for size, other in zip(asked, asked[::-1], strict=True))
     meshes = [(a, size // a) for size in sizes for a in range(1, size + 1) if size % a == 0]
-    return min(meshes, key=lambda mesh: sum(abs(log(m) - w) for m, w in zip(mesh, wanted, strict=True)))
+    off = lambda mesh: (abs(log(mesh[0]) - data), abs(log(mesh[1]) - fsdp))  # noqa: E731
+    return min(meshes, key=lambda mesh: (round(sum(off(mesh)), 6), off(mesh)[1]))
 
 
 def check_batch(batch: int, accumulate: int, mesh: Mesh, crops_per_volume: int = 1) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.checkpoint import load, verify
+from brainseg_jax.checkpoint import verify
 from brainseg_jax.config import with_sources
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.distributed import Start, check_devices, chosen, first_host, from_first, gather, in_turns, own_gpus
@@ -166,8 +166,8 @@ def two(small, masked, cohort, tmp_path_factory):
     run = small(**CHANGES | manifest)
     # Cached volumes of process 1's own, one of which is damaged.
     shutil.copytree(cohort.parent / "volumes", folder / "cache" / "volumes")
-    file = next((folder / "cache" / "volumes").glob("head0_*.npz"))
-    file.write_bytes(file.read_bytes()[:5000])
+    for file in (folder / "cache" / "volumes").glob("head0_*.npz"):
+        file.write_bytes(file.read_bytes()[:5000])
     other = small(**CHANGES | manifest | {"data.manifest": str(folder / "fewer.tsv")})
     tuned = {"objective": "segmentation", "data.labels": "brain", "classes": 2, "steps": 4, "data.batch": 4}
     damaged = small(**CHANGES | manifest | {"data.cache": str(folder / "cache")})
@@ -238,11 +238,7 @@ def test_one_two_and_one_again_are_as_one(two, close):
     for kind in ("train", "eval"):
         assert list(losses(run, kind)) == list(losses(whole, kind))
         close(losses(run, kind), losses(whole, kind), times=10)
-    ours, theirs = (load(folder / "checkpoints" / str(STEPS)) for folder in (run, whole))
-    close(ours[0], theirs[0], times=10)
-    assert ours[1] == theirs[1]
-    meshes = [start["step"] for start in json.loads((run / "run.json").read_text())["starts"]]
-    assert meshes == [0, 3, stopped]
+    assert [start["step"] for start in json.loads((run / "run.json").read_text())["starts"]] == [0, 3, stopped]
 
 
 @pytest.mark.slow
@@ -253,7 +249,6 @@ def test_two_fine_tune_as_one(two, close):
     close(losses(tuned), losses(whole), times=10)
     for name in ("dice", "dice/brain", "loss"):
         close(losses(tuned, "eval", name), losses(whole, "eval", name), times=100)  # a voxel on the border may go either way
-    close(load(tuned / "checkpoints" / "4")[0], load(whole / "checkpoints" / "4")[0], times=10)
 
 
 @pytest.mark.slow
