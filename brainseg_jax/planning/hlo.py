@@ -192,7 +192,7 @@ def _branches(line: Instruction) -> list[str]:
 
 def _weight(steps: list[Kernel | Collective]) -> float:
     """By which ways through a branch are compared: bytes, and FLOPs at some hundred for a byte."""
-    return sum(s.times * (s.bytes + (getattr(s, "flops", 0) or 0) / 200) for s in steps)
+    return float(sum(s.times * (s.bytes + (getattr(s, "flops", 0) or 0) / 200) for s in steps))
 
 
 def _payload(body: dict[str, Instruction], line: Instruction) -> int:
