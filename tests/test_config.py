@@ -198,7 +198,8 @@ def test_what_was_written_down_is_read_back():
 def test_free_keys_make_no_other_experiment():
     old, other, free = base(), base(), base()
     other.update_from_flattened_dict({"optim.peak": 1e-3, "log_every": 3})
-    free.update_from_flattened_dict({key: -9 if key != "data.cache" else "/x" for key in keys.FREE if key != "data.max_failures"})
+    words = {"data.cache": "/x", "attention": "xla"}
+    free.update_from_flattened_dict({key: words.get(key, -9) for key in keys.FREE if key != "data.max_failures"})
     resolve = lambda c: with_sources(c, set(), "x.py")  # noqa: E731
     assert differing(resolve(old), resolve(free)) == []
     assert differing(resolve(old), resolve(other)) == ["optim.peak: 0.0004 → 0.001"]
