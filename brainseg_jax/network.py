@@ -75,6 +75,7 @@ def load(path: str | Path) -> Network:
     if config.objective != "segmentation" or "head" not in params:
         kind = config.objective if config.objective != "segmentation" else "encoder"
         raise InputError(f"{folder}: holds the weights of {kind}, which give no logits; fine-tune it first, or load a segmentation")
+    config.attention = "auto"  # what it was trained with may be a kernel that this machine lacks; the numbers are the same
     if config.dtype == "auto":
         config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     image = jax.ShapeDtypeStruct((1, *config.data.crop, config.channels), jnp.float32)

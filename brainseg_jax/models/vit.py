@@ -103,13 +103,9 @@ class ViT(nn.Module):
             self.cls_token = self.param("cls_token", small_normal, (1, 1, self.width))
             if self.positions == "separable":
                 self.cls_position = self.param("cls_position", small_normal, (1, 1, self.width))
-        self.blocks = self.stack(self.depth, self.heads, self.hidden)
-        self.norm = layer_norm(self.eps, self.dtype, None)
-
-    def stack(self, depth: int, heads: int, hidden: int) -> nn.Module:
-        """Blocks of the encoder's dialect, for itself and for a decoder that speaks it."""
         block = {"qkv_bias": self.qkv_bias, "eps": self.eps, "attention": self.attention, "dtype": self.dtype}
-        return stack(depth, self.remat, heads=heads, hidden=hidden, **block)
+        self.blocks = stack(self.depth, self.remat, heads=self.heads, hidden=self.hidden, **block)
+        self.norm = layer_norm(self.eps, self.dtype, None)
 
     def _embed(self, image: Float[jax.Array, "b x y z c"], keep: Int[jax.Array, "b m"] | None) -> Float[jax.Array, "b _ d"]:
         patches = patchify(image, self.patch)

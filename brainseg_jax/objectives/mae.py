@@ -53,15 +53,8 @@ class MAE(nn.Module):
         self.position = Positions(vit.grid, self.width, vit.positions)
         if vit.class_token and vit.positions == "separable":
             self.cls_position = self.param("cls_position", small_normal, (1, 1, self.width))
-        self.blocks = stack(
-            *(self.depth, vit.remat),
-            heads=self.heads,
-            hidden=4 * self.width,
-            qkv_bias=vit.qkv_bias,
-            eps=vit.eps,
-            attention=vit.attention,
-            dtype=vit.dtype,
-        )
+        block = {"qkv_bias": vit.qkv_bias, "eps": vit.eps, "attention": vit.attention, "dtype": vit.dtype}
+        self.blocks = stack(self.depth, vit.remat, heads=self.heads, hidden=4 * self.width, **block)
         self.norm = layer_norm(vit.eps, vit.dtype, None)
         self.predict = Linear(vit.patch**3, vit.dtype)
 
