@@ -1,12 +1,14 @@
-"""A checkpoint becomes the one file that is handed on, with a card that says what it is worth: the package's own network is made by this.
+"""A checkpoint becomes the one file that is handed on, with a card that says what it is worth: the package's own are made by this.
 
+    python scripts/release.py runs/NAME/checkpoints/STEP --about brainseg_jax/ready_files/NOTICE.md \\
+        --out brainseg_jax/ready_files/swin_ssl.safetensors
     python scripts/release.py runs/NAME/checkpoints/STEP --manifest people.tsv --splits runs/NAME/split.tsv \\
-        --tasks skull,four,thirtythree --window 96,96,96 --about brainseg_jax/ready_files/NOTICE.md \\
+        --tasks skull,four,thirtythree --window 96,96,96 --about brainseg_jax/ready_files/{LIMITS,NOTICE}.md \\
         --out brainseg_jax/ready_files/t1.safetensors
 
-Held-out people (val and test) are segmented with the file that was written: their volumes and entropies are the cohort that predictions are
-compared with, and Dice is of the test people. Beside OUT a card for people is written, OUT's name with .md; `--about` is the part of it
-that no program can know: data, credit, licence, limits.
+The first is for a pretraining, of which the encoder is kept. With the second held-out people (val and test) are segmented by the very file
+that is handed on: their volumes and entropies are the cohort that predictions are compared with, and Dice is of the test people. Beside OUT
+a card for people is written, OUT's name with .md; `--about` is the part of it that no program can know: data, credit, licence, limits.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from reports import command, spread
 
 from brainseg_jax import checkpoint, weights
@@ -33,6 +36,8 @@ from brainseg_jax.quality import COHORT, cohort_of
 from brainseg_jax.record import progress
 from brainseg_jax.trees import count
 
+PLACES = ("data.manifest", "data.cache", "init.checkpoint")  # of which only the name is kept
+
 
 class Seen(NamedTuple):
     """Of one task: ml by class of each held-out person, mean entropies, and Dice by structure of each test person."""
@@ -45,11 +50,11 @@ class Seen(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--splits", type=Path, required=True, help="the run's split.tsv")
+    parser.add_argument("--manifest", type=Path, help="of a segmentation: the manifest of its run")
+    parser.add_argument("--splits", type=Path, help="and the run's split.tsv")
     parser.add_argument("--tasks", default="", help="groupings that the card tells of beside the network's own structures")
     parser.add_argument("--window", default="", metavar="X,Y,Z", help="windows to predict with (the crop of training)")
-    parser.add_argument("--about", type=Path, required=True, help="Markdown: data, credit, licence, limits")
+    parser.add_argument("--about", type=Path, nargs="+", required=True, help="Markdown: limits, data, credit, licence")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     args = parser.parse_args()
     return exit_code(lambda: release(args))
@@ -58,8 +63,26 @@ def main() -> int:
 def release(args: argparse.Namespace) -> int:
     """Writes the file and its card."""
     params, card = checkpoint.load(args.checkpoint)
+    for key in PLACES:
+        card["config"][key]["value"] = Path(card["config"][key]["value"]).name
     if args.window:
         card["config"]["data.crop"]["value"] = [int(side) for side in args.window.split(",")]
+    config = from_resolved(card["config"])
+    if config.objective == "segmentation":
+        dtype, found = np.float16, judged(args, params, card)
+    else:
+        params, dtype, found = {"encoder": params["encoder"]}, np.float32, []
+    weights.write(args.out, params, card, dtype)
+    text = "\n".join([*described(args, config, params, card, dtype), *found])
+    args.out.with_suffix(".md").write_text(text)
+    print(text)
+    return 0
+
+
+def judged(args: argparse.Namespace, params: Any, card: dict[str, Any]) -> list[str]:
+    """Adds to the card what held-out people are like and what the network reaches on them; the same as lines for people."""
+    if not (args.manifest and args.splits):
+        raise InputError("--manifest and --splits are missing; give the run's, for the people that it did not see")
     rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split in ("val", "test") and row.labels]
     if not rows:
         raise InputError(f"{args.manifest}: none of the held-out people has labels; give the manifest of the run")
@@ -70,11 +93,7 @@ def release(args: argparse.Namespace) -> int:
         seen = look([by, *(by.grouped(task) for task in args.tasks.split(",") if task)], rows)
     card[COHORT] = {name: cohort_of(np.array(found.ml), task.table, found.entropy) for name, (task, found) in seen.items()}
     card["dice"] = {name: {structure: float(np.nanmean(v)) for structure, v in of(found).items()} for name, (_, found) in seen.items()}
-    weights.write(args.out, params, card, np.float16)
-    text = describe(args, params, card, seen, rows)
-    args.out.with_suffix(".md").write_text(text)
-    print(text)
-    return 0
+    return tables(card, seen, rows)
 
 
 def look(tasks: list[Predictor], rows: list[Row]) -> dict[str, tuple[Predictor, Seen]]:
@@ -111,22 +130,28 @@ def of(found: Seen) -> dict[str, list[float]]:
     return values
 
 
-def describe(
-    args: argparse.Namespace, params: Any, card: dict[str, Any], seen: dict[str, tuple[Predictor, Seen]], rows: list[Row]
-) -> str:
-    """The card for people."""
-    config = from_resolved(card["config"])
-    tested, width = sum(row.split == "test" for row in rows), c_get(config, f"{config.encoder}.width")
-    lines = [
-        f"# {args.out.stem}: a network that comes with brainseg_jax\n",
-        f"{args.about.read_text().strip()}\n",
-        "## What it is\n",
-        f"{config.encoder}, {config.decoder}, width {width}: {count(params):,} parameters, as float16. "
-        f"Scans are taken to {config.data.spacing:g} mm and {tuple(config.data.size)} voxels, and seen in windows of "
-        f"{tuple(config.data.crop)}. Trained on {len(card['subjects'])} people by\n",
-        f"    {command(json.loads((args.checkpoint.parent.parent / 'run.json').read_text()))}\n",
-        f"## Dice of {tested} people that it was neither trained on nor chosen by\n",
+def described(args: argparse.Namespace, config: ConfigDict, params: Any, card: dict[str, Any], dtype: type) -> list[str]:
+    """What the file is, for people."""
+    width = c_get(config, f"{config.encoder}.width")
+    of = (
+        f"{config.encoder}, {config.decoder}"
+        if config.objective == "segmentation"
+        else f"{config.encoder} encoder, pretrained by {config.objective}"
+    )
+    facts = json.loads((args.checkpoint.parent.parent / "run.json").read_text())
+    return [
+        f"# {args.out.stem}\n",
+        *(f"{file.read_text().strip()}\n" for file in args.about),
+        f"**What it is.** {of}, width {width}: {count(params):,} parameters, as {dtype.__name__}. Scans are taken to",
+        f"{config.data.spacing:g} mm and {tuple(config.data.size)} voxels, and seen in windows of {tuple(config.data.crop)}. Trained on",
+        f"{len(card['subjects'])} people by\n",
+        f"    {command(facts)}\n",
     ]
+
+
+def tables(card: dict[str, Any], seen: dict[str, tuple[Predictor, Seen]], rows: list[Row]) -> list[str]:
+    """Dice and volumes, for people."""
+    lines = [f"## Dice of {sum(row.split == 'test' for row in rows)} people that it was neither trained on nor chosen by\n"]
     for name, (_, found) in seen.items():
         values = of(found)
         people = [float(np.nanmean(list(person.values()))) for person in found.dice]
@@ -137,8 +162,11 @@ def describe(
     lines += ["| structure | mean | standard deviation |", "|---|---|---|"]
     by, _ = next(iter(seen.values()))
     cohort = card[COHORT][by.table.name]
-    lines += [f"| {s.name} | {cohort[s.name][0]:.2f} | {cohort[s.name][1]:.2f} |" for s in by.table.structures if s.name in cohort]
-    return "\n".join(lines) + "\n"
+    return (
+        lines
+        + [f"| {s.name} | {cohort[s.name][0]:.2f} | {cohort[s.name][1]:.2f} |" for s in by.table.structures if s.name in cohort]
+        + [""]
+    )
 
 
 if __name__ == "__main__":
