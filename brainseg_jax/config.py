@@ -138,7 +138,7 @@ def base() -> ConfigDict:
     c.ssl.weights = (1.0, 1.0, 1.0)  # of rotation, contrast and reconstruction in the loss
 
     c.segmentation = ConfigDict()
-    # Cross entropy, and Dice over the classes that a crop has ("present"), its logarithm, for many small ones ("log"), or over all ("paper").
+    # Cross entropy, and Dice over the classes that a crop has ("present"), its logarithm, for small ones ("log"), or over all ("paper").
     c.segmentation.loss = "present"
     c.segmentation.overlap = 0.5  # of neighbouring windows where a whole volume is segmented, as a share of a window
     c.segmentation.blend = "gaussian"  # how overlapping windows are weighted: "gaussian" or "constant" (the paper)

@@ -33,8 +33,8 @@ def dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.A
 def log_dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
     """The same with −log(Dice + 0.001) of each class in place of 1 − Dice (Wong et al. 2018, without their exponents).
 
-    Where a class is hardly predicted at all, 1 − Dice has no slope and cross entropy one as small as the class: of many small classes some are
-    not found for a long time. This one's slope does not vanish there.
+    Where a class is hardly predicted at all, 1 − Dice has no slope and cross entropy one as small as the class: of many small classes some
+    are not found for a long time. This one's slope does not vanish there.
     """
     return _dice_cross_entropy(_those_present, 1e-3, logits, labels)
 
