@@ -139,7 +139,8 @@ def base() -> ConfigDict:
     c.ssl.weights = (1.0, 1.0, 1.0)  # of rotation, contrast and reconstruction in the loss
 
     c.segmentation = ConfigDict()
-    c.segmentation.loss = "present"  # cross entropy and Dice, over the classes that a crop has ("present") or over all ("paper")
+    # Cross entropy, and Dice over the classes that a crop has ("present"), its logarithm, for small ones ("log"), or over all ("paper").
+    c.segmentation.loss = "present"
     c.segmentation.overlap = 0.5  # of neighbouring windows where a whole volume is segmented, as a share of a window
     c.segmentation.blend = "gaussian"  # how overlapping windows are weighted: "gaussian" or "constant" (the paper)
 
@@ -183,7 +184,7 @@ CHOICES = {
     "data.split_rule": ("subject", "paper"),
     "data.dtype": ("uint8", "float16"),
     "data.lacking": ("refuse", "background"),
-    "segmentation.loss": ("present", "paper"),
+    "segmentation.loss": ("present", "log", "paper"),
     "segmentation.blend": ("gaussian", "constant"),
     "augment.noise.kind": ("gaussian", "rician"),
     "vit.positions": ("sincos", "separable", "table"),

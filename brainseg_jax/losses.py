@@ -19,7 +19,7 @@ def dice_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
     Dice: 1 − 2 Σ p t / (Σ p² + Σ t² + 1e-6) over voxels, averaged over all classes, background included; a class that is absent from
     the labels counts 1 and pulls nothing. Cross entropy: mean over voxels. `labels` are classes from 0. In float32 at least.
     """
-    return _dice_cross_entropy(_all_alike, logits, labels)
+    return _dice_cross_entropy(_all_alike, 0.0, logits, labels)
 
 
 def dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
@@ -27,7 +27,16 @@ def dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.A
 
     What is predicted of an absent class costs its cross entropy.
     """
-    return _dice_cross_entropy(_those_present, logits, labels)
+    return _dice_cross_entropy(_those_present, 0.0, logits, labels)
+
+
+def log_dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
+    """The same with −log(Dice + 0.001) of each class in place of 1 − Dice (Wong et al. 2018, without their exponents).
+
+    Where a class is hardly predicted at all, 1 − Dice has no slope and cross entropy one as small as the class: of many small classes some
+    are not found for a long time. This one's slope does not vanish there.
+    """
+    return _dice_cross_entropy(_those_present, 1e-3, logits, labels)
 
 
 def _all_alike(voxels):
@@ -39,10 +48,10 @@ def _those_present(voxels):
     return present / jnp.sum(present, axis=-1, keepdims=True)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dice_cross_entropy(weigh, logits, labels):
-    """`weigh` turns voxels of each class [b 1 1 1 k] into what the class counts in the mean of Dice."""
-    return _forward(weigh, logits, labels)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dice_cross_entropy(weigh, floor, logits, labels):
+    """`weigh` turns voxels of each class [b 1 1 1 k] into what the class counts in the mean; `floor`: that of the logarithm, 0 for none."""
+    return _forward(weigh, floor, logits, labels)[0]
 
 
 def _slabs(logits, labels):
@@ -59,7 +68,7 @@ def _slabs(logits, labels):
     return n, slab
 
 
-def _forward(weigh, logits, labels):
+def _forward(weigh, floor, logits, labels):
     n, slab = _slabs(logits, labels)
 
     def add(totals, i):
@@ -72,12 +81,16 @@ def _forward(weigh, logits, labels):
     zeros = jnp.zeros((len(logits), 1, 1, 1, logits.shape[-1]), jnp.promote_types(logits.dtype, jnp.float32))
     (both, squares, voxels, logs), _ = jax.lax.scan(add, (zeros,) * 4, jnp.arange(n))
     sizes, weights = squares + voxels + TINY, weigh(voxels)
-    dice = 1 - jnp.sum(weights * 2 * both / sizes, axis=(*VOXELS, 4))
+    dice = 2 * both / sizes
+    if floor:
+        lost, weights = -jnp.sum(weights * jnp.log(dice + floor), axis=(*VOXELS, 4)), weights / (dice + floor)
+    else:
+        lost = 1 - jnp.sum(weights * dice, axis=(*VOXELS, 4))
     entropy = -jnp.sum(logs, axis=(*VOXELS, 4)) / labels[0].size
-    return dice + entropy, (logits, labels, both, sizes, weights)
+    return lost + entropy, (logits, labels, both, sizes, weights)
 
 
-def _backward(weigh, saved, g):
+def _backward(weigh, floor, saved, g):
     logits, labels, both, sizes, weights = saved
     n, slab = _slabs(logits, labels)
     voxels = labels[0].size

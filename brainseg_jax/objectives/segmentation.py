@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy
+from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy, log_dice_of_present_cross_entropy
 from brainseg_jax.models.segmenter import Segmenter
 
-LOSSES: dict[str, Callable] = {"paper": dice_cross_entropy, "present": dice_of_present_cross_entropy}
+LOSSES: dict[str, Callable] = {
+    "paper": dice_cross_entropy,
+    "present": dice_of_present_cross_entropy,
+    "log": log_dice_of_present_cross_entropy,
+}
 
 
 class Segmentation(nn.Module):
