@@ -179,7 +179,7 @@ def stray(text, sizes, shape, expected=()):
     return [(kind, n) for kind, n in moved(text) if n > 2 * BATCH and n not in expected and not (kind in fine and n in of_parameters)]
 
 
-GATHERED = pytest.mark.xfail(strict=True, reason="cutting out and turning, sample by sample, are computed for the whole batch on every device")
+GATHERED = pytest.mark.xfail(strict=True, reason="cut-out and turns of each sample are computed for the whole batch on every device")
 
 
 @pytest.mark.slow
