@@ -303,7 +303,7 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError:
                     raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
-        word = distributed.from_first(lambda: write_word(folder / ".lock"))
+        word = distributed.from_first(lambda: write_word(folder / ".lock")) if share.count > 1 else ""
         with distributed.together():
             if share.index and not ((folder / ".lock").exists() and (folder / ".lock").read_text() == word):
                 raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
