@@ -24,7 +24,7 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import READY, SEAL, write_table, write_text
+from brainseg_jax.files import READY, SEAL, ready, write_table, write_text
 
 VERSION = 2  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
@@ -126,7 +126,7 @@ def start(options: argparse.Namespace) -> None:
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
     """The checkpoints that answer together; without any the network that comes with the package."""
-    return options.checkpoint.split(",") if options.checkpoint else [str(READY)]
+    return options.checkpoint.split(",") if options.checkpoint else [str(ready())]
 
 
 def digest(checkpoint: str) -> str:
@@ -390,7 +390,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
     parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
-    network = "the network, by default the one that comes with the package; several, with commas, answer together"
+    network = "the network, by default the package's own; several, with commas, answer together"
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
     parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
     parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")

@@ -493,6 +493,12 @@ def test_refused_in_one_line(run, scans, tmp_path, flags, reason):
     assert not (tmp_path / "o").exists()
 
 
+def test_without_a_checkpoint_and_a_network_of_the_package(run, scans, monkeypatch, tmp_path):
+    monkeypatch.setattr("brainseg_jax.files.READY", tmp_path / "none.safetensors")
+    code, out, err = run("--i={f}/scans", "--o={f}/o", checkpoint="")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: --checkpoint is missing: give a fine-tuned network")
+
+
 def test_only_one_scan_is_read_ahead():
     """Of many large scans two are in memory at most, in their order, and what fails is told where it is used."""
     log, used = [], []
