@@ -15,7 +15,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.trees import paths, tree
 
 SUFFIX = ".safetensors"
-CARD, CHECKSUM = "brainseg_jax", "sha256"  # keys of the metadata
+CARD, CHECKSUM = "brainseg_jax_card", "sha256"  # keys of the metadata; converted files have another of ours
 
 
 def write(file: Path, params: Any, card: dict[str, Any], dtype: Any = None) -> None:
