@@ -150,7 +150,7 @@ def _part(tree: Any, names: list[str], checkpoint: Path) -> Any:
 
 
 def card(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, without its numbers being read. Raises InputError if it is none."""
+    """What a checkpoint says about itself; of a folder's the numbers are not read. Raises InputError if it is none."""
     if checkpoint.suffix == weights.SUFFIX:
         return weights.read(checkpoint)[1]
     if checkpoint.suffix in (".pt", ".pth"):

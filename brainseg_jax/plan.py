@@ -180,10 +180,7 @@ def of_largest(config: ConfigDict, place: Place, volumes: int = 0) -> dict[str, 
 
 def smallest(config: ConfigDict, place: Place) -> int:
     """The smallest batch: a crop for each part of a step on each device; two for contrast."""
-    from brainseg_jax import sharding
-
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, compilation.devices(place))
-    n = mesh.size * config.optim.accumulate
+    n = size_of(config, place) * config.optim.accumulate
     return 2 if config.objective == "ssl" and n == 1 else n
 
 

@@ -105,9 +105,7 @@ def load(job: Job, networks: list[str]) -> Job:
     start(job.options)
     from brainseg_jax.prediction import predictor, written  # JAX reads its settings when it is imported
 
-    by = predictor(networks)
-    by = by.grouped(job.options.task) if job.options.task else by
-    by = by.mirrored() if job.options.tta else by
+    by = predictor(networks).asked(job.options.task, job.options.tta)
     return job._replace(by=by, table=written(by.table, job.options.ids))
 
 

@@ -62,6 +62,11 @@ class Predictor(NamedTuple):
         """What is usual in people for the classes that come out, as the first card that knows it says; None where none does."""
         return next((card[COHORT][self.table.name] for card in self.cards if self.table.name in card.get(COHORT, ())), None)
 
+    def asked(self, task: str, tta: bool) -> "Predictor":
+        """The same grouped into a task, unless that is "", and looking in the mirror too, if `tta`."""
+        by = self.grouped(task) if task else self
+        return by.mirrored() if tta else by
+
     def mirrored(self) -> "Predictor":
         """The same with every network seeing the scan twice, as it is and in a mirror, left and right structures changing places."""
         axis = next(axis for axis, letter in enumerate(self.spec.orientation) if letter in "LR")
@@ -138,8 +143,7 @@ def predict(
     if not isinstance(checkpoint, Predictor):
         one = ready() if checkpoint is None else checkpoint
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
-    by = checkpoint.grouped(task) if task else checkpoint
-    by = by.mirrored() if tta else by
+    by = checkpoint.asked(task, tta)
     table = written(by.table, ids)
     name = str(scan) if isinstance(scan, str | Path) else "scan"
     given = read(scan) if isinstance(scan, str | Path) else _checked(*scan)

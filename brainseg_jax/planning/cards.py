@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from brainseg_jax.errors import InputError, meant
 
-GiB = 2**30
-
 
 class Chip(NamedTuple):
     """What cards of one chip have in common: compute capability and, per core, FP32 units, threads, and bytes of shared memory."""
