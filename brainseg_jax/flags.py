@@ -1,4 +1,4 @@
-"""What the commands share: `--config`, one line for what the user can mend, and answers to mistyped flags."""
+"""What the commands share: `--config` and `--devices`, one line for what the user can mend, and answers to mistyped flags."""
 
 import sys
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from brainseg_jax.config import unknown
 from brainseg_jax.errors import InputError, exit_code
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
+DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have together; 0: any number to train on, one to plan for.")
 
 
 def run(main: Callable[[list[str]], None]) -> None:

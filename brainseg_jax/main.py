@@ -14,13 +14,12 @@ from ml_collections import config_flags
 import brainseg_jax
 from brainseg_jax import runtime
 from brainseg_jax.config import flat, with_sources
-from brainseg_jax.flags import CONFIG, check_given, run
+from brainseg_jax.flags import CONFIG, DEVICES, check_given, run
 
 WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/ and the config's name.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "Of several processes without srun: HOST:PORT of process 0.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are one run, without srun; 1: this one alone, also under srun.")
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
-DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all processes must have together; 0: any number will do.")
 
 
 def main(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.flags import CONFIG, check_given, run
+from brainseg_jax.flags import CONFIG, DEVICES, check_given, run
 from brainseg_jax.planning import cards, compilation, roofline
 from brainseg_jax.planning.compilation import Compiled, Place
 from brainseg_jax.planning.hlo import Facts
@@ -24,17 +24,16 @@ from brainseg_jax.planning.memory import MARGIN, GiB, share
 from brainseg_jax.planning.search import largest
 
 GPU = flags.DEFINE_string("gpu", "", f"The card: {', '.join(cards.CARDS)}.")
-DEVICES = flags.DEFINE_integer("devices", 1, "How many of them, over all hosts.")
 HOSTS = flags.DEFINE_integer("hosts", 1, "Over how many hosts they are spread.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits, with and without recomputing.")
-VOLUMES = flags.DEFINE_integer("volumes", 0, "Training volumes, from which a run that is given in epochs has its length.")
+VOLUMES = flags.DEFINE_integer("training_volumes", 0, "Training volumes, from which a run that is given in epochs has its length.")
 JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 
 
 def main(argv: list[str]) -> int:
     """Compiles what the flags say, and prints what it needs."""
     check_given(argv)
-    place = Place(cards.card(GPU.value), DEVICES.value, HOSTS.value)
+    place = Place(cards.card(GPU.value), DEVICES.value or 1, HOSTS.value)
     if fault := compilation.missing():
         raise InputError(fault)
     compilation.without_gpus()
@@ -270,7 +269,7 @@ def times(plan: dict[str, Any]) -> list[tuple[str, str]]:
         low, high = plan["hours"]
         rows.append(("run, estimated", f"{plan['steps']} steps, {low:.1f} to {high:.1f} h, without evaluations"))
     else:
-        rows.append(("run", "given in epochs: --volumes=N, the number of training volumes, gives its length"))
+        rows.append(("run", "given in epochs: --training_volumes=N gives its length"))
     return rows
 
 

@@ -1,6 +1,7 @@
 """The house's rules, read off the source: floors point down, each library has its room, and everything says what it is for."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,12 @@ def test_every_module_says_what_it_is_for(path):
 def test_every_public_function_and_class_has_a_docstring(path):
     nodes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     assert [n.name for n in nodes if not n.name.startswith("_") and not ast.get_docstring(n)] == []
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name)
+def test_all_modules_can_be_imported_together(path):
+    """Flags are global: two commands that define one of the same name cannot be used in one process."""
+    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def test_there_is_no_utils():
