@@ -1,8 +1,9 @@
 """3-D convolutions in the form that is fast where they run. Every one in the package goes through this file.
 
 XLA's own 3-D convolution is right on a GPU, and five to ten times slower than PyTorch's on a CPU, where its 2-D one is fast. So a CPU
-takes planes: Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, and the
-gradient of the kernel is one matrix product per plane. `scripts/benchmark.py --mode conv` measures them. Which form is compiled is decided
+takes planes: Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, or, where
+there is little to compute, one gives what a plane adds to itself and to its neighbours; and the gradient of the kernel is one matrix
+product per plane. `scripts/benchmark.py --mode conv` measures them. Which form is compiled is decided
 by the platform that the program is lowered for, not by the machine it is lowered on.
 """
 
@@ -20,9 +21,10 @@ Volume = Float[jax.Array, "b x y z i"]
 Kernel = Float[jax.Array, "3 3 3 i o"]
 
 # XLA runs what does not depend on each other side by side only if more than ten operations are ready: three slabs have twelve convolutions.
-# Each takes time to compile, and what is small wins nothing by them.
+# Each takes time to compile, as all parts of Winograd's form do, and what is small wins nothing by them.
+SMALL = 1e9  # operations
 SLABS = (3, 6)  # fewest, most
-OPERATIONS = 2e9  # of a slab, about
+OPERATIONS = 4e9  # of a slab, about
 
 
 @jax.custom_vjp
@@ -57,8 +59,18 @@ def _kernel_gradient(x, g):
 
 def _by_planes(x, kernel):
     operations = 2 * x.size * kernel.size // x.shape[-1]
-    slabs = min(round(operations / OPERATIONS), SLABS[1])
-    return _by_slabs(x, kernel, slabs if slabs >= SLABS[0] else 1)
+    if operations < SMALL:
+        return _at_once(x, kernel)
+    return _by_slabs(x, kernel, int(np.clip(round(operations / OPERATIONS), *SLABS)) if operations > OPERATIONS else 1)
+
+
+def _at_once(x, kernel):
+    b, nx, ny, nz, i = x.shape
+    o = kernel.shape[-1]
+    # What each plane gives to its next, to itself and to its previous one.
+    parts = _planes(x.reshape(-1, ny, nz, i), kernel.transpose(1, 2, 3, 0, 4).reshape(3, 3, i, 3 * o))
+    parts = jnp.pad(parts.reshape(b, nx, ny, nz, 3, o), ((0, 0), (1, 1), *((0, 0),) * 4))
+    return sum(parts[:, plane : plane + nx, :, :, plane] for plane in range(3))
 
 
 def _by_slabs(x, kernel, slabs):

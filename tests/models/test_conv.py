@@ -65,7 +65,7 @@ def test_is_pytorchs_forward_and_backward(x64, rng, close, shape, outputs):
 
 
 @pytest.mark.parametrize(("shape", "outputs"), SIZES, ids=name)
-@pytest.mark.parametrize("slabs", [2, 6])
+@pytest.mark.parametrize("slabs", [1, 2, 6])
 def test_slabs_change_nothing(x64, rng, close, shape, outputs, slabs):
     x, kernel, g = draws(rng, shape, outputs)
     close(conv._by_slabs(*cast((x, kernel), "float64"), slabs), torchs(x, kernel, g)[0], "float64")
@@ -164,16 +164,18 @@ def loss(x, kernel):
     return jnp.sum(conv3(x, kernel) ** 2)
 
 
-@pytest.mark.parametrize(("shape", "slabs"), [((2, 13, 4, 5, 2), 1), ((1, 96, 96, 96, 48), 6)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("shape", "on_planes"), [((2, 13, 4, 5, 2), 1), ((1, 48, 48, 48, 24), 4), ((1, 96, 96, 96, 48), 24)], ids=["small", "middle", "large"]
+)
 @pytest.mark.parametrize(
     ("f", "convolutions"), [(conv3, 1), (jax.value_and_grad(loss, argnums=(0, 1)), 3)], ids=["forward", "forward and backward"]
 )
-def test_platform_compiled_for_picks_the_form(f, convolutions, shape, slabs):
+def test_platform_compiled_for_picks_the_form(f, convolutions, shape, on_planes):
     inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (shape, (3, 3, 3, shape[-1], shape[-1]))]
     on_gpu, on_cpu = (lowered(f, platform, *inputs) for platform in ("cuda", "cpu"))
     assert spatial_axes(on_gpu) == [3] * convolutions and "stablehlo.while" not in on_gpu
-    # On a CPU four convolutions of planes in each slab; the kernel's gradient has none, but a loop over planes.
-    assert spatial_axes(on_cpu) == [2] * 4 * slabs * min(convolutions, 2)
+    # On a CPU one convolution of planes, or four in each of so many slabs; the kernel's gradient has none, but a loop over planes.
+    assert spatial_axes(on_cpu) == [2] * on_planes * min(convolutions, 2)
     assert on_cpu.count("stablehlo.while") == (convolutions > 1)
 
 
