@@ -104,10 +104,53 @@ def slabs(
     An axis that is shorter than a window gets zeros on both sides, which are cropped again. With `mirrored` the network sees the volume's
     mirror image along that axis; rows come as they lie in the volume. Raises InputError for settings that mean nothing.
     """
+    way = _way(model, volume, overlap, blend, batch, mirrored)
+    size, before = volume.shape[:3], way.before
+    padding = [*((b, w - n - b) for n, w, b in zip(size, way.whole, before, strict=True)), (0, 0)]
+    volume = jax.device_put(jnp.pad(volume, padding), way.total.sharding)
+    head, total = model.params["head"], way.total
+    for start, first, after in zip(way.starts, way.firsts, [*way.firsts[1:], size[0]], strict=True):
+        for places, alive in zip(way.calls, way.live, strict=True):
+            total = way.add(total, volume, way.weight, start, first, places, alive)
+        for row in range(first, after, ROWS):
+            rows = min(ROWS, size[0] - row)
+            corner = (row + before[0], *before[1:])
+            yield slice(row, row + rows), _logits(head, total, way.cover, first, corner, (rows, *size[1:]))
+        total = _drop(total, after - first)
+
+
+def compile_ahead(models: Sequence[Model], like: Volume | jax.ShapeDtypeStruct, *, mirror: Mirror | None = None, **settings: Any) -> None:
+    """Compiles the networks as `segment` will run them on volumes of a shape and type, e.g. while the first one is being read.
+
+    `settings`: overlap, blend and batch, as there. Raises InputError as it does.
+    """
+    for model in models:
+        for mirrored in (None, mirror.axis) if mirror else (None,):
+            _way(model, like, **{"overlap": 0.5, "blend": "gaussian", "batch": 1} | settings, mirrored=mirrored)
+
+
+class _Way(NamedTuple):
+    """How a volume is gone through: its size with the zeros around, how many of them come before; where windows start along x, and the
+    first row that is kept for each; the places of windows in y and z, batch by batch, and which of them count; the compiled
+    (total, volume, weight, start, first, places, live) → total; and its arrays, with the sum of weights of all windows."""
+
+    whole: Size
+    before: Size
+    starts: list[int]
+    firsts: list[int]
+    calls: Int[np.ndarray, "calls b 2"]
+    live: Bool[np.ndarray, "calls b"]
+    add: Callable[..., jax.Array]
+    total: jax.Array
+    weight: jax.Array
+    cover: jax.Array
+
+
+def _way(model: Model, volume: Volume | jax.ShapeDtypeStruct, overlap: float | int, blend: Blend, batch: int, mirrored: int | None) -> _Way:
     if not 0 <= overlap < 1 or batch < 1:
         raise InputError(f"overlap {overlap}, batch {batch}: give an overlap from 0 to below 1, and a batch of 1 or more")
-    network, window, size = model.network, model.window, volume.shape[:3]
-    whole, before, at = _places(size, window, overlap, mirrored)
+    network, window = model.network, model.window
+    whole, before, at = _places(volume.shape[:3], window, overlap, mirrored)
     calls, live = _calls(np.array(list(product(*at[1:]))), batch)
     # `total` holds the rows from a multiple of ROWS on: so rows come out at the same places whatever the window.
     firsts = [start // ROWS * ROWS for start in at[0]]
@@ -115,22 +158,15 @@ def slabs(
 
     params = jax.device_put(model.params)
     here = _beside(params)
-    volume = jax.device_put(jnp.pad(volume, [*((b, w - n - b) for n, w, b in zip(size, whole, before, strict=True)), (0, 0)]), here)
     channels, dtype = len(params["head"]["kernel"]), jnp.promote_types(network.dtype, jnp.float32)
     weight = importance(window, blend).astype(dtype)
     weight, cover = jax.device_put((weight, _cover(whole, at, weight)), here)
     total = jnp.zeros((kept, *whole[1:], min(channels, network.classes)), dtype, device=here)
+    padded = jax.ShapeDtypeStruct((*whole, volume.shape[-1]), volume.dtype, sharding=here)
     add, fixed = _compiled_add(here), (network, window, mirrored, params)
-    add.lower(*fixed, total, volume, weight, 0, 0, calls[0], live[0]).compile()
+    add.lower(*fixed, total, padded, weight, 0, 0, calls[0], live[0]).compile()
     give_back_memory()
-    for start, first, after in zip(at[0], firsts, [*firsts[1:], size[0]], strict=True):
-        for places, alive in zip(calls, live, strict=True):
-            total = add(*fixed, total, volume, weight, start, first, places, alive)
-        for row in range(first, after, ROWS):
-            rows = min(ROWS, size[0] - row)
-            corner = (row + before[0], *before[1:])
-            yield slice(row, row + rows), _logits(params["head"], total, cover, first, corner, (rows, *size[1:]))
-        total = _drop(total, after - first)
+    return _Way(whole, before, at[0], firsts, calls, live, partial(add, *fixed), total, weight, cover)
 
 
 def starts(size: int, window: int, overlap: float | int) -> list[int]:

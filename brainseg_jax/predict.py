@@ -193,6 +193,7 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], re
     if not todo:
         reasons.unlink(missing_ok=True)
         return []
+    from brainseg_jax import prediction
     from brainseg_jax.data.cache import Failure, write_failures
     from brainseg_jax.record import progress
 
@@ -200,7 +201,10 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], re
         print(f"label maps that are there already and are taken as they are for the page: {lacking}")
     show, failures = progress("segmenting scans"), []
     show(len(cases) - len(todo), len(cases))
-    for n, (case, coming) in enumerate(ahead(partial(read_case, job, results), todo), len(cases) - len(todo) + 1):
+    scans = ahead(partial(read_case, job, results), todo)
+    if lacking < len(todo):
+        prediction.compile_ahead(job.by)  # meanwhile the first scan is read
+    for n, (case, coming) in enumerate(scans, len(cases) - len(todo) + 1):
         try:
             results[case] = finish_case(job, case, results.get(case), *coming.result())
         except OSError:
@@ -217,16 +221,20 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], re
 
 
 def ahead(read: Callable[[Case], Any], cases: Iterable[Case]) -> Iterator[tuple[Case, Future]]:
-    """Each case with what `read` gives for it, the next one being read meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for case in cases:
-            coming = case, pool.submit(read, case)
-            if waiting:
+    """Each case with what `read` gives for it, the next one being read meanwhile, and the first one from now on."""
+    pool, cases = ThreadPoolExecutor(1), iter(cases)
+    submit = lambda case: (case, pool.submit(read, case))  # noqa: E731
+    first = next(map(submit, cases), None)
+
+    def each() -> Iterator[tuple[Case, Future]]:
+        with pool:
+            waiting = first
+            while waiting:
+                coming = next(map(submit, cases), None)
                 yield waiting
-            waiting = coming
-        if waiting:
-            yield waiting
+                waiting = coming
+
+    return each()
 
 
 def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any, Any]:

@@ -200,6 +200,12 @@ def segment(by: Predictor, ready: Standardized) -> Segmented:
     return Segmented(classes, voxel_volumes(classes, by.table, np.array(ready.record["source_affine"])), found)
 
 
+def compile_ahead(by: Predictor) -> None:
+    """Compiles the networks, which `find` would do with the first scan."""
+    like = jax.ShapeDtypeStruct((*by.spec.size, 1), np.float32)
+    inference.compile_ahead(by.models, like, overlap=by.overlap, blend=by.blend, mirror=by.mirror)
+
+
 def find(by: Predictor, ready: Standardized) -> Found:
     """What the networks see."""
     volume = as_float(jnp.asarray(ready.image)[None, ..., None])[0]

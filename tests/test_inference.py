@@ -197,6 +197,18 @@ def test_compiled_once(rng, close, model, spread):
     assert add._cache_size() == before + 1
 
 
+def test_what_is_compiled_ahead_is_not_compiled_again(rng, model, monkeypatch):
+    traced, features = [], inference._features
+    monkeypatch.setattr(inference, "_features", lambda *args: traced.append(1) or features(*args))
+    net, volume = model((6, 8, 8)), rng.normal(size=(11, 9, 8, 1)).astype(np.float32)
+    settings = {"overlap": 0.25, "blend": "constant", "batch": 2, "mirror": Mirror(0, np.arange(5))}
+    inference.compile_ahead([net], jax.ShapeDtypeStruct(volume.shape, volume.dtype), **settings)
+    assert len(traced) == 2
+    segment([net], volume, **settings)
+    segment([net], volume, **settings)
+    assert len(traced) == 2
+
+
 @pytest.mark.parametrize(("width", "classes"), [(4, 36), (20, 12)])
 def test_no_map_of_all_classes_is_held(rng, model, width, classes):
     """What is summed is as thick as a window, and as wide as the smaller of map and logits."""
