@@ -76,9 +76,9 @@ def segment(
         mirror.axis in (0, 1, 2) and mirror.partners.shape == same.shape and (np.argsort(mirror.partners) == mirror.partners).all()
     ):
         raise InputError(f"mirror: give axis 0, 1 or 2, and the partner of each of the {len(same)} classes, each its partner's partner")
-    views = [(None, same)] + ([(mirror.axis, mirror.partners)] if mirror else [])
+    views = [(None, None)] + ([(mirror.axis, mirror.partners)] if mirror else [])
     streams = [slabs(model, volume, overlap=overlap, blend=blend, batch=batch, mirrored=axis) for model in models for axis, _ in views]
-    partners = np.stack([partner for _ in models for _, partner in views])
+    partners = [partner for _ in models for _, partner in views]
     labels, volumes = [], []
     for slab in zip(*streams, strict=True):
         found, sums, probabilities = _decide([logits for _, logits in slab], partners)
@@ -277,8 +277,10 @@ def _drop(total, rows):
 
 @jax.jit
 def _decide(logits, partners):
-    """Labels, sums of probabilities, and probabilities, of one view's logits or of several views'."""
-    views = [jax.nn.softmax(view)[..., partner] for view, partner in zip(logits, partners, strict=True)]
+    """Labels, sums of probabilities, and probabilities, of one view's logits or of several views', with the partners of mirror images."""
+    views = [jax.nn.softmax(view) for view in logits]
+    # Classes change places only where they have to: a CPU takes longer for that than for all the rest.
+    views = [view if partner is None else view[..., partner] for view, partner in zip(views, partners, strict=True)]
     probabilities = sum(views) / len(views)
     # Of one view the logits decide: where the softmax rounds two to the same, they still differ.
     labels = jnp.argmax(logits[0] if len(logits) == 1 else probabilities, axis=-1)
