@@ -227,8 +227,11 @@ def find(by: Predictor, ready: Standardized) -> Found:
 def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
     """The likeliest class of every voxel of the scan's own grid, 0 where the standardised window did not reach."""
     way, classes = _way(ready), len(found.soft)
-    # To be the likeliest between voxels, a class needs its share of 1 in one of them: so most of them are looked at in a small box only.
-    boxes = [_box(soft > max((ONE - 1) // classes - 1, 0)) for soft in found.soft[1:]]
+    # To be the likeliest between eight voxels, a class needs in one of them an equal share of 1, and an eighth of what the likeliest has in
+    # each of them: so most classes are looked at in a small box only.
+    least = ndimage.minimum_filter(found.soft.max(axis=0), 3, mode="constant") // 8
+    least = np.maximum(np.maximum(least, (ONE - 1) // classes), 1) - 1
+    boxes = [_box(soft > least) for soft in found.soft[1:]]
     somewhere = [box for box in boxes if box]
     labels = np.zeros(ready.record["source_shape"], np.min_scalar_type(classes - 1))
     if not somewhere:
