@@ -15,7 +15,7 @@ def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], a
 
     Raises InputError, with the names there are, for a task or recipe of another name.
     """
-    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres, ",small": small}
+    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres, ",small": small, ",heads": heads}
     change = recipe(variant, {task + name: change for task in TASKS for name, change in recipes.items()}, file)
     c = base()
     c.objective = "segmentation"
@@ -105,6 +105,17 @@ def small(c: ConfigDict) -> None:
     c.eval_volumes = 8
     c.data.batch = 2
     c.optim.peak = 1e-3
+
+
+def heads(c: ConfigDict) -> None:
+    """The same networks on whole heads, which is how they predict: where a structure lies tells left from right. Many small structures."""
+    small(c)
+    c.steps = 1000
+    c.data.crop = (96, 96, 96)
+    c.data.batch = 1
+    c.segmentation.loss = "log"
+    c.augment.affine.chance = 0.5
+    c.augment.affine.translation = (12.0, 12.0, 12.0)
 
 
 def narrow(c: ConfigDict) -> None:

@@ -12,6 +12,8 @@ python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four,2mm --c
     Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.
 python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four,small --config.data.manifest=people.tsv
     A small network on 64³ crops at 2 mm: an hour or two of two CPU cores.
+python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:thirtythree,heads --config.data.manifest=people.tsv
+    The same on whole heads, for many small structures, left and right: three hours.
 
 Tasks are skull, four and thirtythree; any other by --config.data.labels=mine.tsv.
 """

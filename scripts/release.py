@@ -138,15 +138,26 @@ def described(args: argparse.Namespace, config: ConfigDict, params: Any, card: d
         if config.objective == "segmentation"
         else f"{config.encoder} encoder, pretrained by {config.objective}"
     )
-    facts = json.loads((args.checkpoint.parent.parent / "run.json").read_text())
     return [
         f"# {args.out.stem}\n",
         *(f"{file.read_text().strip()}\n" for file in args.about),
         f"**What it is.** {of}, width {width}: {count(params):,} parameters, as {dtype.__name__}. Scans are taken to",
         f"{config.data.spacing:g} mm and {tuple(config.data.size)} voxels, and seen in windows of {tuple(config.data.crop)}. Trained on",
         f"{len(card['subjects'])} people by\n",
-        f"    {command(facts)}\n",
+        *runs(args.checkpoint),
+        "",
     ]
+
+
+def runs(at: Path) -> list[str]:
+    """The commands whose runs led to a checkpoint, the first one first, each with the steps it had made by then."""
+    folder = at.parent.parent
+    if not (folder / "run.json").exists():
+        return []
+    card = checkpoint.card(at)
+    before = card["config"]["init.checkpoint"]["value"]
+    line = f"    {command(json.loads((folder / 'run.json').read_text()))}  # {at.name} of {card['steps']} steps"
+    return [*(runs(Path(before)) if before else []), line]
 
 
 def tables(card: dict[str, Any], seen: dict[str, tuple[Predictor, Seen]], rows: list[Row]) -> list[str]:
