@@ -4,6 +4,7 @@
     python scripts/benchmark.py --mode ssl --against monai        the Swin's pretraining step, against the published one of MONAI's parts
     python scripts/benchmark.py --mode networks --against monai   UNETR and Swin UNETR, forward and training step, against MONAI's
     python scripts/benchmark.py --mode volumes --against monai    whole volumes by sliding windows, against MONAI's SlidingWindowInferer
+    python scripts/benchmark.py --mode predict                    the command that segments a scan, from the shell to the label map
     python scripts/benchmark.py --mode augment                    each change of augmentation, and its share of the training step
     python scripts/benchmark.py --mode conv --against monai       one 3-D convolution: ours, XLA's own and PyTorch's
     python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attention, augmentation, convolution, feeding, networks, pretraining, volumes
+from benchmarks import attention, augmentation, command, convolution, feeding, networks, pretraining, volumes
 from benchmarks.measure import Result
 
 from brainseg_jax import runtime
@@ -33,6 +34,7 @@ MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
     "ssl": pretraining.ssl,
     "networks": networks.networks,
     "volumes": volumes.volumes,
+    "predict": command.predict,
     "augment": augmentation.augment,
     "conv": convolution.conv,
     "loader": feeding.loader,
