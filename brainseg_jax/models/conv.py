@@ -25,6 +25,7 @@ Kernel = Float[jax.Array, "3 3 3 i o"]
 SMALL = 1e9  # operations
 SLABS = (3, 6)  # fewest, most
 OPERATIONS = 4e9  # of a slab, about
+COLUMNS = 1.5e6  # bytes that the left factor of a kernel's gradient may have, to stay in a core's cache
 
 
 @jax.custom_vjp
@@ -103,20 +104,28 @@ def _planes(x, kernel):
 def _kernel_gradient_by_planes(x, g):
     b, nx, ny, nz, i = x.shape
     o = g.shape[-1]
+    rows = max(n for n in range(1, ny + 1) if ny % n == 0 and (n == 1 or n * nz * 9 * i * x.itemsize <= COLUMNS))
+    # Not in bfloat16: a sum over all planes would stop growing.
+    exact = jnp.promote_types(x.dtype, jnp.float32)
 
-    def add(total, at):
-        # The nine shifts of one plane, against the output planes that saw it as their next, their own and their previous one.
+    def add_plane(total, at):
         sample, plane = at // nx, at % nx
         here = jnp.pad(x[sample, plane], ((1, 1), (1, 1), (0, 0)))
-        columns = jnp.concatenate([here[j : j + ny, k : k + nz] for j in range(3) for k in range(3)], axis=-1)
+        # The output planes that saw this one as their next, their own and their previous one.
         after = jnp.where(plane + 1 < nx, g[sample, jnp.minimum(plane + 1, nx - 1)], 0)
         before = jnp.where(plane > 0, g[sample, jnp.maximum(plane - 1, 0)], 0)
         seen = jnp.concatenate([after, g[sample, plane], before], axis=-1)
-        return total + jnp.einsum("yzc,yzo->co", columns, seen, preferred_element_type=exact), None
 
-    # Not in bfloat16: a sum over all planes would stop growing.
-    exact = jnp.promote_types(x.dtype, jnp.float32)
-    total, _ = jax.lax.scan(add, jnp.zeros((9 * i, 3 * o), exact), jnp.arange(b * nx))
+        def add_rows(total, row):
+            # The nine shifts of some rows of the plane.
+            around = jax.lax.dynamic_slice_in_dim(here, row, rows + 2)
+            columns = jnp.concatenate([around[j : j + rows, k : k + nz] for j in range(3) for k in range(3)], axis=-1)
+            sees = jax.lax.dynamic_slice_in_dim(seen, row, rows)
+            return total + jnp.einsum("yzc,yzo->co", columns, sees, preferred_element_type=exact), None
+
+        return jax.lax.scan(add_rows, total, jnp.arange(0, ny, rows))[0], None
+
+    total, _ = jax.lax.scan(add_plane, jnp.zeros((9 * i, 3 * o), exact), jnp.arange(b * nx))
     return total.reshape(3, 3, i, 3, o).transpose(3, 0, 1, 2, 4).astype(x.dtype)
 
 

@@ -53,7 +53,7 @@ def scans(folder: Path) -> None:
     voxels = np.pad(head.voxels, [(b, EDGE - n - b) for b, n in zip(before, head.voxels.shape, strict=True)])
     affine = head.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ before
-    write(folder / "scans" / "1.nii.gz", voxels, affine)
+    write(folder / "scans" / "1.nii.gz", np.rint(voxels).astype(np.int16), affine)
     for n in range(2, SCANS + 1):
         shutil.copy(folder / "scans" / "1.nii.gz", folder / "scans" / f"{n}.nii.gz")
 

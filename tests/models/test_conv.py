@@ -102,6 +102,13 @@ def test_by_planes_is_the_plain_one(x64, rng, close, size):
     close(jax.jit(conv._kernel_gradient)(x, g), plain[1][1], "float64")
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_a_kernel_s_gradient_is_the_same_by_any_number_of_rows(x64, rng, close, monkeypatch, rows):
+    x, kernel, g = cast(draws(rng, (2, 3, 6, 4, 2), 3), "float64")
+    monkeypatch.setattr(conv, "COLUMNS", rows * 4 * 9 * 2 * 8)
+    close(jax.jit(conv._kernel_gradient_by_planes)(x, g), conv._kernel_gradient(x, g), "float64")
+
+
 def test_one_voxel_is_seen_where_the_kernel_says():
     """A cross-correlation: the voxel at (2, 1, 3) comes, through kernel[i, j, k], to (3 - i, 2 - j, 4 - k)."""
     x = jnp.zeros((1, 5, 4, 6, 1)).at[0, 2, 1, 3, 0].set(1.0)
@@ -174,9 +181,10 @@ def test_platform_compiled_for_picks_the_form(f, convolutions, shape, on_planes)
     inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (shape, (3, 3, 3, shape[-1], shape[-1]))]
     on_gpu, on_cpu = (lowered(f, platform, *inputs) for platform in ("cuda", "cpu"))
     assert spatial_axes(on_gpu) == [3] * convolutions and "stablehlo.while" not in on_gpu
-    # On a CPU one convolution of planes, or four in each of so many slabs; the kernel's gradient has none, but a loop over planes.
+    # On a CPU one convolution of planes, or four in each of so many slabs; the kernel's gradient has none, but a loop over
+    # planes and one over their rows.
     assert spatial_axes(on_cpu) == [2] * on_planes * min(convolutions, 2)
-    assert on_cpu.count("stablehlo.while") == (convolutions > 1)
+    assert on_cpu.count("stablehlo.while") == 2 * (convolutions > 1)
 
 
 def test_the_module_has_one_kernel_and_no_bias(rng, close):
