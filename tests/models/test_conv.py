@@ -104,7 +104,7 @@ def test_by_planes_is_the_plain_one(x64, rng, close, size):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
 def test_a_kernel_s_gradient_is_the_same_by_any_number_of_rows(x64, rng, close, monkeypatch, rows):
-    x, kernel, g = cast(draws(rng, (2, 3, 6, 4, 2), 3), "float64")
+    x, _, g = cast(draws(rng, (2, 3, 6, 4, 2), 3), "float64")
     monkeypatch.setattr(conv, "COLUMNS", rows * 4 * 9 * 2 * 8)
     close(jax.jit(conv._kernel_gradient_by_planes)(x, g), conv._kernel_gradient(x, g), "float64")
 
