@@ -1,0 +1,169 @@
+"""How a network fares on scans unlike those it was trained on: held-out people turned, cut, thick-sliced, noisy, and so on.
+
+    python scripts/robustness.py --manifest people.tsv --splits runs/NAME/split.tsv --out docs/robustness
+
+Test people are altered one way after the other and segmented as `predict` does it, by the network that comes with the package or by
+`--checkpoint`. OUT.md has the mean Dice of each task, on the altered scan's own grid, against the labels altered alike.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from reports import publish, spread
+
+from brainseg_jax.data.labels import Table, lookup, missing, read_table, voxel_ids
+from brainseg_jax.data.manifest import apply_splits, read_manifest
+from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
+from brainseg_jax.evaluate import on_grid
+from brainseg_jax.files import ready
+from brainseg_jax.metrics import score
+from brainseg_jax.prediction import Predictor, predictor, prepare, segment
+from brainseg_jax.recipes import TASKS
+from brainseg_jax.record import progress
+
+
+class Head(NamedTuple):
+    """Intensities and label ids on one grid, whose first axis goes to the right, second to the front, third upwards."""
+
+    voxels: np.ndarray
+    labels: np.ndarray
+    affine: np.ndarray
+
+
+def turned(head: Head, rng: np.random.Generator) -> Head:
+    """Lying askew: 15 degrees to a side and 15 back, as the header says."""
+    a, b = np.deg2rad(15), np.deg2rad(-15)
+    about_y = [[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]]
+    about_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
+    turn = np.eye(4)
+    turn[:3, :3] = np.array(about_y) @ about_x
+    return head._replace(affine=turn @ head.affine)
+
+
+def stored_otherwise(head: Head, rng: np.random.Generator) -> Head:
+    """Sagittal slices, the first one on the left, the first row on top."""
+    order = np.eye(4)[:, [1, 2, 0, 3]]
+    affine = head.affine @ order
+    flip, last = np.diag([1.0, -1.0, 1.0, 1.0]), head.voxels.transpose(1, 2, 0).shape[1] - 1
+    flip[1, 3] = last
+    voxels, labels = (a.transpose(1, 2, 0)[:, ::-1] for a in (head.voxels, head.labels))
+    return Head(voxels, labels, affine @ flip)
+
+
+def thick(head: Head, rng: np.random.Generator) -> Head:
+    """Axial slices three times as thick: each the mean of three, with the labels of the middle one."""
+    n = head.voxels.shape[2] // 3 * 3
+    step = np.diag([1.0, 1.0, 3.0, 1.0])
+    step[2, 3] = 1
+    voxels = head.voxels[..., :n].reshape(*head.voxels.shape[:2], -1, 3).mean(axis=3)
+    return Head(voxels, head.labels[..., 1:n:3], head.affine @ step)
+
+
+def cut(head: Head, rng: np.random.Generator) -> Head:
+    """Without what lies lower than 20 mm above the lowest labelled voxel."""
+    lowest = np.flatnonzero(head.labels.any(axis=(0, 1)))[0] + round(20 / np.linalg.norm(head.affine[:3, 2]))
+    move = np.eye(4)
+    move[2, 3] = lowest
+    return Head(head.voxels[..., lowest:], head.labels[..., lowest:], head.affine @ move)
+
+
+def noisy(head: Head, rng: np.random.Generator) -> Head:
+    """Rician noise, sigma a tenth of the brightest (99th percentile)."""
+    sigma = 0.1 * np.percentile(head.voxels, 99)
+    real, imaginary = rng.normal(0, sigma, (2, *head.voxels.shape))
+    return head._replace(voxels=np.hypot(head.voxels + real, imaginary))
+
+
+def shaded(head: Head, rng: np.random.Generator) -> Head:
+    """A coil's shading: 2.7 times as bright at the back and below as in front and above."""
+    y, z = np.meshgrid(*(np.linspace(0.5, -0.5, n) for n in head.voxels.shape[1:]), indexing="ij")
+    return head._replace(voxels=head.voxels * np.exp((y + z) / 2))
+
+
+def flat(head: Head, rng: np.random.Generator) -> Head:
+    """Less contrast among what is bright: values to the power 0.6."""
+    return head._replace(voxels=np.maximum(head.voxels, 0) ** 0.6)
+
+
+def steep(head: Head, rng: np.random.Generator) -> Head:
+    """More of it: values to the power 1.6."""
+    return head._replace(voxels=np.maximum(head.voxels, 0) ** 1.6)
+
+
+ALTERATIONS: dict[str, Callable[[Head, np.random.Generator], Head]] = {
+    "as they are": lambda head, rng: head,
+    "turned by 15° twice": turned,
+    "stored in another order": stored_otherwise,
+    "slices three times as thick": thick,
+    "the lowest 20 mm of the brain cut off": cut,
+    "Rician noise, a tenth": noisy,
+    "shading, 2.7 to 1": shaded,
+    "gamma 0.6": flat,
+    "gamma 1.6": steep,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--splits", type=Path, required=True)
+    parser.add_argument("--checkpoint", help="a checkpoint; by default the package's network")
+    parser.add_argument("--people", type=int, default=8, help="how many of the test people (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    return publish(args.out, lambda: report(args))
+
+
+def report(args: argparse.Namespace) -> str:
+    """The table."""
+    by = predictor([args.checkpoint or ready()])
+    rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split == "test" and row.labels][: args.people]
+    lines = ["| | " + " | ".join(TASKS) + " |", "|---|" + "---|" * len(TASKS)]
+    show = progress("segmenting altered scans")
+    for number, (name, alter) in enumerate(ALTERATIONS.items()):
+        people = []
+        for n, row in enumerate(rows):
+            show(number * len(rows) + n, len(ALTERATIONS) * len(rows))
+            scan, source = read(row.image), read_table(row.scheme[0])
+            labels = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
+            head = alter(upright(scan, labels), np.random.default_rng(n))
+            people.append(judged(by, head, source, str(row.image)))
+        lines.append(f"| {name} | " + " | ".join(spread([person[task] for person in people]) for task in TASKS) + " |")
+    show(1, 1)
+    return "\n".join(
+        [
+            "# Scans unlike those it was trained on\n",
+            f"Mean Dice over structures, and its spread over {len(rows)} people that the network was neither trained on nor chosen by.\n",
+            *lines,
+            "",
+        ]
+    )
+
+
+def upright(scan: Scan, labels: np.ndarray) -> Head:
+    """The scan with its axes in the order right, front, up."""
+    image, map = (reorient(Scan(voxels, scan.affine), "RAS") for voxels in (scan.voxels, labels))
+    return Head(image.voxels, map.voxels, image.affine)
+
+
+def judged(by: Predictor, head: Head, source: Table, name: str) -> dict[str, float]:
+    """Dice of each task, the mean of the structures that the labels have."""
+    scan = Scan(head.voxels.astype(np.float32), head.affine)
+    found = voxel_ids(by.table)[segment(by, prepare(by, scan, name)).classes]
+    means = {}
+    for task, table in TASKS.items():
+        table = read_table(table)
+        lacking = {s.name for s in missing(source, table)} | {s.name for s in missing(by.table, table)}
+        expected, got = lookup(head.labels, source, table, name), lookup(found, by.table, table)
+        spacing = tuple(np.linalg.norm(head.affine[:3, :3], axis=0).tolist())
+        dice = score(got, expected, len(table.structures) + 1, spacing, ("dice",))["dice"][1:]
+        means[task] = float(np.nanmean([d for s, d in zip(table.structures, dice, strict=True) if s.name not in lacking]))
+    return means
+
+
+if __name__ == "__main__":
+    sys.exit(main())
