@@ -108,31 +108,36 @@ def slabs(
     size, before = volume.shape[:3], way.before
     padding = [*((b, w - n - b) for n, w, b in zip(size, way.whole, before, strict=True)), (0, 0)]
     volume = jax.device_put(jnp.pad(volume, padding), way.total.sharding)
-    head, total = model.params["head"], way.total
+    total = way.total
     for start, first, after in zip(way.starts, way.firsts, [*way.firsts[1:], size[0]], strict=True):
         for places, alive in zip(way.calls, way.live, strict=True):
             total = way.add(total, volume, way.weight, start, first, places, alive)
         for row in range(first, after, ROWS):
             rows = min(ROWS, size[0] - row)
             corner = (row + before[0], *before[1:])
-            yield slice(row, row + rows), _logits(head, total, way.cover, first, corner, (rows, *size[1:]))
+            yield slice(row, row + rows), _logits(way.head, total, way.cover, first, corner, (rows, *size[1:]))
         total = _drop(total, after - first)
 
 
-def compile_ahead(models: Sequence[Model], like: Volume | jax.ShapeDtypeStruct, *, mirror: Mirror | None = None, **settings: Any) -> None:
-    """Compiles the networks as `segment` will run them on volumes of a shape and type, e.g. while the first one is being read.
-
-    `settings`: overlap, blend and batch, as there. Raises InputError as it does.
-    """
+def compile_ahead(
+    models: Sequence[Model],
+    like: Volume | jax.ShapeDtypeStruct,
+    *,
+    overlap: float | int = 0.5,
+    blend: Blend = "gaussian",
+    batch: int = 1,
+    mirror: Mirror | None = None,
+) -> None:
+    """Compiles the networks as `segment` will run them on volumes like this one, with the same settings; e.g. while the first is read."""
     for model in models:
         for mirrored in (None, mirror.axis) if mirror else (None,):
-            _way(model, like, **{"overlap": 0.5, "blend": "gaussian", "batch": 1} | settings, mirrored=mirrored)
+            _way(model, like, overlap, blend, batch, mirrored)
 
 
 class _Way(NamedTuple):
     """How a volume is gone through: its size with the zeros around, how many of them come before; where windows start along x, and the
     first row that is kept for each; the places of windows in y and z, batch by batch, and which of them count; the compiled
-    (total, volume, weight, start, first, places, live) → total; and its arrays, with the sum of weights of all windows."""
+    (total, volume, weight, start, first, places, live) → total; the network's head; and arrays, with the sum of weights of all windows."""
 
     whole: Size
     before: Size
@@ -141,6 +146,7 @@ class _Way(NamedTuple):
     calls: Int[np.ndarray, "calls b 2"]
     live: Bool[np.ndarray, "calls b"]
     add: Callable[..., jax.Array]
+    head: Any
     total: jax.Array
     weight: jax.Array
     cover: jax.Array
@@ -166,7 +172,7 @@ def _way(model: Model, volume: Volume | jax.ShapeDtypeStruct, overlap: float | i
     add, fixed = _compiled_add(here), (network, window, mirrored, params)
     add.lower(*fixed, total, padded, weight, 0, 0, calls[0], live[0]).compile()
     give_back_memory()
-    return _Way(whole, before, at[0], firsts, calls, live, partial(add, *fixed), total, weight, cover)
+    return _Way(whole, before, at[0], firsts, calls, live, partial(add, *fixed), params["head"], total, weight, cover)
 
 
 def starts(size: int, window: int, overlap: float | int) -> list[int]:
