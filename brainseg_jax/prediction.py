@@ -208,20 +208,29 @@ def compile_ahead(by: Predictor) -> None:
 
 def find(by: Predictor, ready: Standardized) -> Found:
     """What the networks see."""
+    return find_each([by], ready)[0]
+
+
+def find_each(groupings: Sequence[Predictor], ready: Standardized) -> list[Found]:
+    """What the same networks see, grouped in several ways (`Predictor.grouped`), for one look."""
+    by = groupings[0]
     volume = as_float(jnp.asarray(ready.image)[None, ..., None])[0]
-    soft = np.empty((len(by.table.structures) + 1, *ready.image.shape), np.uint8)
-    unsure = []
+    soft = [np.empty((len(one.table.structures) + 1, *ready.image.shape), np.uint8) for one in groupings]
+    unsure: list[list[np.ndarray]] = [[] for _ in groupings]
 
     def keep(rows: slice, probabilities: jax.Array) -> None:
-        probabilities = probabilities if by.groups is None else probabilities @ by.groups
-        soft[:, rows] = np.moveaxis(np.asarray(_in_bytes(probabilities)), -1, 0)
-        unsure.append(np.asarray(_entropy(probabilities)))
+        for one, maps, nats in zip(groupings, soft, unsure, strict=True):
+            grouped = probabilities if one.groups is None else probabilities @ one.groups
+            maps[:, rows] = np.moveaxis(np.asarray(_in_bytes(grouped)), -1, 0)
+            nats.append(np.asarray(_entropy(grouped)))
 
     seen = inference.segment(by.models, volume, overlap=by.overlap, blend=by.blend, mirror=by.mirror, each=keep)
-    nats, voxels = np.sum(unsure, axis=0, dtype=np.float64)
-    entropy = float(nats / voxels) if voxels else float("nan")
-    volumes = seen.volumes if by.groups is None else seen.volumes @ by.groups
-    return Found(soft, volumes * abs(np.linalg.det(ready.affine[:3, :3])) / 1000, entropy)
+    ml, found = abs(np.linalg.det(ready.affine[:3, :3])) / 1000, []
+    for one, maps, nats in zip(groupings, soft, unsure, strict=True):
+        total, voxels = np.sum(nats, axis=0, dtype=np.float64)
+        volumes = seen.volumes if one.groups is None else seen.volumes @ one.groups
+        found.append(Found(maps, volumes * ml, float(total / voxels) if voxels else float("nan")))
+    return found
 
 
 def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
