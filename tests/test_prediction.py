@@ -226,6 +226,11 @@ def test_classes_are_grouped_into_a_task(monkeypatch):
     expected = p @ rows
     assert (np.moveaxis(found.soft, 0, -1).argmax(-1) == expected.argmax(-1)).all()
     np.testing.assert_allclose(found.volumes, expected.sum((0, 1, 2)) * 0.064, rtol=1e-6)
+    for one, together in zip((by, four, skull), prediction.find_each([by, four, skull], ready), strict=True):
+        alone = prediction.find(one, ready)
+        np.testing.assert_array_equal(together.soft, alone.soft)
+        np.testing.assert_array_equal(together.volumes, alone.volumes)
+        assert together.entropy == alone.entropy
 
 
 def test_a_task_that_the_networks_cannot_give_is_refused():
