@@ -15,13 +15,6 @@ READY = Path(__file__).with_name("ready_files") / "t1.safetensors"  # the networ
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
 
 
-def ready() -> Path:
-    """READY. Raises InputError where the package has none."""
-    if not READY.exists():
-        raise InputError("--checkpoint is missing: give a fine-tuned network, e.g. runs/NAME/checkpoints/STEP; the package has none yet")
-    return READY
-
-
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A place to write to; what was written there takes `path`'s place when the block ends without an error. Makes the folder."""

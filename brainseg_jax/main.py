@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from brainseg_jax import distributed
-    from brainseg_jax.data.labels import read_table
+    from brainseg_jax.program import settle
     from brainseg_jax.train import train
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
@@ -42,11 +42,8 @@ def main(argv: list[str]) -> None:
         distributed.check_devices(DEVICES.value)
         path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         resolved = with_sources(config, set(config_flags.get_override_values(flags.FLAGS["config"])), path)
-        if config.dtype == "auto":
-            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-            resolved["dtype"]["value"] = config.dtype
-        if config.objective == "segmentation" and config.data.labels and not config.classes:
-            config.classes = resolved["classes"]["value"] = 1 + len(read_table(config.data.labels).structures)
+        for key, value in settle(config, jax.default_backend() == "cpu").items():
+            resolved[key]["value"] = value
         name = Path(path).stem + (f"_{variant.replace(',', '_')}" if variant else "")
         train(config, resolved, Path(WORKDIR.value or f"runs/{name}"))
 

@@ -52,13 +52,11 @@ def main(argv: list[str]) -> int:
 def settled(config: ConfigDict) -> ConfigDict:
     """The config as a GPU would train it: computing in bfloat16 unless it says otherwise, with the classes of its labels. Checked."""
     from brainseg_jax.config import check
-    from brainseg_jax.data.labels import read_table
+    from brainseg_jax.program import settle
 
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-        if config.objective == "segmentation" and config.data.labels and not config.classes:
-            config.classes = 1 + len(read_table(config.data.labels).structures)
+        settle(config, on_cpu=False)
     check(config)
     return config
 

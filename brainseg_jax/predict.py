@@ -24,7 +24,7 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import READY, SEAL, ready, write_table, write_text
+from brainseg_jax.files import READY, SEAL, write_table, write_text
 
 VERSION = 2  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
@@ -124,7 +124,7 @@ def start(options: argparse.Namespace) -> None:
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
     """The checkpoints that answer together; without any the network that comes with the package."""
-    return options.checkpoint.split(",") if options.checkpoint else [str(ready())]
+    return options.checkpoint.split(",") if options.checkpoint else [str(READY)]
 
 
 def digest(checkpoint: str) -> str:

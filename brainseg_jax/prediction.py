@@ -21,7 +21,7 @@ from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, p
 from brainseg_jax.data.nifti import Scan, read
 from brainseg_jax.data.standardize import Spec, Standardized, along_axis, spec_of, standardize
 from brainseg_jax.errors import InputError, few, meant
-from brainseg_jax.files import ready
+from brainseg_jax.files import READY
 from brainseg_jax.quality import COHORT, Cohort, Flag, examine
 from brainseg_jax.recipes import TASKS
 
@@ -141,7 +141,7 @@ def predict(
     FreeSurfer's where every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
     """
     if not isinstance(checkpoint, Predictor):
-        one = ready() if checkpoint is None else checkpoint
+        one = READY if checkpoint is None else checkpoint
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
     by = checkpoint.asked(task, tta)
     table = written(by.table, ids)

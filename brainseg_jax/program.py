@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,17 @@ class Program(NamedTuple):
         out = self.places, sharding.replicated(self.mesh)
         with jax.set_mesh(self.mesh):
             return jax.jit(self.step, donate_argnums=0, out_shardings=out).lower(self.like, self.batch)
+
+
+def settle(config: ConfigDict, on_cpu: bool) -> dict[str, Any]:
+    """Fills in what a config leaves to the place and the labels, the type to compute in and the number of classes. Returns what it set."""
+    changes: dict[str, Any] = {}
+    if config.dtype == "auto":
+        changes["dtype"] = "float32" if on_cpu else "bfloat16"
+    if config.objective == "segmentation" and config.data.labels and not config.classes:
+        changes["classes"] = 1 + len(labels.read_table(config.data.labels).structures)
+    config.update(changes)
+    return changes
 
 
 def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None) -> Program:

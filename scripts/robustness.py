@@ -19,7 +19,7 @@ from brainseg_jax.data.labels import Table, lookup, missing, read_table, voxel_i
 from brainseg_jax.data.manifest import apply_splits, read_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.evaluate import on_grid
-from brainseg_jax.files import ready
+from brainseg_jax.files import READY
 from brainseg_jax.metrics import score
 from brainseg_jax.prediction import Predictor, predictor, prepare, segment
 from brainseg_jax.recipes import TASKS
@@ -120,7 +120,7 @@ def main() -> int:
 
 def report(args: argparse.Namespace) -> str:
     """The table."""
-    by = predictor([args.checkpoint or ready()])
+    by = predictor([args.checkpoint or READY])
     rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split == "test" and row.labels][: args.people]
     lines = ["| | " + " | ".join(TASKS) + " |", "|---|" + "---|" * len(TASKS)]
     show = progress("segmenting altered scans")

@@ -22,7 +22,7 @@ from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read_labels, write
 from brainseg_jax.data.standardize import spec
-from brainseg_jax.files import SEAL
+from brainseg_jax.files import READY, SEAL
 from brainseg_jax.page import read_cases
 from brainseg_jax.predict import ahead, main
 from brainseg_jax.prediction import Predictor
@@ -493,10 +493,9 @@ def test_refused_in_one_line(run, scans, tmp_path, flags, reason):
     assert not (tmp_path / "o").exists()
 
 
-def test_without_a_checkpoint_and_a_network_of_the_package(run, scans, monkeypatch, tmp_path):
-    monkeypatch.setattr("brainseg_jax.files.READY", tmp_path / "none.safetensors")
-    code, out, err = run("--i={f}/scans", "--o={f}/o", checkpoint="")
-    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: --checkpoint is missing: give a fine-tuned network")
+def test_without_a_checkpoint_it_is_the_package_s_network(run, networks, scans, tmp_path):
+    assert run("--i={f}/scans", "--o={f}/o", checkpoint="")[0] == 0
+    assert networks["asked"] == [[str(READY)]] and "t1.safetensors" in (tmp_path / "o" / "a_seg.json").read_text()
 
 
 def test_only_one_scan_is_read_ahead():
