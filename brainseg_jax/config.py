@@ -1,9 +1,11 @@
 """Every key an experiment has, each with its meaning and default; files in configs/ change some of them, the command line any of them."""
 
 import difflib
+import importlib.util
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -339,6 +341,17 @@ def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file:
     if variant not in recipes:
         raise InputError(f"{file} has no variant {variant!r}; use one of {', '.join(recipes)}")
     return recipes[variant]
+
+
+def of_file(name: str) -> ConfigDict:
+    """The experiment of FILE.py or FILE.py:VARIANT, as --config takes it. Raises InputError for a file or a variant that there is not."""
+    file, _, variant = name.partition(":")
+    if not Path(file).is_file():
+        raise InputError(f"{file}: no such config; it is a Python file, e.g. configs/pretrain_vit.py")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
 
 
 def pairs(rates: Any) -> list[tuple[str, float]]:

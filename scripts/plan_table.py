@@ -9,7 +9,6 @@ started again; `--again` makes rows anew.
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
@@ -99,12 +98,10 @@ def made(row: Row) -> dict[str, Any]:
     import jax
 
     from brainseg_jax import plan, record
+    from brainseg_jax.config import of_file
 
     file, _, variant = row.recipe.partition(":")
-    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    recipe = module.get_config(variant)
+    recipe = of_file(f"{ROOT / 'configs' / file}.py:{variant}")
     # Crops that a run sees, whatever its batch.
     crops = recipe.steps * recipe.data.batch or round(recipe.epochs * RECIPES[row.recipe] * recipe.data.crops_per_volume)
     batch = {"data__batch": PER_DEVICE * row.devices, "data__crops_per_volume": 1}

@@ -1,7 +1,5 @@
 """Configs: every bad value names its key, every file and variant builds at full size, and where a value came from is known."""
 
-import importlib.util
-import inspect
 import json
 import re
 from pathlib import Path
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax import config as keys
-from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, with_sources
+from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, of_file, with_sources
 from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.labels import swap as labels_swap
@@ -25,24 +23,14 @@ from brainseg_jax.step import init_params, init_state, make_train_step
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 
 
-def load(file):
-    spec = importlib.util.spec_from_file_location(f"configs_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def variants():
     """(file, variant) of every config: a file names its variants in the error for a wrong one."""
     for file in FILES:
-        get = load(file).get_config
-        if inspect.signature(get).parameters:
-            with pytest.raises(InputError) as refusal:
-                get("no such variant")
-            for variant in str(refusal.value).partition("use one of ")[2].split(", "):
-                yield pytest.param(get, variant, id=f"{file.stem}:{variant}")
-        else:
-            yield pytest.param(lambda _, get=get: get(), "", id=file.stem)
+        get = lambda variant, file=file: of_file(f"{file}:{variant}")  # noqa: E731
+        with pytest.raises(InputError) as refusal:
+            get("no such variant")
+        for variant in str(refusal.value).partition("use one of ")[2].split(", "):
+            yield pytest.param(get, variant, id=f"{file.stem}:{variant}")
 
 
 BAD = [
@@ -183,7 +171,10 @@ def test_every_config_builds_at_full_size(get, variant):
 
 def test_a_config_file_refuses_an_unknown_variant_by_name():
     with pytest.raises(InputError, match=r"tiny.*trial"):
-        load(Path(__file__).parents[1] / "configs" / "pretrain_vit.py").get_config("tiny")
+        of_file(f"{FILES[-1]}:tiny")
+    with pytest.raises(InputError, match="no such config; it is a Python file"):
+        of_file("configs/none.py")
+    assert of_file(str(FILES[-1])).to_dict() == of_file(f"{FILES[-1]}:trial").to_dict()
 
 
 def test_where_each_value_came_from():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax import plan
+from brainseg_jax.config import of_file
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
@@ -132,10 +133,7 @@ def test_flops_of_what_the_result_needs():
 
 
 def config_of(file, variant):
-    spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return plan.settled(module.get_config(variant))
+    return plan.settled(of_file(f"{ROOT / 'configs' / file}.py:{variant}"))
 
 
 @pytest.mark.slow

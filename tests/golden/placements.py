@@ -3,11 +3,11 @@
 python tests/golden/placements.py    writes the files beside this one anew; look at what changed before you commit it.
 """
 
-import importlib.util
 from pathlib import Path
 
 import jax
 
+from brainseg_jax.config import of_file
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
 from brainseg_jax.program import sample_of
@@ -25,10 +25,7 @@ PRESETS = {
 
 def placements(name: str) -> str:
     """A line for each leaf: its path, shape, and the axes of the mesh that its axes are cut over ("-": not cut)."""
-    spec = importlib.util.spec_from_file_location(name, HERE.parents[1] / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(PRESETS[name])
+    config = of_file(f"{HERE.parents[1] / 'configs' / name}.py:{PRESETS[name]}")
     config.classes = config.classes or 34
     config.dtype = "float32"
     objective, one = OBJECTIVES[config.objective](config), sample_of(config)
