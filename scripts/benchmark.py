@@ -10,6 +10,7 @@
     python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
     python scripts/benchmark.py --mode attention                  our attention against jax.nn.dot_product_attention
     python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
+    python scripts/benchmark.py --preset configs/FILE.py:VARIANT --mode compute|e2e|loader      any config, on what there is
 
 Machines are shared and noisy, so contestants take turns, each turn in a fresh process, and medians and ratios are reported. On a CPU all
 of them get the huge pages that the main command takes for itself; where it says "as installed", the peer runs as it does by itself.
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attention, augmentation, command, convolution, feeding, networks, pretraining, volumes
+from benchmarks import attention, augmentation, command, convolution, feeding, networks, presets, pretraining, volumes
 from benchmarks.measure import Result
 
 from brainseg_jax import runtime
@@ -47,12 +48,16 @@ WORKERS: dict[str, Callable[..., Result]] = {
     **volumes.WORKERS,
     **augmentation.WORKERS,
     **convolution.WORKERS,
+    **presets.WORKERS,
 }
+OF_PRESETS = {"compute": presets.compute, "e2e": presets.e2e, "loader": presets.loader}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mode", choices=MODES, default="compute")
+    parser.add_argument("--mode", choices={**MODES, **OF_PRESETS}, default="compute")
+    parser.add_argument("--preset", action="append", metavar="FILE.py:VARIANT", help="a config, as it trains (compute, e2e, loader)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change of the presets' values")
     parser.add_argument("--against", choices=("monai",), help="also measure the peer")
     parser.add_argument("--steps", type=int, default=12, help="timed steps in each turn (%(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="turns of each contestant (%(default)s)")
@@ -64,7 +69,10 @@ def main() -> int:
     if args.worker:
         print(json.dumps(WORKERS[args.worker](args.steps, *([args.folder] if args.folder else []))))
         return 0
-    table, results = MODES[args.mode](args)
+    modes = OF_PRESETS if args.preset else MODES
+    if args.mode not in modes:
+        parser.error(f"--mode {args.mode} is measured {'without' if args.preset else 'with'} --preset")
+    table, results = modes[args.mode](args)
     from brainseg_jax import record
 
     environment = record.environment()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from reports import publish, spread
+from scipy import ndimage
 
 from brainseg_jax.data.labels import Table, lookup, missing, read_table, voxel_ids
 from brainseg_jax.data.manifest import apply_splits, read_manifest
@@ -35,13 +36,18 @@ class Head(NamedTuple):
 
 
 def turned(head: Head, rng: np.random.Generator) -> Head:
-    """Lying askew: 15 degrees to a side and 15 back, as the header says."""
+    """Lying askew in the scanner: 15 degrees to a side and 15 back, resampled."""
     a, b = np.deg2rad(15), np.deg2rad(-15)
     about_y = [[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]]
     about_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
-    turn = np.eye(4)
-    turn[:3, :3] = np.array(about_y) @ about_x
-    return head._replace(affine=turn @ head.affine)
+    millimetres = np.linalg.norm(head.affine[:3, :3], axis=0)
+    turn = np.array(about_y) @ about_x * millimetres / millimetres[:, None]
+    middle = (np.array(head.voxels.shape) - 1) / 2
+    voxels, labels = (
+        ndimage.affine_transform(a, turn, middle - turn @ middle, order=order)
+        for a, order in ((head.voxels.astype(np.float32), 1), (head.labels, 0))
+    )
+    return Head(voxels, labels, head.affine)
 
 
 def stored_otherwise(head: Head, rng: np.random.Generator) -> Head:
@@ -96,7 +102,7 @@ def steep(head: Head, rng: np.random.Generator) -> Head:
 
 ALTERATIONS: dict[str, Callable[[Head, np.random.Generator], Head]] = {
     "as they are": lambda head, rng: head,
-    "turned by 15° twice": turned,
+    "turned by 15° to a side and 15° back": turned,
     "stored in another order": stored_otherwise,
     "slices three times as thick": thick,
     "the lowest 20 mm of the brain cut off": cut,

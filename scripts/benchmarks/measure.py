@@ -42,13 +42,13 @@ def timed(once: Callable[[], Any], steps: int, *, warm: bool = False) -> tuple[l
     return seconds, int(line.split()[1]) * 1024
 
 
-def jax_matmul_peak() -> float:
+def jax_matmul_peak(dtype: str = "float32", n: int = 2048) -> float:
     """`matmul_peak` of XLA's product."""
     import jax
     import jax.numpy as jnp
 
-    product, square = jax.jit(lambda a: a @ a), jnp.ones((2048, 2048))
-    return matmul_peak(lambda: jax.block_until_ready(product(square)))
+    product, square = jax.jit(lambda a: a @ a), jnp.ones((n, n), dtype)
+    return matmul_peak(lambda: jax.block_until_ready(product(square)), n)
 
 
 def torch_matmul_peak() -> float:
@@ -59,12 +59,12 @@ def torch_matmul_peak() -> float:
     return matmul_peak(lambda: square @ square)
 
 
-def matmul_peak(product: Callable[[], Any]) -> float:
-    """FLOP/s of the fastest of many 2048³ float32 products."""
+def matmul_peak(product: Callable[[], Any], n: int = 2048) -> float:
+    """FLOP/s of the fastest of many n³ products."""
     product()
     best = math.inf
     for _ in range(20):
         began = time.perf_counter()
         product()
         best = min(best, time.perf_counter() - began)
-    return 2 * 2048**3 / best
+    return 2 * n**3 / best
