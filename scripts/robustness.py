@@ -52,12 +52,7 @@ def turned(head: Head, rng: np.random.Generator) -> Head:
 
 def stored_otherwise(head: Head, rng: np.random.Generator) -> Head:
     """Sagittal slices, the first one on the left, the first row on top."""
-    order = np.eye(4)[:, [1, 2, 0, 3]]
-    affine = head.affine @ order
-    flip, last = np.diag([1.0, -1.0, 1.0, 1.0]), head.voxels.transpose(1, 2, 0).shape[1] - 1
-    flip[1, 3] = last
-    voxels, labels = (a.transpose(1, 2, 0)[:, ::-1] for a in (head.voxels, head.labels))
-    return Head(voxels, labels, affine @ flip)
+    return pointing("AIR", *head)
 
 
 def thick(head: Head, rng: np.random.Generator) -> Head:
@@ -136,7 +131,7 @@ def report(args: argparse.Namespace) -> str:
             show(number * len(rows) + n, len(ALTERATIONS) * len(rows))
             scan, source = read(row.image), read_table(row.scheme[0])
             labels = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
-            head = alter(upright(scan, labels), np.random.default_rng(n))
+            head = alter(pointing("RAS", scan.voxels, labels, scan.affine), np.random.default_rng(n))
             people.append(judged(by, head, source, str(row.image)))
         lines.append(f"| {name} | " + " | ".join(spread([person[task] for person in people]) for task in TASKS) + " |")
     show(1, 1)
@@ -150,9 +145,9 @@ def report(args: argparse.Namespace) -> str:
     )
 
 
-def upright(scan: Scan, labels: np.ndarray) -> Head:
-    """The scan with its axes in the order right, front, up."""
-    image, map = (reorient(Scan(voxels, scan.affine), "RAS") for voxels in (scan.voxels, labels))
+def pointing(codes: str, voxels: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> Head:
+    """Both on one grid with its axes pointing to `codes`."""
+    image, map = (reorient(Scan(array, affine), codes) for array in (voxels, labels))
     return Head(image.voxels, map.voxels, image.affine)
 
 
