@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.measure import per_second
 
 
 def loader(args: argparse.Namespace) -> tuple[str, Any]:
@@ -28,13 +29,7 @@ def loader(args: argparse.Namespace) -> tuple[str, Any]:
         rates = []
         for _ in range(args.turns):
             batches = train_batches(files, crop=data.crop, crops_per_volume=crops, batch=crops, seed=0, start=0, threads=threads)
-            for _ in range(2 * threads + 2):  # past what was read ahead
-                next(batches)
-            n = max(8, 96 // crops)
-            began = time.perf_counter()
-            for _ in range(n):
-                next(batches)
-            rates.append(n * crops / (time.perf_counter() - began))
+            rates.append(crops * per_second(batches, 2 * threads + 2, max(8, 96 // crops)))
         rate = statistics.median(rates)
         results.append({"threads": threads, "crops_per_volume": crops, "crops_per_second": rates})
         lines.append(f"| {threads} | {crops} | {rate:.0f} | {rate * math.prod(data.crop) / 1e9:.2f} |")

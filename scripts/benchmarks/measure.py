@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ def timed(once: Callable[[], Any], steps: int, *, warm: bool = False) -> tuple[l
         seconds.append(time.perf_counter() - began)
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return seconds, int(line.split()[1]) * 1024
+
+
+def per_second(batches: Iterator[Any], ahead: int, n: int) -> float:
+    """How many of `n` come in a second, after the `ahead` first ones, which may have been read before they were asked for."""
+    for _ in range(ahead):
+        next(batches)
+    began = time.perf_counter()
+    for _ in range(n):
+        next(batches)
+    return n / (time.perf_counter() - began)
 
 
 def jax_matmul_peak(dtype: str = "float32", n: int = 2048) -> float:

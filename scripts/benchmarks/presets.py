@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.measure import Result, in_process, jax_matmul_peak, timed, torch_matmul_peak
+from benchmarks.measure import Result, in_process, jax_matmul_peak, per_second, timed, torch_matmul_peak
 from ml_collections import ConfigDict
 
 from brainseg_jax import runtime
@@ -242,13 +242,9 @@ def load(steps: int, folder: Path) -> Result:
     batches = train_batches(
         files, crop=data.crop, crops_per_volume=data.crops_per_volume, batch=data.batch, seed=0, start=0, threads=data.threads
     )
-    for _ in range(2 * data.threads + 2):
-        size = sum(part.nbytes for part in next(batches).values())
-    began = time.perf_counter()
-    for _ in range(steps):
-        next(batches)
-    seconds = time.perf_counter() - began
-    return {"threads": data.threads, "rate": steps * data.batch / seconds, "bytes": size / data.batch}
+    size = sum(part.nbytes for part in next(batches).values())
+    rate = data.batch * per_second(batches, 2 * data.threads + 1, steps)
+    return {"threads": data.threads, "rate": rate, "bytes": size / data.batch}
 
 
 WORKERS = {
