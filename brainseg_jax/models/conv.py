@@ -104,28 +104,28 @@ def _planes(x, kernel):
 def _kernel_gradient_by_planes(x, g):
     b, nx, ny, nz, i = x.shape
     o = g.shape[-1]
-    rows = max(n for n in range(1, ny + 1) if ny % n == 0 and (n == 1 or n * nz * 9 * i * x.itemsize <= COLUMNS))
+    rows = max(n for n in range(1, ny + 1) if ny % n == 0 and (n == 1 or b * n * nz * 9 * i * x.itemsize <= COLUMNS))
     # Not in bfloat16: a sum over all planes would stop growing.
     exact = jnp.promote_types(x.dtype, jnp.float32)
 
-    def add_plane(total, at):
-        sample, plane = at // nx, at % nx
-        here = jnp.pad(x[sample, plane], ((1, 1), (1, 1), (0, 0)))
+    # A plane of all samples at once: taking samples one by one would bring the whole batch to each device of a mesh.
+    def add_plane(total, plane):
+        here = jnp.pad(x[:, plane], ((0, 0), (1, 1), (1, 1), (0, 0)))
         # The output planes that saw this one as their next, their own and their previous one.
-        after = jnp.where(plane + 1 < nx, g[sample, jnp.minimum(plane + 1, nx - 1)], 0)
-        before = jnp.where(plane > 0, g[sample, jnp.maximum(plane - 1, 0)], 0)
-        seen = jnp.concatenate([after, g[sample, plane], before], axis=-1)
+        after = jnp.where(plane + 1 < nx, g[:, jnp.minimum(plane + 1, nx - 1)], 0)
+        before = jnp.where(plane > 0, g[:, jnp.maximum(plane - 1, 0)], 0)
+        seen = jnp.concatenate([after, g[:, plane], before], axis=-1)
 
         def add_rows(total, row):
             # The nine shifts of some rows of the plane.
-            around = jax.lax.dynamic_slice_in_dim(here, row, rows + 2)
-            columns = jnp.concatenate([around[j : j + rows, k : k + nz] for j in range(3) for k in range(3)], axis=-1)
-            sees = jax.lax.dynamic_slice_in_dim(seen, row, rows)
-            return total + jnp.einsum("yzc,yzo->co", columns, sees, preferred_element_type=exact), None
+            around = jax.lax.dynamic_slice_in_dim(here, row, rows + 2, axis=1)
+            columns = jnp.concatenate([around[:, j : j + rows, k : k + nz] for j in range(3) for k in range(3)], axis=-1)
+            sees = jax.lax.dynamic_slice_in_dim(seen, row, rows, axis=1)
+            return total + jnp.einsum("byzc,byzo->co", columns, sees, preferred_element_type=exact), None
 
         return jax.lax.scan(add_rows, total, jnp.arange(0, ny, rows))[0], None
 
-    total, _ = jax.lax.scan(add_plane, jnp.zeros((9 * i, 3 * o), exact), jnp.arange(b * nx))
+    total, _ = jax.lax.scan(add_plane, jnp.zeros((9 * i, 3 * o), exact), jnp.arange(nx))
     return total.reshape(3, 3, i, 3, o).transpose(3, 0, 1, 2, 4).astype(x.dtype)
 
 
