@@ -26,7 +26,7 @@ from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code
 from brainseg_jax.files import READY, SEAL, write_table, write_text
 
-VERSION = 2  # of what is written: raise it whenever the same scan and checkpoints would give other labels
+VERSION = 3  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
 COLUMNS = ("subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml")
 SHOWN = 5  # failures that are printed; all stand in failures.csv
@@ -105,7 +105,7 @@ def load(job: Job, networks: list[str]) -> Job:
     start(job.options)
     from brainseg_jax.prediction import predictor, written  # JAX reads its settings when it is imported
 
-    by = predictor(networks).asked(job.options.task, job.options.tta)
+    by = predictor(networks).asked(job.options.task, job.options.tta, job.options.islands)
     return job._replace(by=by, table=written(by.table, job.options.ids))
 
 
@@ -175,9 +175,9 @@ def recorded(job: Job, case: Case) -> bool:
 
 
 def made_from(job: Job, case: Case) -> str:
-    """A hash of all that decides the labels: the checkpoints, the task, the ids, the mirror image, and size and time of the scan's file."""
-    status = case.row.image.stat()
-    facts = [VERSION, job.digests, job.options.task, job.options.tta, job.options.ids, status.st_size, status.st_mtime_ns]
+    """A hash of all that decides the labels: the checkpoints, the options that bear on them, and size and time of the scan's file."""
+    status, options = case.row.image.stat(), job.options
+    facts = [VERSION, job.digests, options.task, options.tta, options.islands, options.ids, status.st_size, status.st_mtime_ns]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -308,7 +308,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
 def description(job: Job) -> str:
     """What made the labels, in a sentence without its end."""
     versions = f"brainseg_jax {brainseg_jax.__version__}, JAX {importlib.metadata.version('jax')}"
-    mirror = ", mirror images too" if job.options.tta else ""
+    mirror = ", mirror images too" * job.options.tta + ", islands left" * job.options.islands
     return f"{len(job.table.structures)} structures ({job.table.name}) by {job.options.checkpoint or READY.name}{mirror}; {versions}"
 
 
@@ -404,6 +404,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--qc", type=_page, metavar="PAGE", help=f"{page} (.html)")
     parser.add_argument("--post", action="store_true", help="writes soft maps too: the probability of each class, as one 4-D file")
     parser.add_argument("--tta", action="store_true", help="also looks at each scan in the mirror; takes twice as long")
+    islands = "leaves small pieces that lie apart from their structure, which otherwise become what is around them"
+    parser.add_argument("--islands", action="store_true", help=islands)
     ids = "FreeSurfer's ids or those of the label table (FreeSurfer's, if every structure has one)"
     parser.add_argument("--ids", choices=("freesurfer", "table"), default="auto", help=ids)
     parser.add_argument("--cpu", action="store_true", help="leaves the GPU alone")

@@ -22,6 +22,7 @@ from brainseg_jax.data.nifti import Scan, read
 from brainseg_jax.data.standardize import Spec, Standardized, along_axis, spec_of, standardize
 from brainseg_jax.errors import InputError, few, meant
 from brainseg_jax.files import READY
+from brainseg_jax.islands import dissolve
 from brainseg_jax.quality import COHORT, Cohort, Flag, examine
 from brainseg_jax.recipes import TASKS
 
@@ -41,7 +42,7 @@ class Predictor(NamedTuple):
 
     `table`: the classes that come out, `own`: those of the networks, both named for their task. `groups` adds the probabilities of the
     second up to those of the first, background included; None where the two are the same. `mirror`: each network also sees the mirror
-    image.
+    image. `islands`: small pieces that lie apart are left as the networks see them (see islands.py).
     """
 
     models: tuple[inference.Model, ...]
@@ -53,6 +54,7 @@ class Predictor(NamedTuple):
     cards: tuple[dict[str, Any], ...]
     groups: Float[np.ndarray, "k j"] | None = None
     mirror: inference.Mirror | None = None
+    islands: bool = False
 
     def trained_on(self) -> set[str]:
         """Hashes of the people that any of the networks, or the pretraining it began with, was trained on (`Row.hashed`)."""
@@ -62,9 +64,9 @@ class Predictor(NamedTuple):
         """What is usual in people for the classes that come out, as the first card that knows it says; None where none does."""
         return next((card[COHORT][self.table.name] for card in self.cards if self.table.name in card.get(COHORT, ())), None)
 
-    def asked(self, task: str, tta: bool) -> "Predictor":
-        """The same grouped into a task, unless that is "", and looking in the mirror too, if `tta`."""
-        by = self.grouped(task) if task else self
+    def asked(self, task: str, tta: bool, islands: bool) -> "Predictor":
+        """The same grouped into a task, unless that is "", looking in the mirror too, if `tta`, and leaving islands, if `islands`."""
+        by = (self.grouped(task) if task else self)._replace(islands=islands)
         return by.mirrored() if tta else by
 
     def mirrored(self) -> "Predictor":
@@ -131,19 +133,21 @@ def predict(
     *,
     task: str = "",
     tta: bool = False,
+    islands: bool = False,
     ids: Ids = "auto",
 ) -> Prediction:
     """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), or voxels [x y z] with the affine that takes their indices to RAS millimetres.
 
     `checkpoint`: a folder or file, or several that answer together, by default the network that comes with the package; for many scans
     give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by default all that it knows.
-    `tta`: each network also sees the mirror image (takes twice as long). `ids`: "freesurfer", "table" (the label table's own), or "auto":
-    FreeSurfer's where every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
+    `tta`: each network also sees the mirror image (takes twice as long). `islands`: small pieces that lie apart from their structure stay
+    (`islands.py` says what becomes of them otherwise). `ids`: "freesurfer", "table" (the label table's own), or "auto": FreeSurfer's where
+    every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
     """
     if not isinstance(checkpoint, Predictor):
         one = READY if checkpoint is None else checkpoint
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
-    by = checkpoint.asked(task, tta)
+    by = checkpoint.asked(task, tta, islands)
     table = written(by.table, ids)
     name = str(scan) if isinstance(scan, str | Path) else "scan"
     given = read(scan) if isinstance(scan, str | Path) else _checked(*scan)
@@ -229,6 +233,8 @@ def find_each(groupings: Sequence[Predictor], ready: Standardized) -> list[Found
     for one, maps, nats in zip(groupings, soft, unsure, strict=True):
         total, voxels = np.sum(nats, axis=0, dtype=np.float64)
         volumes = seen.volumes if one.groups is None else seen.volumes @ one.groups
+        if not one.islands:
+            volumes = volumes + dissolve(maps, one.table) / ONE
         found.append(Found(maps, volumes * ml, float(total / voxels) if voxels else float("nan")))
     return found
 

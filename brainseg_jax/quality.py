@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, Integer
 from scipy import ndimage
 
-from brainseg_jax.data.labels import Table
+from brainseg_jax.data.labels import Table, connected
 from brainseg_jax.data.nifti import orientation
 
 ALL = "All structures"  # what flags and cohorts call all of a table's structures together; class 0 in measures
@@ -32,7 +32,7 @@ KINDS = {
     "absent": "a structure has no voxel, though the cohort, if there is one, says that people have it",
     "sides": "a left structure lies to the right of its partner",
     "edge": "a structure touches the edge of the image, so part of it may not have been scanned",
-    "pieces": f"over {OUTSIDE:.0%} of a structure (not of ventricles and vessels), or {OUTSIDE_ALL:.1%} of all together, lies outside its "
+    "pieces": f"over {OUTSIDE:.0%} of a structure that is one piece in FreeSurfer's tables (no ventricles, vessels, hypointensities), or {OUTSIDE_ALL:.1%} of all together, lies outside its "
     "largest connected piece",
     "volume": f"a volume, scaled to the cohort's mean brain, or the brain itself, is {Z:g} standard deviations from the cohort's mean",
     "asymmetry": f"left and right differ by {Z:g} standard deviations from what the cohort has, or without one by over "
@@ -206,8 +206,8 @@ def _edge(found: Measures, table: Table) -> Iterator[Flag]:
 
 
 def _pieces(found: Measures, table: Table) -> Iterator[Flag]:
-    """Only tissue that is one structure in FreeSurfer's ids is expected to be in one piece; all together are, in any table."""
-    limits = {0: OUTSIDE_ALL} | {n: OUTSIDE for n, s in enumerate(table.structures, 1) if s.tissue != "csf" and len(s.freesurfer) < 2}
+    """All structures together are expected to be in one piece, in any table."""
+    limits = {0: OUTSIDE_ALL} | dict.fromkeys(connected(table), OUTSIDE)
     for n, limit in limits.items():
         if found.outside[n] > limit:
             name, what = (table.structures[n - 1].name,) * 2 if n else (ALL, "The segmentation")

@@ -12,8 +12,11 @@ from brainseg_jax.data.labels import parse_table, read_table
 from brainseg_jax.data.nifti import Scan, reorient
 from brainseg_jax.quality import ALL, ENTROPY, KINDS, WORST, Z, cohort_of, examine, flags, measure, z_scores
 
-LINES = ("1\tLeft cortex\t2\tcortex", "2\tRight cortex\t1\tcortex", "3\tLeft ventricle\t4\tcsf", "4\tRight ventricle\t3\tcsf")
-TABLE = parse_table("\n".join(("id\tname\tpartner\ttissue", *LINES, "5\tStem\t5\tother")), "five")
+LINES = (
+    *("1\tLeft cortex\t2\tcortex\t3", "2\tRight cortex\t1\tcortex\t42"),
+    *("3\tLeft ventricle\t4\tcsf\t4", "4\tRight ventricle\t3\tcsf\t43"),
+)
+TABLE = parse_table("\n".join(("id\tname\tpartner\ttissue\tfreesurfer", *LINES, "5\tStem\t5\tother\t16")), "five")
 NAMES = [s.name for s in TABLE.structures]
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 

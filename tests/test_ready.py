@@ -59,7 +59,7 @@ def test_how_a_scan_is_stored_changes_nothing(by, head, found):
 def test_its_card_knows_what_is_usual(by):
     assert READY.stat().st_size < 10e6
     for task in ("", "skull", "four", "thirtythree"):
-        asked = by.asked(task, False)
+        asked = by.asked(task, tta=False, islands=False)
         cohort = asked.cohort()
         assert {s.name for s in asked.table.structures} <= cohort.keys()
         assert len(voxel_ids(asked.table)) == len(asked.table.structures) + 1

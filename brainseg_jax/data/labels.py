@@ -35,6 +35,7 @@ SCHEMES = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "mal
 COLUMNS = ("id", "name", "abbreviation", "freesurfer", "part_of", "partner", "colour", "tissue", "note")
 REQUIRED = ("id", "name", "partner")
 TISSUES = ("cortex", "subcortical grey matter", "white matter", "csf", "other")
+SPOTS = range(77, 83)  # FreeSurfer ids of hypointensities, which lie scattered
 LAST = 2**16 - 1  # the largest id: an id is an index into a small array
 NEAR = 16  # voxels around the box of what lies on the midline, in which its nearer side is looked for
 
@@ -112,6 +113,13 @@ def parse_table(text: str, name: str) -> Table:
                 "give each side the other's id, and what lies on the midline its own"
             )
     return Table(name, tuple(structures.values()))
+
+
+def connected(table: Table) -> list[int]:
+    """Class numbers of structures that are one piece of tissue in a healthy brain: those with one FreeSurfer id, which is of no CSF and of
+    no hypointensity."""
+    ids = ((n, s.freesurfer[0]) for n, s in enumerate(table.structures, 1) if s.tissue != "csf" and len(s.freesurfer) == 1)
+    return [n for n, id in ids if id not in SPOTS]
 
 
 def table_text(table: Table) -> str:
