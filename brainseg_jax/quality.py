@@ -32,8 +32,8 @@ KINDS = {
     "absent": "a structure has no voxel, though the cohort, if there is one, says that people have it",
     "sides": "a left structure lies to the right of its partner",
     "edge": "a structure touches the edge of the image, so part of it may not have been scanned",
-    "pieces": f"over {OUTSIDE:.0%} of a structure that is one piece in FreeSurfer's tables (no ventricles, vessels, hypointensities), or {OUTSIDE_ALL:.1%} of all together, lies outside its "
-    "largest connected piece",
+    "pieces": f"over {OUTSIDE:.0%} of a structure that is one piece in people (no ventricle, vessel or hypointensity), or "
+    f"{OUTSIDE_ALL:.1%} of all together, lies outside its largest connected piece",
     "volume": f"a volume, scaled to the cohort's mean brain, or the brain itself, is {Z:g} standard deviations from the cohort's mean",
     "asymmetry": f"left and right differ by {Z:g} standard deviations from what the cohort has, or without one by over "
     f"{ASYMMETRY:.0%} of their mean ({ASYMMETRY_CSF:.0%} in ventricles and vessels)",

@@ -93,6 +93,23 @@ def gathering(places: Any) -> Callable[[Any], Any]:
     return whole
 
 
+def apart(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of samples, the leading axis of all that it takes and gives, as each device of the mesh that is set computes its own.
+
+    The partitioner does not see through a loop or a gather that samples have nothing to do with each other: without this it would give
+    every device the whole batch. Nothing changes where no mesh is set, or samples do not divide over it.
+    """
+
+    def over_devices(*samples: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.axis_names or len(jax.tree.leaves(samples)[0]) % mesh.size:
+            return f(*samples)
+        rows = PartitionSpec(mesh.axis_names)
+        return jax.shard_map(f, in_specs=rows, out_specs=rows, check_vma=False)(*samples)
+
+    return over_devices
+
+
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
     """Each process's rows become its part of one global array; stored types travel, and become floats on the device."""
     rows = batch_sharding(mesh)

@@ -16,10 +16,10 @@ FLOORS = (
     ("train", "network", "prediction", "predict", "evaluate", "inspect", "plan", "probe", "verify"),
     ("heldout", "transfer", "casebook", "program", "planning"),
     ("record",),
-    ("step", "optim", "layerwise", "sharding", "checkpoint", "writer", "report", "quality", "strip", "page"),
+    ("step", "optim", "layerwise", "checkpoint", "writer", "report", "quality", "islands", "strip", "page"),
     ("objectives", "data"),
     ("models", "losses", "metrics", "inference", "config", "recipes", "flags"),
-    ("trees", "runtime", "files", "errors", "safetensors", "weights", "images", "distributed"),
+    ("trees", "runtime", "files", "errors", "safetensors", "weights", "images", "distributed", "sharding"),
 )
 FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
 # Who may import what; others may not.

@@ -8,7 +8,8 @@ from brainseg_jax.data.labels import connected, parse_table, read_table
 
 TABLE = parse_table(
     "id\tname\tfreesurfer\tpartner\ttissue\n"
-    "1\tLeft cortex\t3\t2\tcortex\n2\tRight cortex\t42\t1\tcortex\n3\tVentricle\t14\t3\tcsf\n4\tSpots\t77\t4\twhite matter\n5\tOwn\t\t5\tother\n",
+    "1\tLeft cortex\t3\t2\tcortex\n2\tRight cortex\t42\t1\tcortex\n"
+    "3\tVentricle\t14\t3\tcsf\n4\tSpots\t77\t4\twhite matter\n5\tOwn\t\t5\tother\n",
     "islands",
 )
 LEFT, RIGHT, VENTRICLE, SPOTS, OWN = range(1, 6)

@@ -145,7 +145,8 @@ def trained(make, name, shape, gather=sharding.gathering):
             batch = {part: jax.device_put(batch[part], batch_sharding(m)) for part in parts_of_batch(config)}
             if compiled is None:
                 options = {"xla_backend_optimization_level": 0}  # to compile faster
-                lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(m))).lower(state, batch)
+                with jax.set_mesh(m):
+                    lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(m))).lower(state, batch)
                 compiled = lowered.compile(compiler_options=options)
             state, metrics = compiled(state, batch)
             losses.append(metrics["loss"][0])
@@ -179,14 +180,13 @@ def stray(text, sizes, shape, expected=()):
     return [(kind, n) for kind, n in moved(text) if n > 2 * BATCH and n not in expected and not (kind in fine and n in of_parameters)]
 
 
-GATHERED = pytest.mark.xfail(strict=True, reason="cut-out and turns of each sample are computed for the whole batch on every device")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mae", "segmentation", pytest.param("ssl", marks=GATHERED)])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_only_parameters_and_gradients_are_moved(small, name):
-    """What an objective shares over the batch besides: SSL pastes from other crops, and compares with their embeddings."""
-    expected = {BATCH * 16 * 8 * 8, 2 * BATCH * 16 * 8 * 8, 2 * BATCH * 20} if name == "ssl" else ()
+    """What an objective shares over the batch besides: SSL pastes from other crops, and compares with their embeddings; the gradient of a
+    window's table of positions is summed over samples as [heads n n], before it is the table's."""
+    crop, windows = 16 * 8 * 8, {3 * 64**2, 6 * 16**2}
+    expected = {BATCH * crop, 2 * BATCH * crop, 2 * BATCH * 20} | windows if name == "ssl" else ()
     for shape in MESHES[name]:
         *_, text, sizes = trained(small, name, shape)
         kinds = {kind for kind, _ in moved(text)}

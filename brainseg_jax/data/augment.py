@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from brainseg_jax.data import appearance, deform
 from brainseg_jax.data.deform import Image, Labels
 from brainseg_jax.data.standardize import spec
+from brainseg_jax.sharding import apart
 
 Batch = dict[str, jax.Array]
 Change = Callable[[jax.Array, Image, Labels], tuple[Image, Labels]]  # of (key, image, labels or None)
@@ -89,7 +90,7 @@ def deformation(affine: ConfigDict, elastic: ConfigDict, mm: float) -> Change | 
             shift = [t / mm for t in affine.translation]
             moves = deform.random_affine(keys[2], turned, affine.rotation, affine.scaling, affine.shear, shift)
             bend = deform.random_bend(keys[3], bent, image, elastic.nodes / mm, elastic.mm / mm)
-            return deform.resample(image, labels, deform.coordinates(*moves, bend))
+            return apart(deform.resample)(image, labels, deform.coordinates(*moves, bend))
 
         return where_it_happens(turned | bent, both, image, labels)
 

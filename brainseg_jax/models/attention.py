@@ -12,8 +12,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 from jaxtyping import Float
+
+from brainseg_jax.sharding import apart
 
 Heads = Float[jax.Array, "b n h e"]
 # By this name a policy of rematerialisation keeps what attention gives.
@@ -96,11 +97,7 @@ def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
     segments = jnp.broadcast_to((jnp.arange(q.shape[1]) >= n).astype(jnp.int32), q.shape[:2])
     sizes = pallas.BlockSizes(block, block, block, block, block, block)
     kernel = partial(pallas.mha, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes, interpret=interpret)
-    # The partitioner would give every device the whole batch: where there is a mesh, each takes its own samples.
-    if axes := jax.sharding.get_abstract_mesh().axis_names:
-        rows = PartitionSpec(axes)
-        kernel = jax.shard_map(kernel, in_specs=(rows,) * 4, out_specs=rows, check_vma=False)
-    return kernel(q, k, v, segments)[:, :n]
+    return apart(kernel)(q, k, v, segments)[:, :n]
 
 
 KERNELS: dict[str, Callable] = {

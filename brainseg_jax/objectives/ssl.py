@@ -20,6 +20,7 @@ from brainseg_jax.models.conv import UpConv, conv3, he
 from brainseg_jax.models.layers import Linear
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.unet import activated_norm
+from brainseg_jax.sharding import apart
 
 Volume = Float[jax.Array, "b x y z c"]
 PerSample = Float[jax.Array, "b"]
@@ -108,7 +109,7 @@ def boxes(
         nx, ny, nz = size
         return image[:nx, :ny, :nz], held[:nx, :ny, :nz]
 
-    return jax.vmap(one)(jax.random.split(key, b), image, target, other)
+    return apart(jax.vmap(one))(jax.random.split(key, b), image, target, other)
 
 
 def donors(key: jax.Array, weight: PerSample, own: float) -> tuple[Int[jax.Array, "b"], Bool[jax.Array, "b"]]:
@@ -158,7 +159,7 @@ def view(key: jax.Array, image: Volume, weight: PerSample, cut: str, share: floa
     """(each sample turned, the same with parts overwritten, by how many quarters it was turned)."""
     rotate, overwrite = jax.random.split(key)
     k = jax.random.randint(rotate, weight.shape, 0, 4)
-    turned = turn(image, k)
+    turned = apart(turn)(image, k)
     return turned, CUTS[cut](overwrite, turned, weight, share), k
 
 
