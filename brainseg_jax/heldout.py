@@ -56,7 +56,8 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
     of_whole, whole = make_eval_step(objective, prepare_eval, config.seed), sharding.gathering(jax.tree.map(lambda p: p.sharding, params))
     step = lambda params, batch, index: of_whole(whole(params), batch, index)  # noqa: E731
     names = tuple(jax.eval_shape(step, params, batch, index))
-    compiled = jax.jit(step, out_shardings=everywhere).lower(params, batch, index).compile()
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(step, out_shardings=everywhere).lower(params, batch, index).compile()
 
     def evaluate(params: Any) -> dict[str, float]:
         batches = sharding.to_devices(eval_batches(files, crop=config.data.crop, batch=config.data.batch, share=share), mesh)
