@@ -19,14 +19,20 @@ from brainseg_jax.data.inputs import Case
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.errors import InputError
-from brainseg_jax.quality import FEWEST, Cohort, examine
+from brainseg_jax.quality import FEWEST, Cohort, Findings
 
 
 def write(
-    case: Case, folder: Path, told: dict[str, Any], scan: Scan, classes: Integer[np.ndarray, "x y z"], table: Table, cohort: Cohort | None
+    case: Case,
+    folder: Path,
+    told: dict[str, Any],
+    scan: Scan,
+    classes: Integer[np.ndarray, "x y z"],
+    table: Table,
+    found: Findings,
+    cohort: Cohort | None,
 ) -> None:
     """Writes what the page shows of a case: pictures, volumes and flags. `told` is its sidecar; `classes` are on the scan's grid."""
-    found = examine(classes, scan.affine, table, cohort, told["Entropy"])
     soft = np.array([0, *(volume["soft_ml"] for volume in told["Volumes"])], np.float64)
     name, row = case.labels.relative_to(folder).as_posix(), case.row
     shown = page.case(name, scan, classes, table, found, subject=row.subject, session=row.session, soft_ml=soft)

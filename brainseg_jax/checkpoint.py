@@ -158,7 +158,7 @@ def card(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint}: is a file of weights; make a checkpoint of it with python -m converters.convert {checkpoint} FOLDER"
         )
     if not (checkpoint / STATE).is_dir():
-        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, e.g. runs/pretrain_vit/checkpoints/150")
+        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, runs/NAME/checkpoints/STEP")
     return dict(ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE).custom_metadata or {})
 
 

@@ -5,44 +5,45 @@ piece of more than SMALL of the largest one stays, whatever it is: it may be the
 """
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Integer
 from scipy import ndimage
 
 from brainseg_jax.data.labels import Table, connected
 
 SMALL = 0.05  # of the largest piece's voxels
+TOUCHING = np.ones((3, 3, 3), bool)  # by a face, an edge or a corner
+
+Box = tuple[slice, ...]
 
 
-def dissolve(soft: UInt8[np.ndarray, "k x y z"], table: Table) -> Float[np.ndarray, "k"]:
-    """Gives the probability (bytes, as in `prediction.Found`) that a structure has in its islands to the next likeliest class there, and
-    makes background of islands of all structures together, in place. Returns what each class gains, as a sum of bytes."""
-    likeliest = soft.argmax(axis=0).astype(np.int32)
-    boxes, gained = ndimage.find_objects(likeliest, len(soft) - 1), np.zeros(len(soft))
+def dissolve(classes: Integer[np.ndarray, "x y z"], table: Table) -> None:
+    """Gives each island, in place, the class that most of the voxels around it have, the smallest of equals; what lies apart from all
+    structures together becomes background.
+
+    An island joins a piece that is there, so no new one arises.
+    """
+    boxes = ndimage.find_objects(classes, len(table.structures))
     for n in connected(table):
-        if (box := boxes[n - 1]) and (island := _islands(likeliest[box] == n)).any():
-            values, here = soft[(slice(None), *box)], np.arange(np.count_nonzero(island))
-            there = values[:, island].astype(np.int32)
-            before = there.sum(axis=1)
-            own = there[n].copy()
-            there[n] = 0
-            heir = there.argmax(axis=0)
-            there[heir, here] = np.minimum(there[heir, here] + own, np.iinfo(np.uint8).max)
-            values[:, island] = there
-            likeliest[box][island] = heir
-            gained += there.sum(axis=1) - before
-    if (island := _islands(likeliest > 0)).any():
-        before = soft[:, island].sum(axis=1, dtype=np.int64)
-        soft[:, island] = 0
-        soft[0, island] = np.iinfo(np.uint8).max
-        gained += soft[:, island].sum(axis=1, dtype=np.int64) - before
-    return gained
+        if box := boxes[n - 1]:
+            part = classes[_grown(box, classes.shape)]
+            for place, island in islands(part == n):
+                here = part[place]
+                here[island] = np.bincount(here[ndimage.binary_dilation(island, TOUCHING) & ~island]).argmax()
+    for place, island in islands(classes > 0):
+        classes[place][island] = 0
 
 
-def _islands(mask: Bool[np.ndarray, "x y z"]) -> Bool[np.ndarray, "x y z"]:
-    """Pieces, joined by faces, edges or corners, of at most SMALL of the largest."""
-    pieces, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+def islands(mask: Bool[np.ndarray, "x y z"]) -> list[tuple[Box, Bool[np.ndarray, "i j k"]]]:
+    """Pieces of at most SMALL of the largest: a box around each with room for its neighbours, and its voxels in there."""
+    pieces, n = ndimage.label(mask, TOUCHING)
+    if n < 2:
+        return []
     voxels = np.bincount(pieces.ravel())
-    voxels[0] = 0  # what is in no piece
-    small = voxels <= SMALL * voxels.max()
-    small[0] = False
-    return small[pieces]
+    boxes, largest = ndimage.find_objects(pieces), voxels[1:].max()
+    wider = [(i, _grown(boxes[i - 1], mask.shape)) for i in range(1, n + 1) if voxels[i] <= SMALL * largest]
+    return [(box, pieces[box] == i) for i, box in wider]
+
+
+def _grown(box: Box, shape: tuple[int, ...]) -> Box:
+    """By a voxel on every side, where there is one."""
+    return tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))

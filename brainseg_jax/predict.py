@@ -24,7 +24,7 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import READY, SEAL, write_table, write_text
+from brainseg_jax.files import READY, SEAL, check_place, write_table, write_text
 
 VERSION = 3  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
@@ -74,10 +74,7 @@ def run(options: argparse.Namespace) -> int:
     source, networks = inputs.find(options.i), checkpoints(options)
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
-    if options.qc:
-        from brainseg_jax import page
-
-        page.refuse(options.qc, job.folder)
+    check_places(job)
     cases = finished(job)
     if cases is None:
         job = load(job, networks)
@@ -87,9 +84,16 @@ def run(options: argparse.Namespace) -> int:
     if source.kind == "bids":
         describe(source, job.folder)
     failures = segment_all(job, cases, results, reasons)
-    if options.vol:
-        write_volumes(of_part(options.vol, options.part), {case: results[case] for case in cases if case in results})
+    told = {case: results[case] for case in cases if case in results}
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
+    if options.vol:
+        write_volumes(volumes := of_part(options.vol, options.part), told)
+        print(f"{volumes}: volumes of {len(told)}")
+    from brainseg_jax.quality import SERIOUS
+
+    if wrong := [case.labels for case, one in told.items() if one["Score"] >= SERIOUS]:
+        shown = ", ".join(map(str, wrong[:SHOWN])) + ", …" * (len(wrong) > SHOWN)
+        print(f"looks wrong, or is of another kind than the network knows: {shown}; {'see the page' if options.qc else '--qc shows why'}")
     if options.qc:
         from brainseg_jax import casebook
 
@@ -98,6 +102,23 @@ def run(options: argparse.Namespace) -> int:
         print(f"{len(failures)} of {len(cases)} scans could not be segmented, reasons in {reasons}:", file=sys.stderr)
         print("\n".join([*failures[:SHOWN], *["…"] * (len(failures) > SHOWN)]), file=sys.stderr)
     return 3 if failures else 0
+
+
+def check_places(job: Job) -> None:
+    """Raises InputError where something of the run cannot be written, or would be written over what is not its own."""
+    options = job.options
+    check_place(options.o)
+    if options.vol:
+        file = of_part(options.vol, options.part)
+        check_place(file)
+        if file.is_dir():
+            raise InputError(f"--vol {file}: is a folder; give the name of a table")
+        if file.exists() and not file.read_bytes().startswith(_delimiter(file).join(COLUMNS).encode()):
+            raise InputError(f"--vol {file}: exists, and is no table of this command; move it away, or give another name")
+    if options.qc:
+        from brainseg_jax import page
+
+        page.refuse(options.qc, job.folder)
 
 
 def load(job: Job, networks: list[str]) -> Job:
@@ -245,13 +266,21 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
     from brainseg_jax.data.nifti import read
     from brainseg_jax.prediction import prepare
 
-    if case.labels.exists() and not case.sidecar.exists() and not job.options.overwrite:
-        raise InputError(f"{case.labels}: exists, and not from this command; move it away, or add --overwrite")
+    if not case.sidecar.exists() and not job.options.overwrite:
+        # Of the table of names no sidecar tells: many scans share it, and an earlier run may have been stopped before the first was done.
+        own = [case.labels] if shared_names(case.names) else [case.labels, case.names]
+        if others := [file for file in own if file.exists()]:
+            raise InputError(f"{others[0]}: exists, and not from this command; move it away, or add --overwrite")
     image = case.row.image
     mark = made_from(job, case) if image.exists() else ""
     scan = read(image)
     ready = classes_of(job, case, scan) if case in results else prepare(job.by, scan, str(image))
     return mark, scan if job.options.qc else None, ready
+
+
+def shared_names(file: Path) -> bool:
+    """Whether a file is a table of names as this command writes it."""
+    return file.exists() and file.read_bytes().startswith("\t".join(NAMES).encode())
 
 
 def classes_of(job: Job, case: Case, scan: Any) -> Any:
@@ -273,15 +302,22 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     `told` is the sidecar that is there already; `mark`, `scan` and `ready` are what `read_case` gives. Raises InputError where there is
     no brain; nothing is written then.
     """
+    import numpy as np
+
     from brainseg_jax import casebook, prediction
     from brainseg_jax.data import nifti
+    from brainseg_jax.quality import examine
 
+    image, table, cohort = case.row.image, job.table, job.by.cohort()
     if told:
-        casebook.write(case, job.folder, told, scan, ready, job.table, job.by.cohort())
+        findings = examine(ready, scan.affine, table, cohort, told["Entropy"])
+        if (told := told | judged(findings, told["Volumes"])) != json.loads(case.sidecar.read_text(encoding="utf-8")):
+            write_json(case.sidecar, told)
+        casebook.write(case, job.folder, told, scan, ready, table, findings, cohort)
         return told
-    image, table = case.row.image, job.table
     classes, ml, found = prediction.segment(job.by, ready)
     prediction.refuse_empty(job.by.table, ml, str(image))
+    findings = examine(classes, np.array(ready.record["source_affine"]), table, cohort, found.entropy)
     of = f"bids:raw:{image.relative_to(job.source.root).as_posix()}" if job.source.kind == "bids" else str(image)
     about = {"Sources": [of], "SpatialReference": of}
     told = about | {
@@ -289,10 +325,11 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
         "MadeFrom": mark,
         "Entropy": round(found.entropy, 4),
         "Volumes": [
-            {"structure": s.name, "id": s.id, "voxel_ml": round(float(voxel), 4), "soft_ml": round(float(soft), 4)}
-            for s, voxel, soft in zip(table.structures, ml[1:], found.volumes[1:], strict=True)
+            {"structure": s.name, "id": s.id, "voxel_ml": 0.0, "soft_ml": round(float(soft), 4)}
+            for s, soft in zip(table.structures, found.volumes[1:], strict=True)
         ],
     }
+    told |= judged(findings, told["Volumes"])
     if job.options.post:
         nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
@@ -300,9 +337,15 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     write_table(case.names, NAMES, ((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
     if job.options.qc:
-        casebook.write(case, job.folder, told, scan, classes, table, job.by.cohort())
+        casebook.write(case, job.folder, told, scan, classes, table, findings, cohort)
     write_json(case.sidecar, told)
     return told
+
+
+def judged(findings: Any, volumes: list[Told]) -> Told:
+    """What a sidecar says of the label map that is there now, which may have been corrected by hand: its own volumes, and its flags."""
+    counted = [one | {"voxel_ml": round(float(ml), 4)} for one, ml in zip(volumes, findings.measures.ml[1:], strict=True)]
+    return {"Volumes": counted, "Score": round(findings.score, 2), "Flags": [flag.words for flag in findings.flags]}
 
 
 def description(job: Job) -> str:
@@ -314,7 +357,7 @@ def description(job: Job) -> str:
 
 def _reason(case: Case, error: Exception) -> str:
     if isinstance(error, InputError):
-        return str(error)
+        return " ".join(str(error).splitlines())
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"{case.row.image}: not enough memory; close other programs, or run on a larger machine"
     return f"{case.row.image}: unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
@@ -327,7 +370,11 @@ def write_volumes(file: Path, results: dict[Case, Told]) -> None:
     """One table of all volumes, a line for each scan and structure: those of its voxels, and the sums of its probability."""
     scans = (((row.subject, row.session, row.image.name), told["Volumes"]) for (row, *_), told in results.items())
     lines = ((*scan, *volume.values()) for scan, volumes in scans for volume in volumes)
-    write_table(file, COLUMNS, lines, "," if file.suffix == ".csv" else "\t")
+    write_table(file, COLUMNS, lines, _delimiter(file))
+
+
+def _delimiter(file: Path) -> str:
+    return "," if file.suffix == ".csv" else "\t"
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -365,19 +412,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _part(text: str) -> tuple[int, int]:
-    part, parts = map(int, text.split("/"))
-    if not 1 <= part <= parts:
-        raise ValueError(text)
-    return part, parts
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(map(str.isdecimal, numbers)) or not 1 <= int(numbers[0]) <= int(numbers[1]):
+        raise argparse.ArgumentTypeError(f"{text} is no part; give i/N with i from 1 to N, e.g. 1/4")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of cores; give 1 or more")
     return int(text)
-
-
-_part.__name__, _count.__name__ = "i/N", "number"  # what argparse says it expected
 
 
 def _page(text: str) -> Path:

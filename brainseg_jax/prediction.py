@@ -7,7 +7,7 @@ networks' are smooth, where the nearest label would show its voxels. On a grid l
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from scipy import ndimage
 from brainseg_jax import inference, network
 from brainseg_jax.data.augment import as_float
 from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, parse_table, read_table, swap, voxel_ids
-from brainseg_jax.data.nifti import Scan, read
+from brainseg_jax.data.nifti import Scan, from_array, read
 from brainseg_jax.data.standardize import Spec, Standardized, along_axis, spec_of, standardize
 from brainseg_jax.errors import InputError, few, meant
 from brainseg_jax.files import READY
@@ -42,7 +42,7 @@ class Predictor(NamedTuple):
 
     `table`: the classes that come out, `own`: those of the networks, both named for their task. `groups` adds the probabilities of the
     second up to those of the first, background included; None where the two are the same. `mirror`: each network also sees the mirror
-    image. `islands`: small pieces that lie apart are left as the networks see them (see islands.py).
+    image. `islands`: small pieces that lie apart keep their label (see islands.py).
     """
 
     models: tuple[inference.Model, ...]
@@ -115,7 +115,8 @@ class Segmented(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """`labels`: ids of `table`, 0 the background, on the scan's grid, which `affine` places. `volumes`: ml by structure's name (soft).
+    """`labels`: ids of `table`, 0 the background, on the scan's grid, which `affine` places. `volumes`: ml by structure's name, of
+    its voxels; `soft_volumes`: the sum of its probability, which networks overstate where a structure has a few ml only.
 
     `flags`: reasons to look at the result, the worst first; none is no proof that it is right.
     """
@@ -123,20 +124,22 @@ class Prediction(NamedTuple):
     labels: Integer[np.ndarray, "x y z"]
     affine: Float[np.ndarray, "4 4"]
     volumes: dict[str, float]
+    soft_volumes: dict[str, float]
     table: Table
     flags: list[Flag]
 
 
 def predict(
-    scan: str | Path | tuple[Any, Any],
+    scan: Any,
     checkpoint: str | Path | Sequence[str | Path] | Predictor | None = None,
     *,
     task: str = "",
     tta: bool = False,
     islands: bool = False,
-    ids: Ids = "auto",
+    ids: str = "auto",
 ) -> Prediction:
-    """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), or voxels [x y z] with the affine that takes their indices to RAS millimetres.
+    """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), an image of nibabel's, or (voxels [x y z], affine), which takes their indices to
+    RAS millimetres.
 
     `checkpoint`: a folder or file, or several that answer together, by default the network that comes with the package; for many scans
     give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by default all that it knows.
@@ -149,13 +152,16 @@ def predict(
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
     by = checkpoint.asked(task, tta, islands)
     table = written(by.table, ids)
+    if ids not in get_args(Ids):
+        raise InputError(f"ids={ids!r} is unknown; use one of {', '.join(get_args(Ids))}")
     name = str(scan) if isinstance(scan, str | Path) else "scan"
-    given = read(scan) if isinstance(scan, str | Path) else _checked(*scan)
+    given = read(scan) if isinstance(scan, str | Path) else _checked(scan)
     classes, ml, found = segment(by, prepare(by, given, name))
     refuse_empty(by.table, ml, name)
-    volumes = {structure.name: float(soft) for structure, soft in zip(table.structures, found.volumes[1:], strict=True)}
+    names = [structure.name for structure in table.structures]
+    volumes, soft = (dict(zip(names, of[1:].tolist(), strict=True)) for of in (ml, found.volumes))
     flags = examine(classes, given.affine, by.table, by.cohort(), found.entropy).flags
-    return Prediction(as_ids(classes, table), given.affine, volumes, table, flags)
+    return Prediction(as_ids(classes, table), given.affine, volumes, soft, table, flags)
 
 
 def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
@@ -200,7 +206,7 @@ def prepare(by: Predictor, scan: Scan, name: str) -> Standardized:
 def segment(by: Predictor, ready: Standardized) -> Segmented:
     """Labels of a standardised scan on the scan's own grid, whatever they are: see `refuse_empty`."""
     found = find(by, ready)
-    classes = on_scan(found, ready)
+    classes = labelled(by, found, ready)
     return Segmented(classes, voxel_volumes(classes, by.table, np.array(ready.record["source_affine"])), found)
 
 
@@ -233,10 +239,16 @@ def find_each(groupings: Sequence[Predictor], ready: Standardized) -> list[Found
     for one, maps, nats in zip(groupings, soft, unsure, strict=True):
         total, voxels = np.sum(nats, axis=0, dtype=np.float64)
         volumes = seen.volumes if one.groups is None else seen.volumes @ one.groups
-        if not one.islands:
-            volumes = volumes + dissolve(maps, one.table) / ONE
         found.append(Found(maps, volumes * ml, float(total / voxels) if voxels else float("nan")))
     return found
+
+
+def labelled(by: Predictor, found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
+    """The classes that a predictor gives the voxels of the scan's own grid, without islands unless it keeps them."""
+    classes = on_scan(found, ready)
+    if not by.islands:
+        dissolve(classes, by.table)
+    return classes
 
 
 def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
@@ -328,18 +340,25 @@ def refuse_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) -> No
         )
 
 
-def _checked(voxels: Any, affine: Any) -> Scan:
-    """An array and its affine as reading a file would give them."""
-    voxels, affine = np.asarray(voxels), np.asarray(affine, np.float64)
+def _checked(given: Any) -> Scan:
+    """An image of nibabel's, or an array and its affine, as reading a file would give them."""
+    if hasattr(given, "dataobj"):
+        given = given.dataobj, given.affine
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise InputError(f"scan: is {type(given).__name__}; give a file, an image of nibabel's, or (voxels, affine)")
+    voxels, affine = np.asarray(given[0]), np.asarray(given[1], np.float64)
     if voxels.ndim != 3 or voxels.dtype.kind not in "biuf":
         raise InputError(f"scan: an array of {voxels.dtype} and shape {voxels.shape}; give one grey value per voxel, [x, y, z]")
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise InputError("scan: its affine is not an invertible matrix of 4 × 4; give the one that takes voxel indices to RAS millimetres")
-    return Scan(np.nan_to_num(voxels.astype(np.float32), nan=0, posinf=0, neginf=0), affine)
+    if affine.shape != (4, 4):
+        raise InputError(f"scan: its affine has shape {affine.shape}; give the 4 × 4 matrix that takes voxel indices to RAS millimetres")
+    try:
+        return from_array(voxels, affine)
+    except InputError as refusal:
+        raise InputError(f"scan: {refusal}") from None
 
 
 def _correlation(voxels: Float[np.ndarray, "x y z"]) -> float:
-    """Of neighbouring voxels along the axis where it is highest; every fourth line of an axis is looked at."""
+    """The correlation of neighbouring voxels, along the axis where it is highest; every fourth line of an axis is looked at."""
     found = []
     for axis in range(3):
         lines = np.moveaxis(voxels, axis, 0)[:, ::4, ::4].astype(np.float64)

@@ -31,7 +31,7 @@ from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.errors import InputError, exit_code
 from brainseg_jax.evaluate import on_grid
 from brainseg_jax.metrics import score
-from brainseg_jax.prediction import Predictor, find_each, on_scan, predictor, prepare, voxel_volumes
+from brainseg_jax.prediction import Predictor, find_each, labelled, predictor, prepare, voxel_volumes
 from brainseg_jax.quality import COHORT, cohort_of
 from brainseg_jax.record import progress
 from brainseg_jax.trees import count
@@ -106,7 +106,7 @@ def look(tasks: list[Predictor], rows: list[Row]) -> dict[str, tuple[Predictor, 
         reference = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
         ready = prepare(tasks[0], scan, str(row.image))
         for (by, found), more in zip(seen.values(), find_each(tasks, ready), strict=True):
-            classes = on_scan(more, ready)
+            classes = labelled(by, more, ready)
             found.ml.append(voxel_volumes(classes, by.table, scan.affine))
             found.entropy.append(more.entropy)
             if row.split == "test":

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_jax import checkpoint, inference, models, prediction
+from brainseg_jax import checkpoint, inference, models, prediction, quality
 from brainseg_jax.config import with_sources
 from brainseg_jax.data.inputs import Case
 from brainseg_jax.data.labels import read_table, table_text
@@ -104,7 +104,11 @@ def test_one_scan_to_one_file(run, networks, tmp_path):
     voxels, brain = head()
     write(tmp_path / "a.nii.gz", voxels, AFFINE)
     code, out, err = run("--i={f}/a.nii.gz", "--o={f}/out/seg.nii.gz", "--vol={f}/v.csv", checkpoint="one,two")
-    assert (code, err) == (0, "") and out.endswith("out/seg.nii.gz: 1 segmented\n") and networks["asked"] == [["one", "two"]]
+    assert (
+        (code, err) == (0, "")
+        and out.endswith(f"out/seg.nii.gz: 1 segmented\n{tmp_path}/v.csv: volumes of 1\n")
+        and networks["asked"] == [["one", "two"]]
+    )
     assert files(tmp_path / "out") == ["seg.json", "seg.nii.gz", "seg.tsv"]
     scan, labels = nib.load(tmp_path / "a.nii.gz"), nib.load(tmp_path / "out" / "seg.nii.gz")
     assert labels.affine.tobytes() == scan.affine.tobytes() and labels.shape == scan.shape and labels.get_data_dtype() == np.uint8
@@ -126,7 +130,7 @@ def test_one_scan_to_one_file(run, networks, tmp_path):
 
 def test_a_folder(run, networks, scans, tmp_path):
     code, out, _ = run("--i={f}/scans", "--o={f}/out", "--vol={f}/out/v.tsv", "--ids=table")
-    assert code == 0 and "segmenting scans: 3/3" in out and out.endswith("out: 3 segmented\n")
+    assert code == 0 and "segmenting scans: 3/3" in out and "out: 3 segmented\n" in out
     assert files(tmp_path / "out") == [
         *("a_seg.json", "a_seg.nii.gz", "b_seg.json", "b_seg.mgz", "deep/c_seg.json", "deep/c_seg.nii.gz", "seg_labels.tsv", "v.tsv")
     ]
@@ -194,9 +198,9 @@ def test_what_is_done_is_skipped_and_still_in_the_table(run, networks, scans, tm
     run(*flags)
     before = (tmp_path / "v.tsv").read_bytes()
     (tmp_path / "v.tsv").unlink()
-    assert run(*flags)[1].endswith("out: 0 segmented, 3 were done before\n")
+    assert "out: 0 segmented, 3 were done before\n" in run(*flags)[1]
     assert networks["segmented"] == 3 and (tmp_path / "v.tsv").read_bytes() == before
-    assert run(*flags, "--overwrite")[1].endswith("out: 3 segmented\n")
+    assert "out: 3 segmented\n" in run(*flags, "--overwrite")[1]
 
 
 @pytest.mark.parametrize(
@@ -365,14 +369,16 @@ def test_of_what_was_done_without_a_page_no_network_is_asked(run, networks, scan
 
 
 def test_a_label_map_that_was_corrected_is_shown_as_it_is_now(run, networks, scans, tmp_path):
-    assert run(*QC)[0] == 0
+    flags = (*QC, "--vol={f}/v.tsv")
+    assert run(*flags)[0] == 0
     file = tmp_path / "out" / "a_seg.nii.gz"
     labels = read_labels(file)
     labels.voxels[20:] = 0
     write(file, labels.voxels.astype(np.uint8), labels.affine)
-    assert run(*QC)[0] == 0 and networks["segmented"] == 3
+    assert run(*flags)[0] == 0 and networks["segmented"] == 3
     ml = np.bincount(labels.voxels.ravel(), minlength=3)[1:3] * 0.064
     assert [values[0] for values in records(tmp_path / "out")["a_seg.nii.gz"]["values"][1:3]] == pytest.approx(ml, rel=1e-3)
+    assert [float(row["voxel_ml"]) for row in table(tmp_path / "v.tsv")[:2]] == pytest.approx(ml, rel=1e-3)
     labels.voxels[0, 0, 0] = 99
     write(file, labels.voxels.astype(np.uint8), labels.affine)
     write(tmp_path / "out" / "b_seg.mgz", labels.voxels[1:].astype(np.uint8), labels.affine)
@@ -475,10 +481,13 @@ def test_where_all_is_done_no_jax_is_imported(run, networks, scans, tmp_path):
         (("--o={f}/o",), "the following arguments are required: --i; see python -m brainseg_jax.predict --help"),
         (("--i={f}/none", "--o={f}/o"), "none: no such file or folder; check the path"),
         (("--i={f}/scans", "--o={f}/o.nii"), "is the name of one file, and --i may hold many scans"),
-        (("--i={f}/scans", "--o={f}/o", "--part=3/2"), "argument --part: invalid i/N value: '3/2'"),
-        (("--i={f}/scans", "--o={f}/o", "--part=2"), "argument --part: invalid i/N value: '2'"),
-        (("--i={f}/scans", "--o={f}/o", "--threads=0"), "argument --threads: invalid number value: '0'"),
+        (("--i={f}/scans", "--o={f}/o", "--part=3/2"), "argument --part: 3/2 is no part; give i/N with i from 1 to N"),
+        (("--i={f}/scans", "--o={f}/o", "--part=2"), "argument --part: 2 is no part; give i/N"),
+        (("--i={f}/scans", "--o={f}/o", "--threads=0"), "argument --threads: 0 is no number of cores"),
         (("--i={f}/scans", "--o={f}/o", "--vol=v.txt"), "argument --vol: v.txt does not end in .tsv or .csv"),
+        (("--i={f}/scans", "--o={f}/o", "--vol={f}/mine.tsv"), "mine.tsv: exists, and is no table of this command; move it away"),
+        (("--i={f}/scans", "--o={f}/o", "--vol={f}/mine.html/v.tsv"), "mine.html is a file, and nothing can be written below it"),
+        (("--i={f}/scans", "--o={f}/mine.html/o"), "mine.html is a file, and nothing can be written below it"),
         (("--i={f}/scans", "--o={f}/o", "--qc={f}/qc.htm"), "qc.htm does not end in .html, as a page does"),
         (("--i={f}/scans", "--o={f}/o", "--qc={f}/none/qc.html"), "there is no folder"),
         (("--i={f}/scans", "--o={f}/o", "--qc={f}/mine.html"), "mine.html: exists, and is no page of this command; move it away"),
@@ -488,9 +497,28 @@ def test_where_all_is_done_no_jax_is_imported(run, networks, scans, tmp_path):
 )
 def test_refused_in_one_line(run, scans, tmp_path, flags, reason):
     (tmp_path / "mine.html").write_text("<!doctype html>")
+    (tmp_path / "mine.tsv").write_text("image\tlabels\n")
     code, out, err = run(*flags, checkpoint="net")
     assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and reason in err
     assert not (tmp_path / "o").exists()
+
+
+def test_nobody_elses_table_of_names_is_written_over(run, networks, scans, tmp_path):
+    (tmp_path / "seg.tsv").write_text("my notes")
+    code, _, err = run("--i={f}/scans/a.nii.gz", "--o={f}/seg.nii.gz")
+    assert code == 3 and "seg.tsv: exists, and not from this command; move it away, or add --overwrite" in err
+    assert (tmp_path / "seg.tsv").read_text() == "my notes" and not (tmp_path / "seg.nii.gz").exists()
+    assert run("--i={f}/scans/a.nii.gz", "--o={f}/seg.nii.gz", "--overwrite")[0] == 0
+
+
+def test_what_looks_wrong_is_named_even_without_a_page(run, scans, tmp_path, monkeypatch):
+    flags = ("--i={f}/scans", "--o={f}/out")
+    assert "looks wrong" not in run(*flags)[1]
+    told = json.loads((tmp_path / "out" / "a_seg.json").read_text())
+    assert told["Flags"] == [] and told["Score"] == 0
+    monkeypatch.setattr(quality, "SERIOUS", 0.0)
+    out = run(*flags)[1]
+    assert f"looks wrong, or is of another kind than the network knows: {tmp_path}/out/a_seg.nii.gz, " in out and "--qc shows why" in out
 
 
 def test_without_a_checkpoint_it_is_the_package_s_network(run, networks, scans, tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import permutations, product
 
 import jax.numpy as jnp
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -162,8 +163,10 @@ def test_from_a_file_and_from_an_array_it_is_the_same(threshold, tmp_path):
     write(tmp_path / "a.nii.gz", voxels, affine)
     one, other = predict(tmp_path / "a.nii.gz", BY), predict((voxels, affine.tolist()), BY, tta=True)
     np.testing.assert_array_equal(one.labels, other.labels)
-    assert one.volumes == other.volumes and one.affine.tobytes() == other.affine.tobytes() == affine.tobytes()
-    (_, _, none), (_, _, mirror) = threshold
+    np.testing.assert_array_equal(one.labels, predict(nib.load(tmp_path / "a.nii.gz"), BY).labels)
+    assert one.volumes == {"Blob": np.count_nonzero(one.labels) * abs(np.linalg.det(affine[:3, :3])) / 1000}
+    assert one.soft_volumes == other.soft_volumes and one.affine.tobytes() == other.affine.tobytes() == affine.tobytes()
+    (_, _, none), (_, _, mirror), _ = threshold
     assert none is None and mirror.axis == 0 and mirror.partners.tolist() == [0, 1]
 
 
@@ -380,15 +383,28 @@ def test_no_checkpoint():
     [
         (np.ones((20, 20, 20, 2)), np.eye(4), r"shape \(20, 20, 20, 2\); give one grey value per voxel"),
         (np.ones((20, 20, 20), complex), np.eye(4), "an array of complex128"),
-        (np.ones((20, 20, 20)), np.eye(3), "not an invertible matrix"),
-        (np.ones((20, 20, 20)), np.diag([1, 1, 0, 1]), "not an invertible matrix"),
-        (np.ones((20, 20, 20)), np.diag([1, np.nan, 1, 1]), "not an invertible matrix"),
-        (np.ones((20, 20, 20)), np.diag([4, 4, 4, 1]), "no contrast|no foreground"),
+        (np.ones((20, 20, 20)), np.eye(3), r"affine has shape \(3, 3\); give the 4 × 4 matrix"),
+        (np.ones((20, 20, 20)), np.diag([1, 1, 0, 1]), "affine is singular"),
+        (np.ones((20, 20, 20)), np.diag([1, np.nan, 1, 1]), "affine is not finite"),
+        (np.ones((20, 20, 20)), np.diag([1e3, 1e3, 1e3, 1]), "voxels of 1000 × 1000 × 1000 mm are outside"),
+        (np.ones((20, 20, 20)), np.diag([4, 4, 4, 1]), "the image is empty"),
+        (np.where(np.arange(20) < 15, np.nan, np.ones((20, 20, 20))), np.diag([4, 4, 4, 1]), "most voxels are NaN"),
     ],
 )
 def test_arrays_that_are_no_scan(voxels, affine, reason):
     with pytest.raises(InputError, match=f"^scan: .*({reason})"):
         predict((voxels, affine), BY)
+
+
+@pytest.mark.parametrize("given", [np.ones((20, 20, 20)), None, (np.ones((20, 20, 20)),), 3])
+def test_what_is_neither_a_file_nor_an_image_is_refused(given):
+    with pytest.raises(InputError, match=r"^scan: is \w+; give a file, an image of nibabel's, or \(voxels, affine\)$"):
+        predict(given, BY)
+
+
+def test_ids_are_one_of_three():
+    with pytest.raises(InputError, match="ids='dlmuse' is unknown; use one of freesurfer, table, auto"):
+        predict("scan.nii.gz", BY, ids="dlmuse")
 
 
 def test_what_is_not_finite_in_an_array_is_zero(threshold):

@@ -62,14 +62,16 @@ def read(path: str | Path) -> Scan:
             voxels = raw.astype(np.float32, order="C")
         else:
             voxels = (raw.astype(np.float64) * layout.slope + layout.inter).astype(np.float32, order="C")
-    finite = np.isfinite(voxels)
-    if 2 * np.count_nonzero(finite) < finite.size:
-        raise InputError(f"{path}: most voxels are NaN or infinite; export the image again, with 0 as background")
-    low, high = voxels[finite].min(), voxels[finite].max()
-    if low == high:
-        raise InputError(f"{path}: the image is empty, every voxel is {low:g}; export it again or leave it out")
-    voxels[~finite] = 0
-    return Scan(voxels, layout.affine)
+    try:
+        return Scan(_filled(voxels), layout.affine)
+    except InputError as refusal:
+        raise InputError(f"{path}: {refusal}") from None
+
+
+def from_array(voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "4 4"]) -> Scan:
+    """What `read` would give for a file of these. Raises InputError as it does, without naming a file."""
+    affine = _sound(affine)
+    return Scan(_filled(voxels.astype(np.float32, order="C")), affine)
 
 
 def read_labels(path: str | Path) -> Scan:
@@ -259,6 +261,18 @@ def _volume(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) < 3 or min(shape) < 2:
         raise InputError(f"shape {shape} is not a volume; join the slices into one 3-D image")
     return shape
+
+
+def _filled(voxels: np.ndarray) -> np.ndarray:
+    """The same array, with 0 for what is not finite."""
+    finite = np.isfinite(voxels)
+    if 2 * np.count_nonzero(finite) < finite.size:
+        raise InputError("most voxels are NaN or infinite; export the image again, with 0 as background")
+    low, high = voxels[finite].min(), voxels[finite].max()
+    if low == high:
+        raise InputError(f"the image is empty, every voxel is {low:g}; export it again or leave it out")
+    voxels[~finite] = 0
+    return voxels
 
 
 def _sound(affine: np.ndarray) -> np.ndarray:
