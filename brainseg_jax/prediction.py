@@ -147,13 +147,13 @@ def predict(
     (`islands.py` says what becomes of them otherwise). `ids`: "freesurfer", "table" (the label table's own), or "auto": FreeSurfer's where
     every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
     """
+    if ids not in get_args(Ids):
+        raise InputError(f"ids={ids!r} is unknown; use one of {', '.join(get_args(Ids))}")
     if not isinstance(checkpoint, Predictor):
         one = READY if checkpoint is None else checkpoint
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
     by = checkpoint.asked(task, tta, islands)
     table = written(by.table, ids)
-    if ids not in get_args(Ids):
-        raise InputError(f"ids={ids!r} is unknown; use one of {', '.join(get_args(Ids))}")
     name = str(scan) if isinstance(scan, str | Path) else "scan"
     given = read(scan) if isinstance(scan, str | Path) else _checked(scan)
     classes, ml, found = segment(by, prepare(by, given, name))
