@@ -1,5 +1,7 @@
 """Pretraining the Swin: turns and cut-outs against NumPy, contrast by hand and MONAI's, the heads against PyTorch, one loss on any mesh."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -366,10 +368,15 @@ def test_sizes_and_names_are_the_published_ones():
 def evaluated():
     """`evaluated(batch, **fields)`: (loss, metrics) of a tiny network with random parameters."""
 
-    def run(batch, **fields):
+    @cache
+    def compiled(**fields):
         objective = tiny(**fields)
         rngs = {"views": jax.random.key(5), "drop_path": jax.random.key(6)}
-        return jax.jit(lambda p, batch: objective.apply({"params": p}, batch, rngs=rngs))(tree(objective), batch)
+        return tree(objective), jax.jit(lambda p, batch: objective.apply({"params": p}, batch, rngs=rngs))
+
+    def run(batch, **fields):
+        params, evaluate = compiled(**fields)
+        return evaluate(params, batch)
 
     return run
 
