@@ -105,6 +105,20 @@ def test_batches_are_cut_over_all_devices():
     assert {shard.data.shape for shard in array.addressable_shards} == {(1, 3)} and len(array.addressable_shards) == 8
 
 
+@pytest.mark.parametrize("samples", [8, 6])
+def test_samples_are_computed_where_they_lie(rng, samples):
+    """By a gather, which the partitioner would do for all samples everywhere; where they do not divide over the mesh, as without one."""
+    array, m = rng.normal(size=(samples, 5, 7)), mesh(2, 4)
+    pick = jax.vmap(lambda a, i: jax.lax.dynamic_slice(a, (i, 0), (2, 7)) * 2)
+    index = jnp.arange(samples) % 4
+    rows = batch_sharding(m) if samples == 8 else replicated(m)
+    with jax.set_mesh(m):
+        lowered = jax.jit(sharding.apart(pick), in_shardings=rows, out_shardings=rows).lower(array, index)
+    compiled = lowered.compile()
+    np.testing.assert_array_equal(compiled(jax.device_put(array, rows), jax.device_put(index, rows)), pick(array, index))
+    assert not list(moved(compiled.as_text())) and (samples == 6 or "[8,5,7]" not in compiled.as_text())
+
+
 BATCH = 8
 # Each as small as it can be, in double precision: that the order of summing differs is then all that differs. The key's bias has a gradient
 # of zero but for rounding, which Adam would scale up.
