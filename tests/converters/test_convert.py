@@ -123,6 +123,7 @@ def draws(rng, size, channels=1):
     return rng.normal(size=(1, *size, channels)), rng.normal(size=(1, *size, 3))
 
 
+@pytest.mark.slow
 def test_unetr_is_monais_network(x64, rng, close, converted):
     net, given = unetr((32, 48, 32), qkv_bias=True), draws(rng, (32, 48, 32))
     folder = converted(state(net), "--crop", "32,48,32")

@@ -65,10 +65,8 @@ def both(net):
     return run
 
 
-@pytest.mark.parametrize(
-    ("channels", "projection", "qkv_bias"),
-    [(2, "conv", False), pytest.param(1, "perceptron", True, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "projection", "qkv_bias"), [(2, "conv", False), (1, "perceptron", True)])
 def test_is_monai_forward_and_backward(x64, rng, close, channels, projection, qkv_bias):
     """In double precision: in single, a voxel that rounds to the other side of a leaky ReLU has another slope."""
     net = monai(channels, projection, qkv_bias)

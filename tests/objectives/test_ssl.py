@@ -392,6 +392,7 @@ def test_metrics_and_their_sum(rng, evaluated, close):
     assert means["contrast"] > 0 and means["reconstruction"] > 0 and 0 <= means["rotation_accuracy"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["share", "paper"])
 def test_what_padding_holds_changes_nothing(rng, evaluated, cut):
     image = rng.uniform(size=(4, *SIZE, 1)).astype(np.float32)
