@@ -16,6 +16,7 @@ def publish(out: Path, describe: Callable[[], str]) -> int:
     """Writes what `describe` returns as OUT.md and prints it. Returns the command's exit code."""
 
     def write() -> int:
+        out.parent.mkdir(parents=True, exist_ok=True)
         text = describe()
         out.with_suffix(".md").write_text(text)
         print(text)
