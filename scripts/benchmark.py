@@ -1,16 +1,18 @@
 """Measures, side by side and in one run, what the documents claim.
 
-    python scripts/benchmark.py --mode compute --against monai    the MAE training step, against MONAI's MaskedAutoEncoderViT
-    python scripts/benchmark.py --mode ssl --against monai        the Swin's pretraining step, against the published one of MONAI's parts
-    python scripts/benchmark.py --mode networks --against monai   UNETR and Swin UNETR, forward and training step, against MONAI's
+    python scripts/benchmark.py --against monai                   training steps of the four full-size networks, against MONAI's
+    python scripts/benchmark.py --mode e2e                        the main command with all that it does
+    python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
+    python scripts/benchmark.py --mode networks --against monai   forward passes of UNETR and Swin UNETR, against MONAI's
     python scripts/benchmark.py --mode volumes --against monai    whole volumes by sliding windows, against MONAI's SlidingWindowInferer
     python scripts/benchmark.py --mode predict                    the command that segments a scan, from the shell to the label map
     python scripts/benchmark.py --mode augment                    each change of augmentation, and its share of the training step
     python scripts/benchmark.py --mode conv --against monai       one 3-D convolution: ours, XLA's own and PyTorch's
-    python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
     python scripts/benchmark.py --mode attention                  our attention against jax.nn.dot_product_attention
     python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
-    python scripts/benchmark.py --preset configs/FILE.py:VARIANT --mode compute|e2e|loader      any config, on what there is
+
+The first three (compute, e2e, loader) take any config, `--preset configs/FILE.py:VARIANT --set KEY=VALUE`, and run on the GPUs if there
+are any; the others on the CPU.
 
 Machines are shared and noisy, so contestants take turns, each turn in a fresh process, and medians and ratios are reported. On a CPU all
 of them get the huge pages that the main command takes for itself; where it says "as installed", the peer runs as it does by itself.
@@ -25,25 +27,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attention, augmentation, command, convolution, feeding, networks, presets, pretraining, volumes
+from benchmarks import attention, augmentation, cache, command, convolution, networks, presets, volumes
 from benchmarks.measure import Result
 
 from brainseg_jax import runtime
 
 MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
-    "compute": pretraining.compute,
-    "ssl": pretraining.ssl,
     "networks": networks.networks,
     "volumes": volumes.volumes,
     "predict": command.predict,
     "augment": augmentation.augment,
     "conv": convolution.conv,
-    "loader": feeding.loader,
     "attention": attention.attention,
-    "cache": feeding.cache,
+    "cache": cache.cache,
 }
 WORKERS: dict[str, Callable[..., Result]] = {
-    **pretraining.WORKERS,
     **networks.WORKERS,
     **volumes.WORKERS,
     **augmentation.WORKERS,
@@ -56,7 +54,7 @@ OF_PRESETS = {"compute": presets.compute, "e2e": presets.e2e, "loader": presets.
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices={**MODES, **OF_PRESETS}, default="compute")
-    parser.add_argument("--preset", action="append", metavar="FILE.py:VARIANT", help="a config, as it trains (compute, e2e, loader)")
+    parser.add_argument("--preset", action="append", metavar="FILE.py:VARIANT", help="a config, as it trains; else all full-size networks")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change of the presets' values")
     parser.add_argument("--against", choices=("monai",), help="also measure the peer")
     parser.add_argument("--steps", type=int, default=12, help="timed steps in each turn (%(default)s)")
@@ -65,14 +63,14 @@ def main() -> int:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the peer runs there, and memory is read there
+    if args.mode not in OF_PRESETS:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the peer runs there, and memory is read there
     if args.worker:
         print(json.dumps(WORKERS[args.worker](args.steps, *([args.folder] if args.folder else []))))
         return 0
-    modes = OF_PRESETS if args.preset else MODES
-    if args.mode not in modes:
-        parser.error(f"--mode {args.mode} is measured {'without' if args.preset else 'with'} --preset")
-    table, results = modes[args.mode](args)
+    if (args.preset or args.set) and args.mode not in OF_PRESETS:
+        parser.error(f"--mode {args.mode} takes no preset; {', '.join(OF_PRESETS)} do")
+    table, results = {**MODES, **OF_PRESETS}[args.mode](args)
     from brainseg_jax import record
 
     environment = record.environment()

@@ -2,11 +2,12 @@
 
 import argparse
 import statistics
-from functools import partial
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Result, in_process, timed
-from benchmarks.pretraining import training
+from benchmarks.presets import configured, written
 
 from brainseg_jax import runtime
 
@@ -21,13 +22,20 @@ CHANCES = {
     "low resolution": "augment.low_resolution.chance",
     "cut": "augment.cut.chance",
 }
-NETWORKS = {"UNETR": ("vit", "unetr"), "Swin UNETR 48": ("swin", "swin_unetr")}
+NETWORKS = {"UNETR": "configs/finetune_unetr.py", "Swin UNETR 48": "configs/finetune_swin_unetr.py"}
+CHANGES = ["data.crop=[96,96,96]", "data.batch=1", "remat=false"]  # one crop at a time, and nothing recomputed
 
 
 def augment(args: argparse.Namespace) -> tuple[str, Any]:
     """Milliseconds of each change of a crop, and their mean at the recipe's chances; then the share of each network's training step."""
-    changes = in_process("augmentation", args.steps)
-    steps = {name: in_process(f"plain {name}", max(2, args.steps // 4)) for name in NETWORKS}
+    steps = {}
+    for name, file in NETWORKS.items():
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            written(folder, f"{file}:thirtythree,full", CHANGES, plain=True)
+            steps[name] = in_process("ours preset", max(2, args.steps // 4), folder=folder)
+            written(folder, f"{file}:thirtythree,full", CHANGES, plain=False)
+            changes = in_process("augmentation", args.steps, folder=folder) if name == "UNETR" else changes
     plain = statistics.median(changes["none"]["seconds"])
     lines, mean = ["| change | ms where it happens | chance | ms a crop on average |", "|---|---|---|---|"], plain
     for name in CHANCES:
@@ -42,26 +50,13 @@ def augment(args: argparse.Namespace) -> tuple[str, Any]:
     return "\n".join(lines), {"changes": changes, "steps": steps}
 
 
-def experiment() -> Any:
-    """Fine-tuning with our recipe for a cohort, one crop at a time and nothing recomputed."""
-    from brainseg_jax.config import base
-    from brainseg_jax.data.labels import read_table
-    from brainseg_jax.recipes import full
-
-    c = base()
-    full(c)
-    c.update(objective="segmentation", classes=1 + len(read_table("seg33").structures), dtype="float32", remat=False, steps=1000)
-    c.data.update(labels="seg33", crop=(96, 96, 96), batch=1)
-    return c
-
-
 def chances(config: Any, values: dict[str, float]) -> Any:
     """The config with these chances, and every other change never."""
     config.update_from_flattened_dict({key: values.get(name, 0.0) for name, key in CHANCES.items()})
     return config
 
 
-def each_change(steps: int) -> Result:
+def each_change(steps: int, folder: Path) -> Result:
     """Seconds of what a batch undergoes with one change alone, always, and with none."""
     runtime.keep_compiled_programs()
     import jax
@@ -71,26 +66,17 @@ def each_change(steps: int) -> Result:
     from brainseg_jax.data.augment import prepare_train
     from brainseg_jax.data.labels import read_table, swap
 
-    config = experiment()
+    config = configured(folder)
     classes, partners = config.classes, swap(read_table("seg33"))
     image = jax.random.randint(jax.random.key(0), (1, *config.data.crop, 1), 0, 255, jnp.uint8)
     batch = {"image": image, "label": jax.random.randint(jax.random.key(1), image.shape[:-1], 0, classes, jnp.uint8)}
 
     def seconds(values: dict[str, float]) -> list[float]:
-        prepare = jax.jit(prepare_train(chances(experiment(), values), partners))
+        prepare = jax.jit(prepare_train(chances(configured(folder), values), partners))
         return timed(lambda: jax.block_until_ready(prepare(jax.random.key(2), batch)), steps)[0]
 
     found = {name: {"seconds": seconds({name: 1.0}), "chance": c_get(config, key)} for name, key in CHANCES.items()}
     return found | {"none": {"seconds": seconds({})}}
 
 
-def plain_step(encoder: str, decoder: str, steps: int) -> Result:
-    """Seconds of training steps of one network with no augmentation at all."""
-    config = chances(experiment(), {})
-    config.update(encoder=encoder, decoder=decoder, augment={"chance": 0.0})
-    once, loss = training(config)
-    seconds, memory = timed(once, steps)
-    return {"seconds": seconds, "memory": memory, "loss": loss()}
-
-
-WORKERS = {"augmentation": each_change, **{f"plain {name}": partial(plain_step, *parts) for name, parts in NETWORKS.items()}}
+WORKERS = {"augmentation": each_change}

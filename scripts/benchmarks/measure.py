@@ -15,10 +15,12 @@ Result = dict[str, Any]
 BENCHMARK = Path(__file__).parents[1] / "benchmark.py"
 
 
-def in_process(worker: str, steps: int, *, huge_pages: bool = True, folder: Path | None = None) -> Result:
-    """A worker's result from a fresh process; `folder` holds what workers leave for each other."""
+def in_process(worker: str, steps: int, *, huge_pages: bool = True, folder: Path | None = None, one_gpu: bool = False) -> Result:
+    """A worker's result from a fresh process; `folder` holds what workers leave for each other. `one_gpu`: of several it sees the first."""
     command = [sys.executable, str(BENCHMARK), "--worker", worker, "--steps", str(steps)] + (["--folder", str(folder)] if folder else [])
-    environment = os.environ if huge_pages else os.environ | {"GLIBC_TUNABLES": ""}
+    environment = dict(os.environ) | ({} if huge_pages else {"GLIBC_TUNABLES": ""})
+    if one_gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"the worker {worker} failed:\n{done.stderr[-2000:]}")
@@ -61,12 +63,19 @@ def jax_matmul_peak(dtype: str = "float32", n: int = 2048) -> float:
     return matmul_peak(lambda: jax.block_until_ready(product(square)), n)
 
 
-def torch_matmul_peak() -> float:
-    """`matmul_peak` of PyTorch's product."""
+def torch_matmul_peak(dtype: str = "float32", n: int = 2048) -> float:
+    """`matmul_peak` of PyTorch's product; of its GPU's where there is one."""
     import torch
 
-    square = torch.ones(2048, 2048)
-    return matmul_peak(lambda: square @ square)
+    on_gpu = torch.cuda.is_available()
+    square = torch.ones(n, n, dtype=getattr(torch, dtype), device="cuda" if on_gpu else "cpu")
+
+    def product() -> None:
+        _ = square @ square
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    return matmul_peak(product, n)
 
 
 def matmul_peak(product: Callable[[], Any], n: int = 2048) -> float:

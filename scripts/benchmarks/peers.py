@@ -26,6 +26,7 @@ def training(config: ConfigDict, compiled: bool) -> tuple[Callable[[], None], Ca
     network = network.to(device)
     images = torch.rand(config.data.batch, config.channels, *config.data.crop, device=device)
     if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # the shapes never change
         network, images = (a.to(memory_format=torch.channels_last_3d) for a in (network, images))
     if compiled:
         loss_of = torch.compile(loss_of)

@@ -1,9 +1,11 @@
 """A config as it trains: its compiled step alone, its input pipeline alone, and the main command as a whole.
 
-    python scripts/benchmark.py --preset configs/pretrain_vit.py:2mm --mode compute --against monai
+    python scripts/benchmark.py --against monai                   the training steps of the four full-size networks
+    python scripts/benchmark.py --preset configs/pretrain_vit.py:2mm --set data.batch=8 --against monai
     python scripts/benchmark.py --preset configs/finetune_swin_unetr.py:four,full --set data.batch=1 --mode e2e
 
-On whatever devices there are. Augmentation is left out of the step that is compared with a peer, which has none.
+On whatever devices there are; against a peer on one GPU, where it computes in bfloat16 too and is also compiled. Augmentation is left out
+of the step that is compared with a peer, which has none.
 """
 
 import argparse
@@ -27,7 +29,18 @@ from ml_collections import ConfigDict
 from brainseg_jax import runtime
 from brainseg_jax.config import check, of_file
 
-FORMULA = "MFU = FLOPs of the step by definition (2 per multiply-add, forward and gradient) / seconds / FLOP/s of the best matrix product"
+FORMULA = (
+    "MFU = FLOPs of our step by definition / seconds / FLOP/s of the best matrix product that any contestant reached. The FLOPs are "
+    "read off the traced step (brainseg_jax/planning/flops.py): 2 per multiply-add of every product and convolution, forward and gradient. "
+    "Forms with fewer operations count as the plain one. Memory: of the process while it steps, on a GPU what was allocated there."
+)
+# The full-size networks, with as small batches as train them: what the table is of where no preset is named.
+FULL_SIZE = {
+    "configs/pretrain_vit.py": ["data.batch=1"],
+    "configs/pretrain_swin.py": ["data.batch=2"],
+    "configs/finetune_unetr.py:thirtythree,2mm": ["data.batch=1"],
+    "configs/finetune_swin_unetr.py:thirtythree,2mm": ["data.batch=1"],
+}
 SKIPPED = 3  # steps of a run that are not counted: the first ones wait for what is read ahead
 
 
@@ -38,63 +51,88 @@ def compute(args: argparse.Namespace) -> tuple[str, Any]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     notes, results = [], {}
-    for preset in args.preset:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            config = written(folder, preset, args.set, plain=bool(args.against))
-            contestants = ["ours", *(["monai, as installed", "monai"] if args.against else [])]
-            turns: dict[str, list[Result]] = {name: [] for name in contestants}
+    for preset, changes in presets(args).items():
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            config = written(folder, preset, changes, plain=bool(args.against))
+            turns: dict[str, list[Result]] = {}
             for _ in range(args.turns):
-                for name in contestants:
-                    huge = name != "monai, as installed"
-                    turns[name].append(in_process(f"{name.partition(',')[0]} preset", args.steps, huge_pages=huge, folder=folder))
-                    print(f"{preset}, {name}: {statistics.median(turns[name][-1]['seconds']):.3f} s a step", file=sys.stderr)
-        for name in contestants:
-            lines.append(row(preset, name, turns[name], config))
-        notes += about(preset, turns["ours"])
-        medians = {name: statistics.median(s for turn in turns[name] for s in turn["seconds"]) for name in contestants}
-        notes += [f"- {preset}: {name} takes {medians[name] / medians['ours']:.2f} times as long" for name in contestants[1:]]
+                one = in_process("ours preset", args.steps, folder=folder, one_gpu=bool(args.against))
+                turns.setdefault("brainseg_jax", []).append(one)
+                for rival, (worker, huge_pages) in rivals(one["platform"]).items() if args.against else ():
+                    turns.setdefault(rival, []).append(in_process(worker, args.steps, huge_pages=huge_pages, folder=folder, one_gpu=True))
+                last = (f"{name} {statistics.median(all_[-1]['seconds']):.3f} s" for name, all_ in turns.items())
+                print(f"{preset}: {', '.join(last)}", file=sys.stderr)
+        lines += [row(preset, name, turns, config) for name in turns]
+        notes += about(preset, turns)
         results[preset] = turns
-    return "\n".join([*lines, "", *notes, "", f"{FORMULA}; analytic FLOPs are read off the traced step (planning/flops.py)."]), results
+    return "\n".join([*lines, "", *notes, "", FORMULA]), results
 
 
-def row(preset: str, name: str, turns: list[Result], config: ConfigDict) -> str:
-    """A contestant's line of the table."""
-    seconds = [s for turn in turns for s in turn["seconds"]]
+def presets(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The presets to measure, each with the changes KEY=VALUE of its values."""
+    named = {preset: [] for preset in args.preset} if args.preset else FULL_SIZE
+    return {preset: [*changes, *args.set] for preset, changes in named.items()}
+
+
+def rivals(platform: str) -> dict[str, tuple[str, bool]]:
+    """The peer's ways to run on a platform: its worker, and whether with huge pages."""
+    if platform == "cpu":
+        return {"MONAI, as installed": ("monai preset", False), "MONAI": ("monai preset", True)}
+    return {"MONAI": ("monai preset", True), "MONAI, torch.compile": ("monai compiled preset", True)}
+
+
+def row(preset: str, name: str, turns: dict[str, list[Result]], config: ConfigDict) -> str:
+    """A contestant's line of the table. All are measured by the FLOPs of our step: the same work, whoever does it."""
+    seconds = [s for turn in turns[name] for s in turn["seconds"]]
     low, middle, high = statistics.quantiles(seconds, n=4)
-    devices, crops = turns[0]["devices"], config.data.batch
+    devices, crops, flop = turns[name][0]["devices"], config.data.batch, turns["brainseg_jax"][0]["flop"]
     rate = crops / middle / devices
-    flop, peak = turns[0]["flop"], max(turn["matmul"] for turn in turns)
-    share = f"{100 * flop / middle / devices / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s" if flop else "–"
-    memory = max(turn["memory"] for turn in turns) / 2**30
+    peak = max(turn["matmul"] for all_ in turns.values() for turn in all_)
+    memory = max(turn["memory"] for turn in turns[name]) / 2**30
     return (
         f"| {preset}, batch {crops} | {name} | {middle:.3f} | {low:.3f}–{high:.3f} | {np.percentile(seconds, 95):.3f} | {rate:.3f} "
-        f"| {rate * np.prod(config.data.crop) / 1e6:.2f} | {share} | {memory:.2f} |"
+        f"| {rate * np.prod(config.data.crop) / 1e6:.2f} | {100 * flop / middle / devices / peak:.0f} % of {peak / 1e9:.0f} GFLOP/s "
+        f"| {memory:.2f} |"
     )
 
 
-def about(preset: str, turns: list[Result]) -> list[str]:
-    """Compiling, what the compiler says of memory, and whether all turns computed the same."""
-    cold, later = turns[0], turns[1:]
+def about(preset: str, turns: dict[str, list[Result]]) -> list[str]:
+    """Compiling, what the compiler says of memory, whether all turns computed the same, and how the peer compares."""
+    ours = turns["brainseg_jax"]
+    cold, later = ours[0], ours[1:]
     cached = f", {statistics.median(turn['compile'] for turn in later):.1f} s from the compile cache" if later else ""
-    ends = sorted({turn["checksum"] for turn in turns})
+    ends = sorted({turn["checksum"] for turn in ours})
     same = f"all turns ended with the same weights to the bit ({ends[0]})" if len(ends) == 1 else f"turns ended differently: {ends}"
-    return [
-        f"- {preset}: {cold['flop'] / 1e9:.0f} GFLOP a step; tracing {cold['lower']:.1f} s, compiling {cold['compile']:.1f} s{cached}; "
-        f"the compiler's estimate of memory {cold['estimate'] / 2**30:.2f} GiB a device; loss {cold['loss']:.5f}, {same}"
+    lines = [
+        f"- {preset}: {cold['dtype']}, {cold['flop'] / 1e9:.0f} GFLOP a step; tracing {cold['lower']:.1f} s, compiling "
+        f"{cold['compile']:.1f} s{cached}; the compiler's estimate of memory {cold['estimate'] / 2**30:.2f} GiB a device; loss "
+        f"{cold['loss']:.5f}, {same}"
     ]
+
+    def median(name: str, turn: int) -> float:
+        return statistics.median(turns[name][turn]["seconds"])
+
+    for name in list(turns)[1:]:
+        ratios = [median(name, i) / median("brainseg_jax", i) for i in range(len(ours))]
+        times = statistics.median(s for turn in turns[name] for s in turn["seconds"])
+        times /= statistics.median(s for turn in ours for s in turn["seconds"])
+        share = max(turn["memory"] for turn in ours) / max(turn["memory"] for turn in turns[name])
+        each = f" (turn by turn {', '.join(f'{r:.2f}' for r in ratios)})" if len(ratios) > 1 else ""
+        lines.append(f"- {preset}: {name} takes {times:.2f} times as long{each}; ours takes {share:.2f} of its memory")
+    return lines
 
 
 def e2e(args: argparse.Namespace) -> tuple[str, Any]:
     """The main command on the sample cohort: crops per second with reading, cropping and all, and how long steps waited for input."""
     lines = ["| preset | crops/s (median) | quartiles | waiting for input |", "|---|---|---|---|"]
     results = {}
-    for preset in args.preset:
+    for preset, changes in presets(args).items():
         rates, waits = [], []
         for _ in range(args.turns):
             with tempfile.TemporaryDirectory() as name:
                 run = Path(name) / "run"
-                words = [f"--config.{change}" for change in args.set]
+                words = [f"--config.{change}" for change in changes]
                 words += [f"--config.steps={args.steps + SKIPPED}", "--config.epochs=0", "--config.log_every=1", "--config.eval_every=0"]
                 command = [sys.executable, "-m", "brainseg_jax.main", f"--config={preset}", f"--workdir={run}", *words]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -114,9 +152,9 @@ def loader(args: argparse.Namespace) -> tuple[str, Any]:
     """Crops per second that the input pipeline gives a preset, with nothing else going on."""
     lines = ["| preset | threads | crops/s (median) | GB/s | crops/s a core |", "|---|---|---|---|---|"]
     results = {}
-    for preset in args.preset:
+    for preset, changes in presets(args).items():
         with tempfile.TemporaryDirectory() as name:
-            written(Path(name), preset, args.set, plain=False)
+            written(Path(name), preset, changes, plain=False)
             found = [in_process("loader preset", args.steps, folder=Path(name)) for _ in range(args.turns)]
         rate = statistics.median(turn["rate"] for turn in found)
         first = found[0]
@@ -134,9 +172,9 @@ def written(folder: Path, preset: str, changes: list[str], plain: bool) -> Confi
     return configured(folder)
 
 
-def configured(folder: Path) -> ConfigDict:
-    """The config that a folder names, with the classes of its labels, as it trains here."""
-    from brainseg_jax.data.labels import read_table
+def configured(folder: Path, on_cpu: bool = True) -> ConfigDict:
+    """The config that a folder names, as it trains on a CPU or a GPU."""
+    from brainseg_jax.program import settle
 
     told = json.loads((folder / "preset.json").read_text())
     config = of_file(told["preset"])
@@ -149,8 +187,7 @@ def configured(folder: Path) -> ConfigDict:
         config.augment.chance = config.augment.mirror.sides = config.augment.mirror.others = 0.0
         for kind in ("affine", "elastic", "contrast", "bias", "blur", "noise", "low_resolution", "cut"):
             config.augment[kind].chance = 0.0
-    if config.objective == "segmentation" and config.data.labels and not config.classes:
-        config.classes = 1 + len(read_table(config.data.labels).structures)
+    settle(config, on_cpu)
     check(config)
     return config
 
@@ -165,10 +202,10 @@ def ours(steps: int, folder: Path) -> Result:
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.plan import analytic
     from brainseg_jax.planning.memory import memory
-    from brainseg_jax.program import program, settle
+    from brainseg_jax.program import program
 
-    config, on_cpu = configured(folder), jax.default_backend() == "cpu"
-    settle(config, on_cpu)
+    on_cpu = jax.default_backend() == "cpu"
+    config = configured(folder, on_cpu)
     objective = OBJECTIVES[config.objective](config)
     table = labels.read_table(config.data.labels) if objective.labels else None
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
@@ -195,8 +232,10 @@ def ours(steps: int, folder: Path) -> Result:
     weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)))
     return {
         "what": "brainseg_jax",
+        "platform": mesh.devices.flat[0].platform,
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
+        "dtype": config.dtype,
         "lower": traced - began,
         "compile": done - traced,
         "seconds": seconds,
@@ -222,8 +261,7 @@ def monai(steps: int, folder: Path, compiled: bool = False) -> Result:
         "devices": 1,
         "seconds": seconds,
         "memory": torch.cuda.max_memory_allocated() if on_gpu else held,
-        "flop": 0,
-        "matmul": torch_matmul_peak(),
+        "matmul": torch_matmul_peak("bfloat16", 8192) if on_gpu else torch_matmul_peak(),
         "loss": loss(),
     }
 

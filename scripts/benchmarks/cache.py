@@ -1,7 +1,6 @@
-"""The input pipeline, and the ways to keep a standardised volume."""
+"""Ways to keep a standardised volume."""
 
 import argparse
-import math
 import statistics
 import tempfile
 import time
@@ -10,30 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.measure import per_second
-
-
-def loader(args: argparse.Namespace) -> tuple[str, Any]:
-    """Crops of 160³ per second from the cached sample cohort, with nothing else going on."""
-    from brainseg_jax.config import base
-    from brainseg_jax.data import dataset
-    from brainseg_jax.data.pipeline import train_batches
-
-    data = base().data
-    with tempfile.TemporaryDirectory() as run:
-        ready = dataset.prepare(data, None, Path(run), lambda _: None, lambda _: lambda done, total: None)
-    files = [entry.file for entry in ready.train]
-    lines = ["| threads | crops a volume | crops/s (median) | GB/s |", "|---|---|---|---|"]
-    results = []
-    for threads, crops in ((1, 1), (2, 1), (4, 1), (2, 4), (4, 4)):
-        rates = []
-        for _ in range(args.turns):
-            batches = train_batches(files, crop=data.crop, crops_per_volume=crops, batch=crops, seed=0, start=0, threads=threads)
-            rates.append(crops * per_second(batches, 2 * threads + 2, max(8, 96 // crops)))
-        rate = statistics.median(rates)
-        results.append({"threads": threads, "crops_per_volume": crops, "crops_per_second": rates})
-        lines.append(f"| {threads} | {crops} | {rate:.0f} | {rate * math.prod(data.crop) / 1e9:.2f} |")
-    return "\n".join([*lines, "", f"uint8 crops {data.crop} from cached volumes {data.size}, files in the page cache."]), results
 
 
 def cache(args: argparse.Namespace) -> tuple[str, Any]:
