@@ -3,6 +3,7 @@
     python scripts/benchmark.py --against monai                   training steps of the four full-size networks, against MONAI's
     python scripts/benchmark.py --mode e2e                        the main command with all that it does
     python scripts/benchmark.py --mode loader                     crops per second that the input pipeline delivers
+    python scripts/benchmark.py --mode profile                    where the time of a training step goes on a CPU
     python scripts/benchmark.py --mode networks --against monai   forward passes of UNETR and Swin UNETR, against MONAI's
     python scripts/benchmark.py --mode volumes --against monai    whole volumes by sliding windows, against MONAI's SlidingWindowInferer
     python scripts/benchmark.py --mode predict                    the command that segments a scan, from the shell to the label map
@@ -11,8 +12,8 @@
     python scripts/benchmark.py --mode attention                  our attention against jax.nn.dot_product_attention
     python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
 
-The first three (compute, e2e, loader) take any config, `--preset configs/FILE.py:VARIANT --set KEY=VALUE`, and run on the GPUs if there
-are any; the others on the CPU.
+The first four (compute, e2e, loader, profile) take any config, `--preset configs/FILE.py:VARIANT --set KEY=VALUE`; they run on GPUs if
+there are any, the others on the CPU.
 
 Machines are shared and noisy, so contestants take turns, each turn in a fresh process, and medians and ratios are reported. On a CPU all
 of them get the huge pages that the main command takes for itself; where it says "as installed", the peer runs as it does by itself.
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attention, augmentation, cache, command, convolution, networks, presets, volumes
+from benchmarks import attention, augmentation, cache, command, convolution, networks, presets, profile, volumes
 from benchmarks.measure import Result
 
 from brainseg_jax import runtime
@@ -47,8 +48,9 @@ WORKERS: dict[str, Callable[..., Result]] = {
     **augmentation.WORKERS,
     **convolution.WORKERS,
     **presets.WORKERS,
+    **profile.WORKERS,
 }
-OF_PRESETS = {"compute": presets.compute, "e2e": presets.e2e, "loader": presets.loader}
+OF_PRESETS = {"compute": presets.compute, "e2e": presets.e2e, "loader": presets.loader, "profile": profile.profile}
 
 
 def main() -> int:

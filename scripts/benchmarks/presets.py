@@ -20,7 +20,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from benchmarks.measure import Result, in_process, jax_matmul_peak, per_second, timed, torch_matmul_peak
@@ -110,6 +110,9 @@ def about(preset: str, turns: dict[str, list[Result]]) -> list[str]:
         f"{cold['loss']:.5f}, {same}"
     ]
 
+    peak = max(turn["matmul"] for all_ in turns.values() for turn in all_)
+    lines.append(f"- {preset}: its products alone take {cold['flop'] / peak / cold['devices']:.2f} s at the peak of the best one")
+
     def median(name: str, turn: int) -> float:
         return statistics.median(turns[name][turn]["seconds"])
 
@@ -192,20 +195,29 @@ def configured(folder: Path, on_cpu: bool = True) -> ConfigDict:
     return config
 
 
-def ours(steps: int, folder: Path) -> Result:
-    """Seconds of `steps` steps of the very program that training runs, on noise; the first process of a folder compiles anew."""
+class Step(NamedTuple):
+    """A compiled step with what it takes, and how long it took to make it: traced and compiled, in seconds."""
+
+    config: ConfigDict
+    mesh: Any
+    compiled: Any
+    state: Any
+    batch: dict[str, Any]
+    lowering: float
+    compiling: float
+
+
+def step_of(folder: Path) -> Step:
+    """The very program that training runs, and a batch of noise; the first process of a folder compiles anew."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     import jax
 
     from brainseg_jax import sharding
     from brainseg_jax.data import labels
     from brainseg_jax.objectives import OBJECTIVES
-    from brainseg_jax.plan import analytic
-    from brainseg_jax.planning.memory import memory
     from brainseg_jax.program import program
 
-    on_cpu = jax.default_backend() == "cpu"
-    config = configured(folder, on_cpu)
+    config = configured(folder, jax.default_backend() == "cpu")
     objective = OBJECTIVES[config.objective](config)
     table = labels.read_table(config.data.labels) if objective.labels else None
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
@@ -222,26 +234,40 @@ def ours(steps: int, folder: Path) -> Result:
     batch = {
         name: jax.device_put(rng.integers(0, top[name], like.shape).astype(like.dtype), like.sharding) for name, like in built.batch.items()
     }
-    state, metrics = jax.jit(built.init, out_shardings=built.places)(), {}
+    state = jax.jit(built.init, out_shardings=built.places)()
+    return Step(config, mesh, compiled, state, batch, traced - began, done - traced)
+
+
+def ours(steps: int, folder: Path) -> Result:
+    """Seconds of `steps` training steps."""
+    made = step_of(folder)
+    import jax
+
+    from brainseg_jax.plan import analytic
+    from brainseg_jax.planning.memory import memory
+
+    device, state, metrics = made.mesh.devices.flat[0], made.state, {}
+    made = made._replace(state=None)  # the step takes it over
 
     def once() -> None:
         nonlocal state, metrics
-        state, metrics = jax.block_until_ready(compiled(state, batch))
+        state, metrics = jax.block_until_ready(made.compiled(state, made.batch))
 
     seconds, held = timed(once, steps)
+    on_cpu = device.platform == "cpu"
     weights = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)))
     return {
         "what": "brainseg_jax",
-        "platform": mesh.devices.flat[0].platform,
-        "device": mesh.devices.flat[0].device_kind,
-        "devices": mesh.size,
-        "dtype": config.dtype,
-        "lower": traced - began,
-        "compile": done - traced,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": made.mesh.size,
+        "dtype": made.config.dtype,
+        "lower": made.lowering,
+        "compile": made.compiling,
         "seconds": seconds,
         "memory": held if on_cpu else max(d.memory_stats()["peak_bytes_in_use"] for d in jax.local_devices()),
-        "estimate": memory(compiled).needed,
-        "flop": analytic(config)["step"],
+        "estimate": memory(made.compiled).needed,
+        "flop": analytic(made.config)["step"],
         "matmul": jax_matmul_peak() if on_cpu else jax_matmul_peak("bfloat16", 8192),
         "loss": float(metrics["loss"][0] / metrics["loss"][1]),
         "checksum": weights.hexdigest()[:12],

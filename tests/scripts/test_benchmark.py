@@ -13,6 +13,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))  # as it is for the script itself
 BENCHMARK = runpy.run_path(str(SCRIPTS / "benchmark.py"))
 presets = importlib.import_module("benchmarks.presets")
+profile = importlib.import_module("benchmarks.profile")
 
 
 def turn(seconds, memory, **more):
@@ -33,7 +34,8 @@ def test_a_row_and_its_notes_computed_by_hand(tmp_path):
     assert cells[5:] == ["0.500", f"{0.5 * 32**3 / 1e6:.2f}", "10 % of 100 GFLOP/s", "4.00"]
     notes = presets.about("p", turns)
     assert "all turns ended with the same weights" in notes[0]
-    assert "2.00 times as long (turn by turn 2.00, 2.00); ours takes 0.50 of its memory" in notes[1]
+    assert "alone take 0.40 s" in notes[1]
+    assert "2.00 times as long (turn by turn 2.00, 2.00); ours takes 0.50 of its memory" in notes[2]
 
 
 def test_turns_that_compute_differently_are_told():
@@ -45,6 +47,45 @@ def test_the_peer_is_compiled_on_a_gpu_only():
     assert {worker for worker, _ in presets.rivals("cpu").values()} == {"monai preset"}
     assert {worker for worker, _ in presets.rivals("gpu").values()} == {"monai preset", "monai compiled preset"}
     assert {worker for p in ("cpu", "gpu") for worker, _ in presets.rivals(p).values()} <= set(presets.WORKERS)
+
+
+def test_time_is_shared_out_among_threads_and_belongs_to_the_innermost():
+    # One thread: a loop from 0 to 10 with a product from 2 to 5 in it; another: a copy from 4 to 6, and a product from 12 to 13.
+    event = profile.Event
+    threads = [[event(0, 10, "loop"), event(2, 5, "product")], [event(4, 6, "copy"), event(12, 13, "product")]]
+    shared = profile.shared_out(threads)
+    assert shared == pytest.approx({"loop": 2 + 0.5 + 4, "product": 2 + 0.5 + 1, "copy": 0.5 + 0.5})
+    assert sum(shared.values()) == pytest.approx(11)
+
+
+HLO = """HloModule m
+
+%inside (p: f32[2,3], q: f32[3,4]) -> f32[2,4] {
+  %p = f32[2,3]{1,0} parameter(0)
+  %q = f32[3,4]{1,0} parameter(1)
+  ROOT %d = f32[2,4]{1,0} dot(%p, %q), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%turned (r: f32[2,3]) -> f32[3,2] {
+  %r = f32[2,3]{1,0} parameter(0)
+  ROOT %t = f32[3,2]{1,0} transpose(%r), dimensions={1,0}
+}
+
+ENTRY %main (a: f32[2,3], b: f32[3,4]) -> f32[2,4] {
+  %a = f32[2,3]{1,0} parameter(0)
+  %b = f32[3,4]{1,0} parameter(1)
+  %moved = f32[3,2]{1,0} fusion(%a), kind=kLoop, calls=%turned
+  %sum = f32[2,3]{1,0} add(%a, %a)
+  ROOT %out = f32[2,4] fusion(%a, %b), kind=kCustom, calls=%inside, metadata={op_name="jit(train_step)/jvp(MAE)/encoder/while/body/mlp/dot_general"}
+}
+"""
+
+
+def test_kinds_and_places_are_read_off_the_program():
+    computations, entry = profile.parse(HLO)
+    kinds = {name: profile.kind(computations, line) for name, line in computations[entry].items()}
+    assert (kinds["out"], kinds["moved"], kinds["sum"]) == ("products", "moving", "elements")
+    assert profile.place(computations[entry]["out"]) == "MAE/encoder/mlp/dot_general"
 
 
 @pytest.mark.slow
