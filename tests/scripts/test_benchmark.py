@@ -76,7 +76,7 @@ ENTRY %main (a: f32[2,3], b: f32[3,4]) -> f32[2,4] {
   %b = f32[3,4]{1,0} parameter(1)
   %moved = f32[3,2]{1,0} fusion(%a), kind=kLoop, calls=%turned
   %sum = f32[2,3]{1,0} add(%a, %a)
-  ROOT %out = f32[2,4] fusion(%a, %b), kind=kCustom, calls=%inside, metadata={op_name="jit(train_step)/jvp(MAE)/encoder/while/body/mlp/dot_general"}
+  ROOT %out = f32[2,4] fusion(%a, %b), kind=kCustom, calls=%inside, metadata={op_name="jvp(MAE)/encoder/while/body/mlp/dot_general"}
 }
 """
 
