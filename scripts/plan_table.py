@@ -10,6 +10,7 @@ started again; `--again` makes rows anew.
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from brainseg_jax.planning.compilation import Place
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "plan.md"
+LOADER = ROOT / "docs" / "benchmarks" / "loader.json"
 CARDS = ("rtx3090", "a100", "h100")
 DEVICES = (1, 4, 8)
 PER_DEVICE = 3  # the paper, section IV-C: "a batch size of three 3D MRI scans per GPU"
@@ -130,7 +132,7 @@ def document(found: dict[str, Any]) -> str:
             (r for r in there if r.gpu == gpu and r.attention == "auto"), key=lambda r: (list(RECIPES).index(r.recipe), r.devices)
         )
         parts += [line(row, found[row.name]) for row in ordered]
-    return "\n".join([*parts, attentions(found), study(found)]) + "\n"
+    return "\n".join([*parts, attentions(found), feeding(found, measured()), study(found)]) + "\n"
 
 
 HEAD = """# Which GPUs for the paper's study
@@ -192,6 +194,38 @@ def attentions(found: dict[str, Any]) -> str:
         "\ncuDNN's own graphs are built when a program is loaded, on the GPU: that it takes these shapes is not proven here, and its "
         "workspace counts as nothing."
     )
+    return "\n".join(lines)
+
+
+def measured() -> dict[str, Any]:
+    """What `scripts/benchmark.py --mode loader` found of recipes; {} if it was not run."""
+    return json.loads(LOADER.read_text()) if LOADER.exists() else {}
+
+
+def feeding(found: dict[str, Any], loader: dict[str, Any]) -> str:
+    """How many GPUs a core of the machine that the loader was measured on keeps busy."""
+    if not loader:
+        return ""
+    machine = loader["environment"]["machine"]
+    lines = [
+        "\n## Feeding\n",
+        f"Crops a second that the input pipeline reads from its cache, measured on {machine['processor']}, {machine['cores']} cores",
+        "(docs/benchmarks/loader.md), beside what one GPU of four takes by the roofline, at its fastest. Cropping is on the host, 8-bit",
+        "crops go to the device, augmentation is in the step. A cluster's disks and networks are not in it.\n",
+        "| recipe | crops/s of a core | " + " | ".join(f"{cards.CARDS[gpu].title}: crops/s, cores for it" for gpu in CARDS) + " |",
+        "|---|---|" + "---|" * len(CARDS),
+    ]
+    for recipe in RECIPES:
+        turns = loader["results"].get(f"configs/{recipe.replace(':', '.py:', 1)}")
+        if not turns:
+            continue
+        core = statistics.median(turn["rate"] for turn in turns) / machine["cores"]
+        cells = []
+        for gpu in CARDS:
+            plan = found.get(Row(recipe, gpu, 4).name, {})
+            rate = plan["batch"] / plan["seconds"][0] / 4 if "seconds" in plan else float("nan")
+            cells.append(f"{rate:.0f}, {rate / core:.2f}" if rate == rate else "")
+        lines.append(f"| {recipe} | {core:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
