@@ -43,6 +43,14 @@ def check_place(path: Path) -> None:
         raise InputError(f"{path}: nothing can be written in {above} ({error.strerror}); give another place") from None
 
 
+def check_own(name: str, path: Path, what: str, mark: str) -> None:
+    """Raises InputError, calling it `name`, for a folder and for a file that is not ours: `mark` stands near the beginning of one."""
+    if path.is_dir():
+        raise InputError(f"{name}: is a folder; give the name of a {what}")
+    if path.exists() and mark.encode() not in path.read_bytes()[:1000]:
+        raise InputError(f"{name}: exists, and is no {what} of this command; move it away, or give another name")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes text in UTF-8, all of it or nothing."""
     with whole(path) as part:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Integer
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import check_place, write_text
+from brainseg_jax.files import check_own, check_place, write_text
 from brainseg_jax.quality import ALL, KINDS, WORST, Findings, Z
 from brainseg_jax.strip import MM, WINDOW, strip
 
@@ -95,10 +95,7 @@ def read_cases(files: Iterable[Path]) -> list[Case]:
 def refuse(file: Path, made: Path) -> None:
     """Raises InputError where no page can be written, or what is there is none of ours; the folder `made` need not be there yet."""
     folder = file.absolute().parent
-    if file.is_dir():
-        raise InputError(f"--qc {file}: is a folder; give the name of a page")
-    if file.exists() and MARK.encode() not in file.read_bytes()[:1000]:
-        raise InputError(f"--qc {file}: exists, and is no page of this command; move it away, or give another name")
+    check_own(f"--qc {file}", file, "page", MARK)
     if not folder.is_dir() and folder != made:
         raise InputError(f"--qc {file}: there is no folder {folder}; make it, or give another place")
     check_place(file)

@@ -24,7 +24,8 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import READY, SEAL, check_place, write_table, write_text
+from brainseg_jax.files import READY, SEAL, check_own, check_place, write_table, write_text
+from brainseg_jax.predict_options import parser
 
 VERSION = 3  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
@@ -63,7 +64,7 @@ sys.modules[__name__].__class__ = _Callable
 def main(argv: list[str] | None = None) -> int:
     """Segments as the command line says. Returns 0, 3 if some scans could not be segmented, or 2 after a line on what the user can mend."""
     try:
-        return exit_code(lambda: run(_parser().parse_args(argv)))
+        return exit_code(lambda: run(parser().parse_args(argv)))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from there", file=sys.stderr)
         return 130
@@ -111,10 +112,7 @@ def check_places(job: Job) -> None:
     if options.vol:
         file = of_part(options.vol, options.part)
         check_place(file)
-        if file.is_dir():
-            raise InputError(f"--vol {file}: is a folder; give the name of a table")
-        if file.exists() and not file.read_bytes().startswith(_delimiter(file).join(COLUMNS).encode()):
-            raise InputError(f"--vol {file}: exists, and is no table of this command; move it away, or give another name")
+        check_own(f"--vol {file}", file, "table", _delimiter(file).join(COLUMNS))
     if options.qc:
         from brainseg_jax import page
 
@@ -304,7 +302,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     """
     import numpy as np
 
-    from brainseg_jax import casebook, prediction
+    from brainseg_jax import casebook, prediction, screening
     from brainseg_jax.data import nifti
     from brainseg_jax.quality import examine
 
@@ -316,7 +314,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
         casebook.write(case, job.folder, told, scan, ready, table, findings, cohort)
         return told
     classes, ml, found = prediction.segment(job.by, ready)
-    prediction.refuse_empty(job.by.table, ml, str(image))
+    screening.refuse_empty(job.by.table, ml, str(image))
     findings = examine(classes, np.array(ready.record["source_affine"]), table, cohort, found.entropy)
     of = f"bids:raw:{image.relative_to(job.source.root).as_posix()}" if job.source.kind == "bids" else str(image)
     about = {"Sources": [of], "SpatialReference": of}
@@ -401,62 +399,6 @@ def describe(source: Source, folder: Path) -> None:
 def of_part(file: Path, part: tuple[int, int]) -> Path:
     """A file of the run by the name that parts of a run do not share."""
     return file if part == (1, 1) else file.with_name(f"{file.stem}_part-{part[0]}-of-{part[1]}{file.suffix}")
-
-
-# ---- the command line
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see python -m brainseg_jax.predict --help")
-
-
-def _part(text: str) -> tuple[int, int]:
-    numbers = text.split("/")
-    if len(numbers) != 2 or not all(map(str.isdecimal, numbers)) or not 1 <= int(numbers[0]) <= int(numbers[1]):
-        raise argparse.ArgumentTypeError(f"{text} is no part; give i/N with i from 1 to N, e.g. 1/4")
-    return int(numbers[0]), int(numbers[1])
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of cores; give 1 or more")
-    return int(text)
-
-
-def _page(text: str) -> Path:
-    if not text.endswith(".html"):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .html, as a page does")
-    return Path(text)
-
-
-def _table(text: str) -> Path:
-    if not text.endswith((".tsv", ".csv")):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv or .csv, as a table does")
-    return Path(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
-    parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
-    parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
-    network = "the network, by default the package's own; several, with commas, answer together"
-    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
-    parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
-    parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
-    page = "writes a page to look at all cases of the output folder: pictures, flags, ratings"
-    parser.add_argument("--qc", type=_page, metavar="PAGE", help=f"{page} (.html)")
-    parser.add_argument("--post", action="store_true", help="writes soft maps too: the probability of each class, as one 4-D file")
-    parser.add_argument("--tta", action="store_true", help="also looks at each scan in the mirror; takes twice as long")
-    islands = "leaves small pieces that lie apart from their structure, which otherwise become what is around them"
-    parser.add_argument("--islands", action="store_true", help=islands)
-    ids = "FreeSurfer's ids or those of the label table (FreeSurfer's, if every structure has one)"
-    parser.add_argument("--ids", choices=("freesurfer", "table"), default="auto", help=ids)
-    parser.add_argument("--cpu", action="store_true", help="leaves the GPU alone")
-    parser.add_argument("--threads", type=_count, metavar="N", help="uses at most so many cores (all)")
-    parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/N", help="only the i-th of N parts, for N jobs with one --o")
-    parser.add_argument("--overwrite", action="store_true", help="also segments what is done already")
-    return parser
 
 
 if __name__ == "__main__":

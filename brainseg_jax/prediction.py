@@ -5,34 +5,27 @@ networks' are smooth, where the nearest label would show its voxels. On a grid l
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Integer, Shaped, UInt, UInt8
+from jaxtyping import Float, Integer, UInt, UInt8
 from scipy import ndimage
 
-from brainseg_jax import inference, network
+from brainseg_jax import inference, network, regrid, screening
 from brainseg_jax.data.augment import as_float
 from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, parse_table, read_table, swap, voxel_ids
-from brainseg_jax.data.nifti import Scan, from_array, read
-from brainseg_jax.data.standardize import Spec, Standardized, along_axis, spec_of, standardize
+from brainseg_jax.data.nifti import Scan, read
+from brainseg_jax.data.standardize import Spec, Standardized, spec_of, standardize
 from brainseg_jax.errors import InputError, few, meant
 from brainseg_jax.files import READY
 from brainseg_jax.islands import dissolve
 from brainseg_jax.quality import COHORT, Cohort, Flag, examine
 from brainseg_jax.recipes import TASKS
 
-# A brain is about 140, 170 and 130 mm wide, long and high: less than this of it, or this few slices, is no brain that could be measured.
-LEAST_MM, LEAST_VOXELS = 60.0, 16
-LEAST_ML = 200.0  # of a brain, cut by the field of view; a newborn's whole one has 350
-AIR, AIR_SHARE = (-1100, -900), 0.05  # Hounsfield units; MRI has no negative intensities to speak of
-NOISE = 0.15  # correlation of neighbouring voxels: 141 IXI heads have 0.92 and more, and still 0.34 with noise of 0.3 of their brightest
 ONE = 255  # stands for probability 1
-ALONG = 0.05  # voxels by which axes may run apart from end to end and still be taken for parallel
 
 Ids = Literal["freesurfer", "table", "auto"]
 
@@ -155,9 +148,9 @@ def predict(
     by = checkpoint.asked(task, tta, islands)
     table = written(by.table, ids)
     name = str(scan) if isinstance(scan, str | Path) else "scan"
-    given = read(scan) if isinstance(scan, str | Path) else _checked(scan)
+    given = read(scan) if isinstance(scan, str | Path) else screening.from_memory(scan)
     classes, ml, found = segment(by, prepare(by, given, name))
-    refuse_empty(by.table, ml, name)
+    screening.refuse_empty(by.table, ml, name)
     names = [structure.name for structure in table.structures]
     volumes, soft = (dict(zip(names, of[1:].tolist(), strict=True)) for of in (ml, found.volumes))
     flags = examine(classes, given.affine, by.table, by.cohort(), found.entropy).flags
@@ -199,12 +192,12 @@ def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y 
 
 def prepare(by: Predictor, scan: Scan, name: str) -> Standardized:
     """A scan as the networks take it. Raises InputError, calling it `name`, where it cannot be an MRI of a head."""
-    refuse(scan, name)
+    screening.refuse(scan, name)
     return standardize(scan, by.spec, name)
 
 
 def segment(by: Predictor, ready: Standardized) -> Segmented:
-    """Labels of a standardised scan on the scan's own grid, whatever they are: see `refuse_empty`."""
+    """Labels of a standardised scan on the scan's own grid, whatever they are: see `screening.refuse_empty`."""
     found = find(by, ready)
     classes = labelled(by, found, ready)
     return Segmented(classes, voxel_volumes(classes, by.table, np.array(ready.record["source_affine"])), found)
@@ -253,12 +246,12 @@ def labelled(by: Predictor, found: Found, ready: Standardized) -> UInt[np.ndarra
 
 def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
     """The likeliest class of every voxel of the scan's own grid, 0 where the standardised window did not reach."""
-    way, classes = _way(ready), len(found.soft)
+    by, classes = regrid.way(ready), len(found.soft)
     # To be the likeliest between eight voxels, a class needs in one of them an equal share of 1, and an eighth of what the likeliest has in
     # each of them: so most classes are looked at in a small box only.
     least = ndimage.minimum_filter(found.soft.max(axis=0), 3, mode="constant") // 8
     least = np.maximum(np.maximum(least, (ONE - 1) // classes), 1) - 1
-    boxes = [_box(soft > least) for soft in found.soft[1:]]
+    boxes = [regrid.box_of(soft > least) for soft in found.soft[1:]]
     somewhere = [box for box in boxes if box]
     labels = np.zeros(ready.record["source_shape"], np.min_scalar_type(classes - 1))
     if not somewhere:
@@ -267,7 +260,7 @@ def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
     whole = tuple(slice(min(b[axis].start for b in somewhere), max(b[axis].stop for b in somewhere)) for axis in range(3))
     for number, box in enumerate([whole, *boxes]):
         if box:
-            part, values = _taken_back(found.soft[number], box, way)
+            part, values = regrid.taken_back(found.soft[number], box, by)
             np.copyto(labels[part], labels.dtype.type(number), where=values > best[part])
             np.maximum(best[part], values, out=best[part])
     return labels
@@ -275,12 +268,12 @@ def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
 
 def soft_maps(found: Found, ready: Standardized) -> Iterator[UInt8[np.ndarray, "x y z"]]:
     """The probability of each class on the scan's own grid, 255 standing for 1, background first; one at a time, since each is large."""
-    way = _way(ready)
+    by = regrid.way(ready)
     for number, soft in enumerate(found.soft):
         # Where the window did not reach there is background.
         out = np.full(ready.record["source_shape"], 0 if number else ONE, np.uint8, order="F")  # as files have it
-        if box := _box(soft > 0) if number else tuple(slice(0, n) for n in soft.shape):
-            part, values = _taken_back(soft, box, way)
+        if box := regrid.box_of(soft > 0) if number else tuple(slice(0, n) for n in soft.shape):
+            part, values = regrid.taken_back(soft, box, by)
             out[part] = np.rint(values)
         yield out
 
@@ -309,119 +302,6 @@ def as_ids(classes: UInt[np.ndarray, "x y z"], table: Table) -> Integer[np.ndarr
 def voxel_volumes(classes: UInt[np.ndarray, "x y z"], table: Table, affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "k"]:
     """The volume of each class in ml, as voxels count it."""
     return np.bincount(classes.ravel(), minlength=len(table.structures) + 1) * abs(np.linalg.det(affine[:3, :3])) / 1000
-
-
-# ---- what is refused
-
-
-def refuse(scan: Scan, name: str) -> None:
-    """Raises InputError for what can be seen to be no MRI of a head before it is segmented: too small, Hounsfield units, noise."""
-    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-    extent = spacing * scan.voxels.shape
-    if min(scan.voxels.shape) < LEAST_VOXELS or extent.min() < LEAST_MM:
-        size = f"{' × '.join(map(str, scan.voxels.shape))} voxels of {' × '.join(f'{mm:.3g}' for mm in spacing)} mm"
-        raise InputError(
-            f"{name}: {size} show too little of a head; give a scan with at least {LEAST_VOXELS} voxels and {LEAST_MM:.0f} mm on every axis"
-        )
-    air = np.mean((scan.voxels > AIR[0]) & (scan.voxels < AIR[1]))
-    if air > AIR_SHARE:
-        raise InputError(f"{name}: looks like CT, {air:.0%} of its voxels are air of about -1000 Hounsfield units; give an MRI")
-    if _correlation(scan.voxels) < NOISE:
-        raise InputError(f"{name}: is noise without a head, neighbouring voxels have nothing in common; check the image")
-
-
-def refuse_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) -> None:
-    """Raises InputError where the volumes (ml, background first) of what was found are no brain's, if the table is of more than parts."""
-    cerebrum = {2, 3, 41, 42} <= {id for structure in table.structures for id in structure.freesurfer}
-    total = volumes[1:].sum()
-    if total == 0 or (cerebrum and total < LEAST_ML):
-        raise InputError(
-            f"{name}: no brain was found in it, {total:.0f} ml of labels; check that it shows a head, and how the network was trained"
-        )
-
-
-def _checked(given: Any) -> Scan:
-    """An image of nibabel's, or an array and its affine, as reading a file would give them."""
-    if hasattr(given, "dataobj"):
-        given = given.dataobj, given.affine
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise InputError(f"scan: is {type(given).__name__}; give a file, an image of nibabel's, or (voxels, affine)")
-    voxels, affine = np.asarray(given[0]), np.asarray(given[1], np.float64)
-    if voxels.ndim != 3 or voxels.dtype.kind not in "biuf":
-        raise InputError(f"scan: an array of {voxels.dtype} and shape {voxels.shape}; give one grey value per voxel, [x, y, z]")
-    if affine.shape != (4, 4):
-        raise InputError(f"scan: its affine has shape {affine.shape}; give the 4 × 4 matrix that takes voxel indices to RAS millimetres")
-    try:
-        return from_array(voxels, affine)
-    except InputError as refusal:
-        raise InputError(f"scan: {refusal}") from None
-
-
-def _correlation(voxels: Float[np.ndarray, "x y z"]) -> float:
-    """The correlation of neighbouring voxels, along the axis where it is highest; every fourth line of an axis is looked at."""
-    found = []
-    for axis in range(3):
-        lines = np.moveaxis(voxels, axis, 0)[:, ::4, ::4].astype(np.float64)
-        lines -= lines.mean()
-        power = np.mean(lines**2)
-        found.append(float(np.mean(lines[1:] * lines[:-1]) / power) if power else 1.0)
-    return max(found)
-
-
-# ---- the way back
-
-
-class _Way(NamedTuple):
-    """From voxels of the scan to voxels of its standardised grid. `axes`: which axis of that grid each of the scan's runs along."""
-
-    matrix: Float[np.ndarray, "4 4"]
-    shape: tuple[int, ...]
-    axes: tuple[int, ...] | None
-
-
-def _way(ready: Standardized) -> _Way:
-    """`axes` is None for a scan whose own axes are not at right angles: a standardised grid's are."""
-    shape = tuple(ready.record["source_shape"])
-    matrix = np.linalg.solve(ready.affine, ready.record["source_affine"])
-    axes = np.abs(matrix[:3, :3]).argmax(axis=0)
-    across = matrix[:3, :3].copy()
-    across[axes, [0, 1, 2]] = 0
-    along = sorted(axes) == [0, 1, 2] and (np.abs(across) @ shape).max() < ALONG
-    return _Way(matrix, shape, tuple(axes.tolist()) if along else None)
-
-
-def _taken_back(
-    soft: UInt8[np.ndarray, "x y z"], box: tuple[slice, ...], way: _Way
-) -> tuple[tuple[slice, ...], Float[np.ndarray, "x2 y2 z2"]]:
-    """The part of the scan's grid that `box` of the standardised grid bears on, and the values there, linear between voxels."""
-    crop = tuple(slice(max(b.start - 1, 0), b.stop + 1) for b in box)
-    values, start = soft[crop].astype(np.float32), np.array([c.start for c in crop])
-    if way.axes is None:
-        corners = np.array([(*corner, 1) for corner in product(*((b.start - 1, b.stop) for b in box))])
-        corners = (np.linalg.inv(way.matrix) @ corners.T)[:3]
-        low = np.clip(np.floor(corners.min(axis=1)).astype(int), 0, way.shape)
-        high = np.clip(np.ceil(corners.max(axis=1)).astype(int) + 1, low, way.shape)
-        turn, first = way.matrix[:3, :3], way.matrix[:3, 3] - start
-        values = ndimage.affine_transform(values, turn, turn @ low + first, tuple(high - low), order=1, mode="grid-constant")
-        return tuple(map(slice, low, high)), values
-    parts, places = [], []
-    middle = way.matrix @ [*((np.array(way.shape) - 1) / 2), 1]
-    for n, axis, step in zip(way.shape, way.axes, way.matrix[way.axes, [0, 1, 2]], strict=True):
-        at = middle[axis] + step * (np.arange(n) - (n - 1) / 2)
-        # Up to half a voxel beyond the window's outermost voxels, which are continued.
-        inside = (at > box[axis].start - 1) & (at < box[axis].stop) & (at >= -0.5) & (at <= soft.shape[axis] - 0.5)
-        where = np.flatnonzero(inside)
-        parts.append(slice(int(where[0]), int(where[-1]) + 1) if where.size else slice(0, 0))
-        places.append(at[inside] - start[axis])
-    values = values.transpose(way.axes)
-    for axis in np.argsort([len(at) / n for at, n in zip(places, values.shape, strict=True)]):
-        values = along_axis(values, places[axis], int(axis), order=1)
-    return tuple(parts), values
-
-
-def _box(mask: Shaped[np.ndarray, "x y z"]) -> tuple[slice, ...] | None:
-    found = ndimage.find_objects(mask.view(np.uint8))
-    return found[0] if found else None
 
 
 @jax.jit

@@ -13,10 +13,10 @@ SHIPPED = [*PACKAGE, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "
 # From the top: a file may import from floors below its own, and from its own except where FORBIDDEN says otherwise.
 FLOORS = (
     ("main", "__init__"),
-    ("train", "network", "prediction", "predict", "evaluate", "inspect", "plan", "probe", "verify"),
-    ("heldout", "transfer", "casebook", "program", "planning"),
+    ("train", "network", "prediction", "predict", "predict_options", "evaluate", "inspect", "plan", "probe", "verify"),
+    ("heldout", "transfer", "casebook", "program", "planning", "screening"),
     ("record",),
-    ("step", "optim", "layerwise", "checkpoint", "writer", "report", "quality", "islands", "strip", "page"),
+    ("step", "optim", "layerwise", "checkpoint", "writer", "report", "quality", "islands", "strip", "page", "regrid"),
     ("objectives", "data"),
     ("models", "losses", "metrics", "inference", "config", "recipes", "flags"),
     ("trees", "runtime", "files", "errors", "safetensors", "weights", "images", "distributed", "sharding"),

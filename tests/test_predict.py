@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_jax import checkpoint, inference, models, prediction, quality
+from brainseg_jax import checkpoint, inference, models, prediction, quality, screening
 from brainseg_jax.config import with_sources
 from brainseg_jax.data.inputs import Case
 from brainseg_jax.data.labels import read_table, table_text
@@ -260,7 +260,7 @@ def test_one_bad_scan_does_not_lose_the_others(run, networks, scans, tmp_path):
 
 
 def test_a_scan_without_a_brain_leaves_nothing(run, networks, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction, "LEAST_ML", 1e6)
+    monkeypatch.setattr(screening, "LEAST_ML", 1e6)
     code, _, err = run("--i={f}/scans/a.nii.gz", "--o={f}/out", "--post")
     assert code == 3 and "no brain was found in it" in err and files(tmp_path / "out") == ["failures.csv"]
 

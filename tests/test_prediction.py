@@ -18,7 +18,8 @@ from brainseg_jax.data.labels import parse_table, read_table
 from brainseg_jax.data.nifti import Scan, write
 from brainseg_jax.data.standardize import Standardized, restore, spec, standardize
 from brainseg_jax.errors import InputError
-from brainseg_jax.prediction import Found, Predictor, on_scan, predict, refuse, soft_maps
+from brainseg_jax.prediction import Found, Predictor, on_scan, predict, soft_maps
+from brainseg_jax.screening import refuse, refuse_empty
 
 SPEC = spec("default", 3.0, (48, 48, 48))
 TABLE = parse_table("id\tname\tpartner\tfreesurfer\n7\tBlob\t7\t1035\n", "blobs")
@@ -370,7 +371,7 @@ def test_where_no_brain_is_found_nothing_is_given(threshold):
     soft[0] = 255
     assert not on_scan(Found(soft, np.zeros(2), 0.0), empty).any()
     with pytest.raises(InputError, match="no brain was found in it, 0 ml"):
-        prediction.refuse_empty(TABLE, np.array([5.0, 0.0]), "x")
+        refuse_empty(TABLE, np.array([5.0, 0.0]), "x")
 
 
 def test_no_checkpoint():
