@@ -309,7 +309,9 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     image, table, cohort = case.row.image, job.table, job.by.cohort()
     if told:
         findings = examine(ready, scan.affine, table, cohort, told["Entropy"])
-        if (told := told | judged(findings, told["Volumes"])) != json.loads(case.sidecar.read_text(encoding="utf-8")):
+        if (told := told | judged(findings, table, [one["soft_ml"] for one in told["Volumes"]])) != json.loads(
+            case.sidecar.read_text(encoding="utf-8")
+        ):
             write_json(case.sidecar, told)
         casebook.write(case, job.folder, told, scan, ready, table, findings, cohort)
         return told
@@ -322,12 +324,8 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
         "Description": description(job),
         "MadeFrom": mark,
         "Entropy": round(found.entropy, 4),
-        "Volumes": [
-            {"structure": s.name, "id": s.id, "voxel_ml": 0.0, "soft_ml": round(float(soft), 4)}
-            for s, soft in zip(table.structures, found.volumes[1:], strict=True)
-        ],
     }
-    told |= judged(findings, told["Volumes"])
+    told |= judged(findings, table, found.volumes[1:].tolist())
     if job.options.post:
         nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
@@ -340,10 +338,13 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     return told
 
 
-def judged(findings: Any, volumes: list[Told]) -> Told:
-    """What a sidecar says of the label map that is there now, which may have been corrected by hand: its own volumes, and its flags."""
-    counted = [one | {"voxel_ml": round(float(ml), 4)} for one, ml in zip(volumes, findings.measures.ml[1:], strict=True)]
-    return {"Volumes": counted, "Score": round(findings.score, 2), "Flags": [flag.words for flag in findings.flags]}
+def judged(findings: Any, table: Any, soft: list[float]) -> Told:
+    """What a sidecar says of the label map that is there now, which may have been corrected by hand, beside the sums of probabilities."""
+    volumes = [
+        {"structure": structure.name, "id": structure.id, "voxel_ml": round(float(ml), 4), "soft_ml": round(ml_of_soft, 4)}
+        for structure, ml, ml_of_soft in zip(table.structures, findings.measures.ml[1:], soft, strict=True)
+    ]
+    return {"Volumes": volumes, "Score": round(findings.score, 2), "Flags": [flag.words for flag in findings.flags]}
 
 
 def description(job: Job) -> str:
