@@ -1,10 +1,10 @@
 """3-D convolutions in the form that is fast where they run. Every one in the package goes through this file.
 
 XLA's own 3-D convolution is right on a GPU, and five to ten times slower than PyTorch's on a CPU, where its 2-D one is fast. So a CPU
-takes planes: Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, or, where
-there is little to compute, one gives what a plane adds to itself and to its neighbours; and the gradient of the kernel is one matrix
-product per plane. `scripts/benchmark.py --mode conv` measures them. Which form is compiled is decided
-by the platform that the program is lowered for, not by the machine it is lowered on.
+takes planes: Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, or, of few
+channels and where there is little to compute, one does for a plane and its neighbours; and the gradient of the kernel is one matrix product
+per plane. `scripts/benchmark.py --mode conv` measures them. Which form is compiled is decided by the platform that the program is lowered
+for, not by the machine it is lowered on.
 """
 
 from itertools import pairwise
@@ -25,6 +25,7 @@ Kernel = Float[jax.Array, "3 3 3 i o"]
 SMALL = 1e9  # operations
 SLABS = (3, 6)  # fewest, most
 OPERATIONS = 4e9  # of a slab, about
+FEW = 4  # channels (an image has one): of so few Winograd's sums take longer than what they spare
 COLUMNS = 1.5e6  # bytes that the left factor of a kernel's gradient may have, to stay in a core's cache
 
 
@@ -59,16 +60,28 @@ def _kernel_gradient(x, g):
 
 
 def _by_planes(x, kernel):
-    operations = 2 * x.size * kernel.size // x.shape[-1]
+    i, o = kernel.shape[3:]
+    operations = 2 * x.size * kernel.size // i
+    if i <= FEW or (operations < SMALL and i < o):
+        return _gathering(x, kernel)
     if operations < SMALL:
-        return _at_once(x, kernel)
+        return _spreading(x, kernel)
     return _by_slabs(x, kernel, int(np.clip(round(operations / OPERATIONS), *SLABS)) if operations > OPERATIONS else 1)
 
 
-def _at_once(x, kernel):
+def _gathering(x, kernel):
+    """What each plane takes from its previous one, itself and its next, laid side by side as channels."""
+    b, nx, ny, nz, i = x.shape
+    around = jnp.pad(x, ((0, 0), (1, 1), *((0, 0),) * 3))
+    seen = jnp.concatenate([around[:, plane : plane + nx] for plane in range(3)], axis=-1)
+    out = _planes(seen.reshape(-1, ny, nz, 3 * i), kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, 3 * i, -1))
+    return out.reshape(b, nx, ny, nz, -1)
+
+
+def _spreading(x, kernel):
+    """What each plane gives to its next, itself and its previous one, added up."""
     b, nx, ny, nz, i = x.shape
     o = kernel.shape[-1]
-    # What each plane gives to its next, to itself and to its previous one.
     parts = _planes(x.reshape(-1, ny, nz, i), kernel.transpose(1, 2, 3, 0, 4).reshape(3, 3, i, 3 * o))
     parts = jnp.pad(parts.reshape(b, nx, ny, nz, 3, o), ((0, 0), (1, 1), *((0, 0),) * 4))
     return sum(parts[:, plane : plane + nx, :, :, plane] for plane in range(3))

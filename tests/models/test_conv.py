@@ -71,6 +71,13 @@ def test_slabs_change_nothing(x64, rng, close, shape, outputs, slabs):
     close(conv._by_slabs(*cast((x, kernel), "float64"), slabs), torchs(x, kernel, g)[0], "float64")
 
 
+@pytest.mark.parametrize(("shape", "outputs"), SIZES, ids=name)
+@pytest.mark.parametrize("form", [conv._gathering, conv._spreading])
+def test_planes_and_their_neighbours(x64, rng, close, shape, outputs, form):
+    x, kernel, g = draws(rng, shape, outputs)
+    close(form(*cast((x, kernel), "float64")), torchs(x, kernel, g)[0], "float64")
+
+
 @pytest.mark.parametrize(("shape", "outputs"), [SIZES[1], SIZES[4], ((2, 13, 7, 5, 6), 4)], ids=name)
 def test_is_pytorchs_in_single_precision(rng, close, shape, outputs):
     x, kernel, g = draws(rng, shape, outputs)
