@@ -125,9 +125,10 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
     if checkpoint.suffix == weights.SUFFIX:
         params, described = weights.read(checkpoint)
         return _part({"params": params}, wanted, checkpoint), described
-    described = card(checkpoint)
-    if fault := verify(checkpoint):
+    # First of all: Orbax has much to say of what is damaged.
+    if (checkpoint / STATE).is_dir() and (fault := verify(checkpoint)):
         raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
+    described = card(checkpoint)
     metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 

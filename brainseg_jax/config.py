@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -200,7 +201,7 @@ POSITIVE = (
     *("augment.elastic.nodes", "augment.bias.nodes", "augment.low_resolution.mm"),
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
     *("channels", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
-    *("optim.peak", "optim.accumulate", "log_every", "eval_volumes"),
+    *("optim.peak", "optim.accumulate", "log_every", "eval_volumes", "vit.eps"),
 )
 NOT_NEGATIVE = (
     *("seed", "steps", "epochs", "data.split_seed", "data.workers", "augment.scale", "augment.shift"),
@@ -238,14 +239,20 @@ def check(c: ConfigDict) -> None:
             except (re.error, TypeError) as error:
                 raise InputError(f"{key} has {pattern!r}: {error}; give regular expressions of parameters' paths") from None
     for keys, good, rule in (
-        (POSITIVE, lambda v: v > 0, "must be greater than 0"),
-        (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
+        (POSITIVE, lambda v: 0 < v < math.inf, "must be greater than 0, and finite"),
+        (NOT_NEGATIVE, lambda v: 0 <= v < math.inf, "must not be negative, and finite"),
         (SHARES, lambda v: 0 <= v <= 1, "is a share: from 0 to 1"),
     ):
         for key in keys:
             value = c_get(c, key)
             if not all(good(v) for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{key} is {value}; it {rule}")
+    for key in ("optim.b1", "optim.b2", "augment.affine.scaling", "augment.affine.shear", "augment.cut.share"):
+        value = c_get(c, key)
+        if not all(0 <= v < 1 for v in (value if isinstance(value, tuple) else (value,))):
+            raise InputError(f"{key} is {value}; use less than 1, e.g. {c_get(base(), key)}")
+    if bad := [rule for rule in pairs(c.optim.rates) if not 0 <= rule[1] < math.inf]:
+        raise InputError(f"optim.rates has {bad[0]!r}; the factor must not be negative, and finite, e.g. 0.1")
     if c.optim.warmup == 1:
         raise InputError("optim.warmup is 1, which leaves nothing to cool down; use a share below 1")
     if (c.steps > 0) == (c.epochs > 0):
@@ -288,7 +295,7 @@ def check(c: ConfigDict) -> None:
         raise InputError(
             f"augment.low_resolution.mm {c.augment.low_resolution.mm} is not above data.spacing {c.data.spacing}; use more, or chance=0"
         )
-    if c.best.endswith(("accuracy", "top1")):
+    if c.best.endswith(("accuracy", "top1")) or c.best.startswith("dice"):
         raise InputError(f"best is {c.best!r}, and the smallest is kept; use a loss, e.g. loss")
     if c.objective == "ssl":
         check_ssl(c)
@@ -323,14 +330,16 @@ def check_segmentation(c: ConfigDict) -> None:
         raise InputError(f"encoder {c.encoder} and decoder {c.decoder} do not fit; use vit with unetr, or swin with swin_unetr")
     if c.encoder == "vit" and c.vit.patch != 16:
         raise InputError(f"vit.patch is {c.vit.patch}; UNETR's decoder doubles four times, so use 16")
+    if c.encoder == "swin" and len(c.swin.depths) != 4:
+        raise InputError(f"swin.depths {c.swin.depths}: Swin UNETR's decoder takes four stages; give four numbers, and four swin.heads")
     multiple = 2 ** (len(c.swin.depths) + 1)
     if c.encoder == "swin" and any(n % multiple for n in c.data.crop):
         nearest = tuple(max(1, n // multiple) * multiple for n in c.data.crop)
         raise InputError(f"data.crop {c.data.crop} is no multiple of {multiple}, which Swin UNETR takes; use e.g. {nearest}")
     if c.data.masks < -1:
         raise InputError(f"data.masks is {c.data.masks}; give a number of scans, or -1 for all")
-    if not c.init.parts or set(c.init.parts) - {"encoder", "decoder", "head"}:
-        raise InputError(f"init.parts is {tuple(c.init.parts)}; use some of encoder, decoder, head")
+    if not c.init.parts or set(c.init.parts) - {"encoder", "decoder", "head"} or len(set(c.init.parts)) < len(c.init.parts):
+        raise InputError(f"init.parts is {tuple(c.init.parts)}; use some of encoder, decoder, head, each once")
     for key, bad in (("segmentation.overlap", 1), ("optim.unfreeze", 1), ("optim.layer_decay", 0)):
         if c_get(c, key) == bad:
             raise InputError(f"{key} is {bad}, which is just outside what it may be; use e.g. {c_get(base(), key)}")

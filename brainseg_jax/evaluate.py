@@ -25,14 +25,18 @@ from rich.text import Text
 
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
+from brainseg_jax.data.makers import stem
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
 from brainseg_jax.errors import InputError, exit_code, few, meant
-from brainseg_jax.files import write_table
+from brainseg_jax.files import check_own, check_place, write_table
 from brainseg_jax.metrics import METRICS, PerClass, definitions, score
 
 NEAR = 0.1  # voxels by which the corners of two grids may lie apart and be one grid
+COLUMNS = ("subject", "structure", "id")  # of the table, before its numbers
+OF_FILES = ("pred", "ref", "pairs", "pred_scheme", "ref_scheme", "subject_regex", "partial")  # flags of label maps that are there
+OF_CHECKPOINT = ("manifest", "split", "splits", "tta")
 DIGITS = {"dice": 3, "hd95": 2, "assd": 2, "nsd": 3}
 
 Scores = dict[str, PerClass]  # what `metrics.score` gives for one pair
@@ -54,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Scores every pair, writes the table, and prints means, definitions, and what could not be scored."""
+    check_place(options.o)
+    check_own(f"--o {options.o}", options.o, "table", "\t".join(COLUMNS))
+    refuse_other_flags(options)
     tables, jobs, notes = (of_checkpoint if options.checkpoint else of_files)(options)
     console = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
     results, failures = {}, []
@@ -81,9 +88,18 @@ def evaluate(options: argparse.Namespace) -> int:
 Work = tuple[Comparison, dict[str, Callable[[], Scores]], list[str]]
 
 
+def refuse_other_flags(options: argparse.Namespace) -> None:
+    """Raises InputError for flags that belong to the other way of scoring, and would do nothing."""
+    own, others = ("with", OF_FILES) if options.checkpoint else ("without", OF_CHECKPOINT)
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]:
+        whose = "the manifest names references and their schemes" if options.checkpoint else "they say what a checkpoint segments"
+        raise InputError(f"{', '.join(given)}: of no use {own} --checkpoint, {whose}; leave out")
+
+
 def of_files(options: argparse.Namespace) -> Work:
     """Pairs of label maps that are there."""
-    tables = comparison(options.pred_scheme, options.ref_scheme, options.labels or "seg33", options.exclude)
+    schemes = (options.pred_scheme or "freesurfer", options.ref_scheme or "freesurfer")
+    tables = comparison(*schemes, options.labels or "seg33", options.exclude)
     pairs, alone = _pairs(options)
     notes = ["", f"{len(alone)} files have no partner and were left out:", *map(str, alone)] if alone else []
     jobs = {scan.subject: partial(score_files, scan, tables, options.metrics, options.tolerance) for scan in pairs}
@@ -94,33 +110,57 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
     """The scans of a manifest's split that have labels, segmented by one checkpoint or by several together."""
     from brainseg_jax.prediction import predictor  # JAX is needed for this only
 
-    if options.pred or options.ref or options.pairs:
-        raise InputError("--checkpoint makes the predictions, and the manifest names references; leave --pred, --ref and --pairs out")
     if not options.manifest:
         raise InputError("--manifest is missing: the scans to segment, with labels and splits, e.g. the one that was trained on")
     rows = read_manifest(options.manifest)
     rows = apply_splits(rows, options.splits) if options.splits else rows
-    chosen = [row for row in rows if row.split == options.split and row.labels]
+    split = options.split or "test"
+    chosen = [row for row in rows if row.split == split and row.labels]
     if not chosen:
         remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
-        raise InputError(f"{options.manifest}: no scan of split {options.split!r} has labels; {remedy}")
-    by = predictor(options.checkpoint.split(","))
+        raise InputError(f"{options.manifest}: no scan of split {split!r} has labels; {remedy}")
+    by = predictor([name for name in options.checkpoint.split(",") if name])
     by = by.mirrored() if options.tta else by
     target = read_table(options.labels) if options.labels else by.table
     chosen = [read_for(row, target, "background") for row in chosen]
-    schemes = {row.scheme[0]: comparison(by.table, row.scheme[0], target, options.exclude) for row in chosen}
-    jobs = {}
-    for row in chosen:
-        name = "_".join(part for part in (row.subject, row.session, row.image.name.split(".")[0]) if part)
-        jobs[name] = partial(score_scan, by, row, schemes[row.scheme[0]], options.metrics, options.tolerance)
-    known = sorted({row.subject for row in chosen if row.hashed in by.trained_on()})
-    people = len({row.person for row in chosen})
-    seen = f"{len(known)} of {people} people were in the training data of the checkpoint or of what it began with"
-    return next(iter(schemes.values())), jobs, ["", seen + (f": {few(known)}" if known else "")]
+    sides = "the checkpoint's table", "the manifest's scheme"
+    schemes = {row.scheme[0]: comparison(by.table, row.scheme[0], target, options.exclude, sides) for row in chosen}
+    measured = options.metrics, options.tolerance
+    jobs = {name: partial(score_scan, by, row, schemes[row.scheme[0]], *measured) for name, row in named(chosen).items()}
+    notes = ["", seen(by.trained_on(), chosen)]
+    if split == "val":
+        notes.append("note: by the people of split val the best checkpoint is chosen, which flatters it; for a report use test")
+    return next(iter(schemes.values())), jobs, notes
 
 
-def comparison(prediction: str | Table, reference: str | Table, target: str | Table, exclude: str = "") -> Comparison:
+def named(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows by what the table calls them: subject, session and file, and in full where two would be called the same."""
+    short = ["_".join(part for part in (row.subject, row.session, stem(row.image)) if part) for row in rows]
+    often = Counter(short)
+    return {name if often[name] == 1 else "/".join(part for part in row.key if part): row for name, row in zip(short, rows, strict=True)}
+
+
+def seen(trained_on: set[str], rows: Sequence[Row]) -> str:
+    """How many of the people the networks know. They are told by data set and subject: the same names in both manifests."""
+    if not trained_on:
+        return "the checkpoint does not say whom it was trained on"
+    people = {row.person: row.hashed in trained_on for row in rows}
+    known = sorted(subject for (_, subject), before in people.items() if before)
+    return (
+        f"{len(known)} of {len(people)} people were in the training data of the checkpoint or of what it began with"
+        f"{f': {few(known)}' if known else ''} (told by the manifest's dataset and subject)"
+    )
+
+
+def comparison(
+    prediction: str | Table,
+    reference: str | Table,
+    target: str | Table,
+    exclude: str = "",
+    called: tuple[str, str] = ("--pred-scheme", "--ref-scheme"),
+) -> Comparison:
     """Reads the tables that are not read yet. `exclude`: ids, names or abbreviations of the target's structures, separated by commas.
+    `called`: what errors call the two sides.
 
     Raises InputError for what is not in the target, and for structures that one side's scheme never has and that are not excluded.
     """
@@ -138,11 +178,13 @@ def comparison(prediction: str | Table, reference: str | Table, target: str | Ta
     if len(reported) == 1:
         raise InputError(f"--exclude: nothing is left of label table {table.name}; exclude less")
     sides = []
-    for flag, source in (("--pred-scheme", _table(prediction)), ("--ref-scheme", _table(reference))):
+    for side, source in zip(called, (_table(prediction), _table(reference)), strict=True):
         lacking = [s for s in missing(source, table) if number[str(s.id)] in reported]
+        if len(lacking) == len(reported) - 1:
+            raise InputError(f"{side} {source.name} has nothing of what is compared, {table.name}; choose other --labels")
         if lacking:
             remedy = f"leave out what cannot be compared with --exclude {','.join([*excluded, *(str(s.id) for s in lacking)])}"
-            raise InputError(f"{flag} {source.name} has no {few((s.name for s in lacking), 4)}; {remedy}, or choose other --labels")
+            raise InputError(f"{side} {source.name} has no {few((s.name for s in lacking), 4)}; {remedy}, or choose other --labels")
         sides.append(source)
     return Comparison(*sides, table, reported)
 
@@ -218,7 +260,7 @@ def write_scores(file: Path, tables: Comparison, results: dict[str, Scores]) -> 
         for n in tables.reported:
             numbers = ("" if np.isnan(scores[name][n]) else f"{scores[name][n]:.6g}" for name in names)
             lines.append((subject, *_called(tables.target, n), *numbers, _absent(scores, n)))
-    write_table(file, ("subject", "structure", "id", *names, "absent"), lines)
+    write_table(file, (*COLUMNS, *names, "absent"), lines)
 
 
 def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
@@ -236,7 +278,7 @@ def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
     structures = list(tables.reported[1:])
     there = sum(any(_absent(scores, n) != "both" for scores in results.values()) for n in structures)
     overall = {name: _mean(name, [_of_counted(scores[name][structures]) for scores in results.values()]) for name in names}
-    grid.add_row(f"mean of {there} structures", "", "", "", *overall.values())
+    grid.add_row(f"mean of {there} structure{'s' * (there != 1)}", "", "", "", *overall.values())
     if "dice" in names:
         dice = _mean("dice", [_of_counted(scores["dice"][[0, *structures]]) for scores in results.values()])
         grid.add_row("  and background", "", "", "", dice)
@@ -320,8 +362,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a list with the columns subject, pred and ref")
     parser.add_argument("--o", type=_tsv, required=True, metavar="TSV", help="the table to write, a line for each subject and structure")
     tables = f"{', '.join(SCHEMES)}, or a .tsv file"
-    parser.add_argument("--pred-scheme", default="freesurfer", metavar="TABLE", help=f"what the ids mean: {tables} (%(default)s)")
-    parser.add_argument("--ref-scheme", default="freesurfer", metavar="TABLE", help="the same of the references (%(default)s)")
+    parser.add_argument("--pred-scheme", metavar="TABLE", help=f"what the ids mean: {tables} (freesurfer)")
+    parser.add_argument("--ref-scheme", metavar="TABLE", help="the same of the references (freesurfer)")
     parser.add_argument("--labels", metavar="TABLE", help="the table in which both are compared (seg33, or the checkpoint's own)")
     parser.add_argument("--exclude", default="", metavar="IDS", help="structures of that table to leave out: ids, names or abbreviations")
     parser.add_argument("--metrics", type=_metrics, default=METRICS, metavar="NAMES", help=f"some of {','.join(METRICS)} (all)")
@@ -330,7 +372,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="segment with this checkpoint; several, with commas: together")
     parser.add_argument("--tta", action="store_true", help="with --checkpoint: also look at each scan in the mirror, partners exchanged")
     parser.add_argument("--manifest", type=Path, help="with --checkpoint: the scans, their labels and splits")
-    parser.add_argument("--split", default="test", help="with --checkpoint: which scans of it (%(default)s)")
+    parser.add_argument("--split", help="with --checkpoint: which scans of it (test)")
     parser.add_argument("--splits", type=Path, metavar="TSV", help="with --checkpoint: a run's split.tsv, where the manifest has no splits")
     parser.add_argument("--partial", action="store_true", help="leave out files without a partner, and list them")
     return parser

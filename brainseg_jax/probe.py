@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jaxtyping import Float, Integer
 
 from brainseg_jax.errors import InputError
@@ -122,7 +122,10 @@ def probe(
     config.data.masks, config.data.lacking = volumes, "background"
     target = labels.read_table(table)
     with tempfile.TemporaryDirectory() as folder:
-        data = dataset.prepare(config.data, target, Path(folder), print, record.progress)
+        try:
+            data = dataset.prepare(config.data, target, Path(folder), print, record.progress)
+        except InputError as refusal:
+            raise InputError(str(refusal).replace("data.masks", "--volumes")) from None
     encoder = models.ENCODERS[config.encoder](config)
     image = jnp.zeros((1, *config.data.crop, config.channels))
     untrained = jax.jit(encoder.init)(jax.random.key(config.seed), image)["params"]
@@ -164,6 +167,7 @@ def main(argv: list[str]) -> None:
         raise InputError("--checkpoint is missing; e.g. --checkpoint=runs/pretrain_vit/checkpoints/150")
     if min(VOLUMES.value, HELD_OUT.value) < 1:
         raise InputError("--volumes and --held_out count volumes; use at least 1 of each")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
     rows, structures = probe(Path(CHECKPOINT.value), MANIFEST.value, TABLE.value, VOLUMES.value, HELD_OUT.value)
     width = max(map(len, rows))
     print(f"{'':{width}}  recall    Dice   Dice of " + ", ".join(structures))

@@ -6,6 +6,7 @@ Checkpoint i is the state before batch i, so that a run that goes on from it rep
 import fcntl
 import json
 import secrets
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from brainseg_jax.planning.memory import check_room
 from brainseg_jax.program import program
 from brainseg_jax.runtime import give_back_memory
 from brainseg_jax.step import Batch, Metrics, TrainState, averaged
-from brainseg_jax.transfer import subjects_before, transfer
+from brainseg_jax.transfer import put, subjects_before, taken
 from brainseg_jax.trees import count
 from brainseg_jax.writer import Writer, read_metrics
 
@@ -89,7 +90,10 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         if start >= run.steps or (state and stale(history(run), config.patience)):
             tell(run, start)
             return
+        with distributed.together():
+            parts = {} if state else taken(params, config, say)
         record.write(folder, resolved, config, data, mesh, params, start)
+        say("compiling the training step")
         began = time.perf_counter()
         held_out = heldout.of(objective, config, data, mesh, share, params)
         if config.best not in held_out.names:
@@ -104,7 +108,8 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             f"{mesh.size} × {mesh.devices.flat[0].device_kind}; compiled in {time.perf_counter() - began:.1f} s"
             + (f"; going on from step {start}" if state else "")
         )
-        state = state or begin(config, jax.jit(built.init, out_shardings=built.places)(), say)
+        state = state or begin(jax.jit(built.init, out_shardings=built.places)(), parts)
+        del parts
         writer = Writer(folder, run.steps, start)
         try:
             with distributed.stop_requests(start) as stopped:
@@ -121,9 +126,9 @@ def prepare(config: ConfigDict, target: labels.Table | None, folder: Path, share
         return dataset.prepare(config.data, target, folder if share.index == 0 else Path(nowhere), say, record.progress)
 
 
-def begin(config: ConfigDict, state: TrainState, say: Callable[[str], None]) -> TrainState:
+def begin(state: TrainState, parts: dict[str, Any]) -> TrainState:
     """The state before the first batch, with what config.init takes from another checkpoint."""
-    return state._replace(params=transfer(state.params, config, say)) if config.init.checkpoint else state
+    return state._replace(params=put(state.params, parts))
 
 
 def length(config: ConfigDict, volumes: int) -> int:
@@ -311,9 +316,10 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
 
 
 def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
-    """Raises InputError, naming the keys, if the folder holds a run of another experiment."""
+    """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none."""
     file = folder / "config.json"
-    if file.exists() and (differences := differing(json.loads(file.read_text()), resolved)):
+    begun = any((folder / "checkpoints").glob("*/"))
+    if begun and file.exists() and (differences := differing(json.loads(file.read_text()), resolved)):
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
 
 
@@ -345,4 +351,9 @@ def finished(run: Run, last: int) -> str:
     if not run.config.data.manifest:
         lines.append("next, with your own scans:")
         lines.append("  python scripts/prepare_data.py manifest folder YOUR_SCANS --subject-regex '(sub-[^_]+)' --out people.tsv")
+    elif run.config.objective == "segmentation":
+        folder, manifest = shlex.quote(str(run.folder)), shlex.quote(str(run.config.data.manifest))
+        lines.append("next, to score it on the people of split test:")
+        lines.append(f"  python -m brainseg_jax.evaluate --checkpoint {folder}/checkpoints/{best['step']} --manifest {manifest} "
+                     f"--splits {folder}/split.tsv --o {folder}/test.tsv")  # fmt: skip
     return "\n".join(lines)

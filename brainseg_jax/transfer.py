@@ -4,6 +4,7 @@
 has to be there, and what shapes do not show, such as the order of patch merging, has to be the same in both configs.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,18 @@ OF_TRAINING = ("vit.drop_path", "swin.drop_path")
 
 
 def transfer(params: Any, config: ConfigDict, say: Callable[[str], None]) -> Any:
-    """`params` with config.init.parts from config.init.checkpoint in their place, as they lie on the devices.
+    """`params` with config.init.parts from config.init.checkpoint in their place, as they lie on the devices. Raises as `taken`."""
+    return put(params, taken(params, config, say))
+
+
+def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str, Any]:
+    """The parts of config.init.checkpoint, in host memory, that go into parameters like `like`, abstract or not; {} without a checkpoint.
 
     Raises InputError for a checkpoint without these parts, of another network, or with a parameter that is missing, surplus or of another
-    shape. Says what was taken, and what of the data's preparation differs.
+    shape. Says what is taken, and what of the data's preparation differs.
     """
+    if not config.init.checkpoint:
+        return {}
     folder = Path(config.init.checkpoint).expanduser()
     found, card = checkpoint.load(folder)
     theirs = from_resolved(card["config"])
@@ -34,16 +42,23 @@ def transfer(params: Any, config: ConfigDict, say: Callable[[str], None]) -> Any
     for part in config.init.parts:
         if part not in found:
             raise InputError(f"{folder}: has no {part}; it has {', '.join(found)}: set init.parts to some of these")
-        _check_same_shapes(folder, part, found[part], params[part])
+        _check_same_shapes(folder, part, found[part], like[part])
     for key in ("data.spec", "data.spacing"):
         before, now = flat(theirs)[key], flat(config)[key]
         if before != now and "source" not in card:  # a converted file does not know how its scans were prepared
             say(f"note: {folder} was trained with {key} {before}, this run has {now}")
-    taken = {part: jax.tree.map(lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding), found[part], params[part])
-             for part in config.init.parts}  # fmt: skip
-    new = [name for name in params if name not in taken]
-    say(f"{', '.join(taken)} from {folder}: all {count(taken):,} numbers; from scratch: {', '.join(new) or 'nothing'}")
-    return params | taken
+    parts = {part: jax.tree.map(np.asarray, found[part]) for part in config.init.parts}
+    new = [name for name in like if name not in parts]
+    say(f"{', '.join(parts)} from {folder}: all {count(parts):,} numbers; from scratch: {', '.join(new) or 'nothing'}")
+    return parts
+
+
+def put(params: Any, parts: dict[str, Any]) -> Any:
+    """`params` with these parts in their place, of the same types and as they lie on the devices."""
+    return params | {
+        part: jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), tree, params[part])
+        for part, tree in parts.items()
+    }
 
 
 def subjects_before(config: ConfigDict) -> tuple[str, ...]:
@@ -59,11 +74,15 @@ def _check_same_network(folder: Path, theirs: ConfigDict, ours: ConfigDict) -> N
         raise InputError(f"{folder}: holds a {theirs.encoder} encoder, and this config has {ours.encoder}; use the config made for it")
     groups = [f"{ours.encoder}."] + (["decoder", "unetr."] if set(ours.init.parts) - {"encoder"} else [])
     before, now = flat(theirs), flat(ours)
-    for key in now:
+
+    def matters(key: str) -> bool:
         features = key == "vit.features" and "decoder" not in ours.init.parts  # which maps the decoder gets
-        if key.startswith(tuple(groups)) and key not in OF_TRAINING and not features and before[key] != now[key]:
-            remedy = f"add --config.{key}={before[key]}"
-            raise InputError(f"{folder}: was trained with {key} {before[key]}, this config has {now[key]}; {remedy}")
+        return key.startswith(tuple(groups)) and key not in OF_TRAINING and not features
+
+    if differ := [key for key in now if matters(key) and before[key] != now[key]]:
+        there, here = (", ".join(f"{key} {of[key]}" for key in differ) for of in (before, now))
+        flags = " ".join(shlex.quote(f"--config.{key}={before[key]}") for key in differ)
+        raise InputError(f"{folder}: was trained with {there}, this config has {here}; add {flags}")
 
 
 def _check_same_shapes(folder: Path, part: str, found: Any, wanted: Any) -> None:

@@ -24,11 +24,12 @@ from brainseg_jax.files import check_place, whole
 from brainseg_jax.recipes import TASKS
 from brainseg_jax.runtime import cache_folder
 
+LACKING = "no labels in split"
 TABLES = f"one of {', '.join(SCHEMES)}, or a .tsv file of yours"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Does what the command line says. Returns 0, or 2 after one line on what the user can mend."""
+    """Does what the command line says. Returns 0, 3 if some scans cannot be used, or 2 after one line on what the user can mend."""
     return exit_code(lambda: run(argv))
 
 
@@ -38,8 +39,7 @@ def run(argv: list[str] | None) -> int:
     add_manifest(commands)
     add_cache(commands)
     args = parser.parse_args(argv)
-    args.run(args)
-    return 0
+    return args.run(args) or 0
 
 
 # ---- manifest
@@ -72,7 +72,9 @@ def manifest(args: argparse.Namespace) -> None:
         rows = assign_splits(rows, seed=args.seed or 0, fractions=args.fractions, rule=args.split)
     check_rows(rows, args.root)
     done = write(args.out, rows, args.split != "none", args.force)
-    print("\n".join([table(rows), *remarks(rows, args), "", *done, "", f"next: {following(rows, args.out)}"]))
+    noted = remarks(rows, args)
+    next_ = [] if any(line.startswith(LACKING) for line in noted) else ["", f"next: {following(rows, args.out)}"]
+    print("\n".join([table(rows), *noted, "", *done, *next_]))
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -131,7 +133,7 @@ def remarks(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
             lines.append(f"label files of no scan: {len(idle)}, {listed(idle, args.labels)}")
     sides = {row.split for row in rows if row.labels}
     if sides and args.split != "none" and (poor := [side for side in ("train", "val") if side not in sides]):
-        lines.append(f"no labels in split {poor[0]}, without which there is no fine-tuning: try another --seed, or --fractions")
+        lines.append(f"{LACKING} {poor[0]}, without which there is no fine-tuning: try another --seed, or --fractions")
     return [""] * bool(lines) + lines
 
 
@@ -190,8 +192,9 @@ def add_cache(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--workers", type=_positive, help="processes (by default one for each core)")
 
 
-def cache(args: argparse.Namespace) -> None:
+def cache(args: argparse.Namespace) -> int:
     """Standardises every scan, but the excluded, that the cache lacks; what cannot be used goes into STEM_failures.csv beside the manifest.
+    Returns 3 if there is such, else 0.
 
     With a task's label table it makes what fine-tuning reads: of the scans that have labels, these as the task's classes.
     """
@@ -200,7 +203,10 @@ def cache(args: argparse.Namespace) -> None:
     rows = [row for row in read_manifest(args.manifest) if row.split != "excluded"]
     target = read_table(args.labels) if args.labels else None
     if target:
-        rows = [read_for(row, target, args.lacking or "refuse") for row in rows if row.labels]
+        try:
+            rows = [read_for(row, target, args.lacking or "refuse") for row in rows if row.labels]
+        except InputError as refusal:
+            raise InputError(str(refusal).replace("--config.data.lacking=", "--lacking ")) from None
     else:
         rows = [row._replace(labels=(), scheme=()) for row in rows]
     if not rows:
@@ -217,6 +223,7 @@ def cache(args: argparse.Namespace) -> None:
     print(f"{len(entries)} of {len(rows)} scans are ready in {args.cache}")
     if failures:
         print("\n".join([f"{len(failures)} cannot be used, reasons in {report}; the first:", *(f.reason for f in failures[:3])]))
+    return 3 if failures else 0
 
 
 # ---- the command line

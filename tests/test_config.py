@@ -1,6 +1,7 @@
 """Configs: every bad value names its key, every file and variant builds at full size, and where a value came from is known."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -44,6 +45,17 @@ BAD = [
     ("data.spacing", -1.0, "greater than 0"),
     ("optim.peak", 0.0, "greater than 0"),
     ("log_every", 0, "greater than 0"),
+    ("optim.peak", math.inf, "finite"),
+    ("optim.peak", math.nan, "greater than 0"),
+    ("vit.eps", -1.0, "greater than 0"),
+    ("optim.b1", 1.0, "less than 1"),
+    ("optim.b2", -0.5, "less than 1"),
+    ("optim.rates", (("encoder/.*", -1.0),), "not be negative"),
+    ("optim.rates", (("encoder/.*", math.nan),), "not be negative"),
+    ("augment.affine.scaling", (1.0, 0.1, 0.1), "less than 1"),
+    ("augment.affine.shear", (0.1, 9.0, 0.1), "less than 1"),
+    ("augment.cut.share", 1.0, "less than 1"),
+    ("best", "dice", "the smallest is kept"),
     ("steps", -1, "not be negative"),
     ("data.workers", -1, "not be negative"),
     ("optim.clip", -0.1, "not be negative"),
@@ -75,6 +87,7 @@ SEGMENTATION = [
     ("data.lacking", "ignore", "refuse, background"),
     ("init.parts", ("stem",), "encoder, decoder, head"),
     ("init.parts", (), "encoder, decoder, head"),
+    ("init.parts", ("encoder", "encoder"), "each once"),
     ("optim.layer_decay", 0.0, "just outside"),
     ("optim.unfreeze", 1.0, "just outside"),
     ("segmentation.overlap", 1.0, "just outside"),
@@ -102,6 +115,14 @@ def test_a_bad_value_of_fine_tuning_is_refused_likewise(key, value, hint):
     with pytest.raises(InputError, match=hint) as refusal:
         check(c)
     assert key in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_swin_unetr_wants_four_stages():
+    c = base()
+    c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "data.crop": (96, 96, 96)})
+    c.update(encoder="swin", decoder="swin_unetr", swin={"depths": (1, 1), "heads": (1, 2)})
+    with pytest.raises(InputError, match=r"swin\.depths \(1, 1\): .* give four numbers"):
+        check(c)
 
 
 def test_unetr_wants_its_patches():

@@ -2,14 +2,17 @@
 
 import csv
 import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from brainseg_jax.data.labels import read_table
+from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, reorient, write
-from brainseg_jax.evaluate import comparison, main, on_grid, write_scores
+from brainseg_jax.errors import InputError
+from brainseg_jax.evaluate import comparison, main, named, on_grid, seen, write_scores
 from brainseg_jax.metrics import score
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0]) + np.array([[0, 0, 0, -7.0], [0, 0, 0, 11], [0, 0, 0, 2], [0, 0, 0, 0]])
@@ -100,7 +103,7 @@ def test_structures_can_be_left_out_by_id_name_or_abbreviation(run):
     for exclude in ("20,5", "right blob, m"):
         _, rows, out = run(*BOTH, f"--exclude={exclude}")
         assert [id for subject, id in rows if subject == "a"] == ["0", "10"]
-        assert re.search(r"mean of 1 structures +0\.833", out)
+        assert re.search(r"mean of 1 structure +0\.833", out)
         assert "left out: Right blob, Middle;" in out
 
 
@@ -281,3 +284,53 @@ def test_refused_in_one_line(run, folder, flags, reason):
     code, rows, out = run(*mine, *flags, schemes=False)
     assert (code, rows, out.count("\n")) == (2, {}, 1)
     assert re.match(f"error: .*{reason}", out)
+
+
+def test_a_file_of_the_users_is_not_written_over(run, folder):
+    mine = (folder / "mine.tsv").read_text()
+    code, _, out = run(*BOTH, "--o={f}/mine.tsv")
+    assert code == 2 and "exists, and is no table of this command; move it away" in out and out.count("\n") == 1
+    assert (folder / "mine.tsv").read_text() == mine
+    (folder / "folder.tsv").mkdir()
+    assert "is a folder" in run(*BOTH, "--o={f}/folder.tsv")[2]
+    assert "is a file, and nothing can be written below it" in run(*BOTH, "--o={f}/mine.tsv/x.tsv")[2]
+    assert [run(*BOTH)[0], run(*BOTH)[0]] == [0, 0]  # its own it is
+
+
+def test_flags_of_the_other_way_are_refused(run):
+    _, _, out = run(*BOTH, "--tta", "--split=val", "--manifest=people.tsv")
+    assert "--manifest, --split, --tta: of no use without --checkpoint" in out
+    _, _, out = run("--checkpoint=c", "--manifest=people.tsv", "--ref={f}/r", "--partial", schemes=False)
+    assert "--ref, --partial: of no use with --checkpoint" in out
+
+
+def test_a_side_that_has_nothing_of_what_is_compared(folder):
+    (folder / "other.tsv").write_text("id\tname\tpartner\tfreesurfer\n1\tA\t1\t17\n")
+    (folder / "target.tsv").write_text("id\tname\tpartner\tfreesurfer\n1\tB\t1\t18\n")
+    with pytest.raises(
+        InputError, match=r"the manifest's scheme .*other\.tsv has nothing of what is compared, .*target\.tsv; choose other --labels"
+    ):
+        comparison(*(str(folder / f"{name}.tsv") for name in ("target", "other", "target")), called=("", "the manifest's scheme"))
+
+
+def row(dataset, subject, image, session=""):
+    return Row(subject, session, Path(image), (), (), dataset, "test")
+
+
+def test_scans_of_one_name_are_called_in_full():
+    rows = [
+        row("A", "01", "/a/T1.nii.gz"),
+        row("B", "01", "/b/T1.nii.gz"),
+        row("A", "02", "/a/scan.v1.nii", "x"),
+        row("A", "02", "/a/scan.v2.nii", "x"),
+    ]
+    assert list(named(rows)) == ["A/01/T1.nii.gz", "B/01/T1.nii.gz", "02_x_scan.v1", "02_x_scan.v2"]
+    assert list(named(rows).values()) == rows
+
+
+def test_people_are_told_apart_by_data_set():
+    rows = [row("A", "01", "/a/T1.nii.gz"), row("B", "01", "/b/T1.nii.gz"), row("B", "01", "/b/T1b.nii.gz")]
+    assert seen({rows[0].hashed}, rows).startswith(
+        "1 of 2 people were in the training data of the checkpoint or of what it began with: 01 (told by"
+    )
+    assert seen({"other"}, rows).startswith("0 of 2 people") and "does not say" in seen(set(), rows)

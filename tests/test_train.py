@@ -15,7 +15,7 @@ from brainseg_jax.config import with_sources
 from brainseg_jax.data.pipeline import ALL
 from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
-from brainseg_jax.train import averaged, length, train
+from brainseg_jax.train import averaged, length, same_experiment, train
 from brainseg_jax.writer import Writer, read_metrics
 
 
@@ -149,6 +149,16 @@ def test_threads_and_mesh_may_change_on_the_way(run, whole, tmp_path, at_step, m
 def test_another_experiment_in_the_folder_is_refused_by_its_keys(run, whole):
     with pytest.raises(InputError, match=r"holds another experiment \(optim\.peak: 0\.0004 → 0\.1\).*--workdir"):
         run(whole, **{"optim.peak": 0.1})
+
+
+def test_a_run_that_saved_nothing_does_not_hold_its_folder(tmp_path, small):
+    first, second = (with_sources(small(**{"optim.peak": peak}), set(), "test.py") for peak in (0.1, 0.2))
+    (tmp_path / "config.json").write_text(json.dumps(first))
+    same_experiment(tmp_path, second)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    same_experiment(tmp_path, first)
+    with pytest.raises(InputError, match=r"holds another experiment \(optim\.peak: 0\.1 → 0\.2\)"):
+        same_experiment(tmp_path, second)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from brainseg_jax import checkpoint
 from brainseg_jax.config import base, with_sources
 from brainseg_jax.errors import InputError
-from brainseg_jax.transfer import transfer
+from brainseg_jax.transfer import taken, transfer
 
 
 def swin(**changes):
@@ -55,14 +55,30 @@ def test_another_resolution_is_said(tmp_path, encoder, params):
     [
         ({"encoder": "vit"}, {}, "holds a vit encoder, and this config has swin"),
         ({"swin.merging": "legacy"}, {}, r"trained with swin\.merging legacy.*add --config\.swin\.merging=legacy"),
+        (
+            {"swin.width": 12, "swin.depths": (2, 2, 2, 2)},
+            {"swin.depths": (1, 1, 1, 1)},
+            r"add '--config\.swin\.depths=\(2, 2, 2, 2\)' --config\.swin\.width=12",
+        ),
         ({}, {"init.parts": ("encoder", "decoder")}, r"has no decoder; it has encoder: set init\.parts"),
     ],
-    ids=["encoder", "merging", "part"],
+    ids=["encoder", "merging", "several keys", "part"],
 )
 def test_another_network_is_refused_by_name(tmp_path, encoder, params, theirs, ours, message):
     folder = pretrained(tmp_path / "c", swin(**theirs), encoder)
     with pytest.raises(InputError, match=message):
         transfer(params, swin(**{"init.checkpoint": folder} | ours), print)
+
+
+def test_it_is_refused_before_there_are_parameters(tmp_path, encoder, params):
+    """Shapes are enough to tell: nothing has to be compiled for it."""
+    config = swin(**{"init.checkpoint": pretrained(tmp_path / "c", swin(), encoder)})
+    shapes = jax.eval_shape(lambda: params)
+    jax.tree.map(np.testing.assert_array_equal, taken(shapes, config, lambda _: None), {"encoder": encoder})
+    shapes["encoder"]["norm"]["scale"] = jax.ShapeDtypeStruct((4,), jnp.float32)
+    with pytest.raises(InputError, match="do not fit"):
+        taken(shapes, config, print)
+    assert taken(shapes, swin(), print) == {}
 
 
 @pytest.mark.parametrize("fault", ["missing", "surplus", "shape"])

@@ -160,6 +160,9 @@ def _make(job: tuple[int, Row, Spec, Table | None, Path]) -> tuple[int, str]:
             labels = standardize_labels(read_labels(path), image.record, str(path))
             if target:
                 arrays["label"] = lookup(labels, read_table(scheme), target, str(path))
+                # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
+                if not arrays["label"].any() and all(structure.freesurfer for structure in target.structures):
+                    raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
             else:
                 arrays[f"label/{scheme}"] = labels
     except InputError as error:

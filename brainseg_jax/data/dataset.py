@@ -95,6 +95,8 @@ def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str
     def order(row: Row) -> bytes:
         return hashlib.sha256("\t".join((str(data.split_seed), *row.key)).encode()).digest()
 
+    if data.masks == 0 and not any(row.split == "train" and row not in of_target for row in rows):
+        raise InputError(f"{manifest}: data.masks is 0, and no other data set has masks to train on; use more, or -1 for all")
     left_out = set(sorted(train, key=order)[data.masks :]) if data.masks >= 0 else set()
     return [row for row in rows if row not in left_out and (row.split == "train" or row in of_target)]
 

@@ -80,6 +80,8 @@ def read_table(scheme: str | Path) -> Table:
 
 def parse_table(text: str, name: str) -> Table:
     """The table written in `text`; `name` is what errors call it. InputError as of `read_table`."""
+    if not text.strip():
+        raise InputError(f"{name}: is empty; the first line names the columns, {_list(COLUMNS)}, separated by tabs")
     header, *lines = [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
     for column in header:
         if column not in COLUMNS:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax.data import cache
+from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels, write
 from brainseg_jax.data.standardize import spec, standardize, standardize_labels
@@ -126,6 +127,15 @@ def test_labels_that_do_not_lie_on_their_image_set_the_scan_aside(rows, tmp_path
     write(rows[0].labels[0], np.ones((24, 24, 24), np.int32), np.diag([5.0, 4.0, 4.0, 1.0]))
     entries, failures = build(rows, tmp_path, max_failures=0.5)
     assert len(entries) == 3 and "0_labels.nii.gz" in failures[0].reason
+
+
+def test_a_head_without_a_brain_is_set_aside_unless_the_table_is_of_something_else(rows, tmp_path):
+    write(rows[1].labels[0], np.zeros((24, 24, 24), np.int32), np.diag([4.0, 4.0, 4.0, 1.0]))
+    _, failures = build(rows, tmp_path, max_failures=1.0, target=read_table("brain"))
+    assert [failure.row.subject for failure in failures] == ["p1"] and "has no structure of brain" in failures[0].reason
+    (tmp_path / "lesions.tsv").write_text("id\tname\tpartner\n17\tLesion\t17\n")
+    lesions = [row._replace(scheme=(str(tmp_path / "lesions.tsv"),)) for row in rows]
+    assert build(lesions, tmp_path, target=read_table(str(tmp_path / "lesions.tsv")))[1] == ()
 
 
 def test_many_bad_scans_stop_before_all_are_read(rows, tmp_path, monkeypatch):

@@ -204,6 +204,7 @@ def test_ten_masks_are_among_twenty_and_the_seed_draws_others():
     ("changes", "message"),
     [
         ({"masks": 4}, "data.masks is 4, and 3 training scans have labels"),
+        ({"masks": 0}, "data.masks is 0, and no other data set has masks"),
         ({"target": "C"}, "has no data set 'C' in train or val; data.target may be one of A"),
     ],
 )

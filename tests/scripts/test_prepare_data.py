@@ -187,7 +187,7 @@ def test_ids_that_the_scheme_does_not_have_are_told_ahead(masked, tmp_path, caps
     rows = read_manifest(masked)
     odd = [row._replace(scheme=(str(tmp_path / "mine.tsv"),)) if i == 1 else row for i, row in enumerate(rows)]
     write_manifest(tmp_path / "people.tsv", odd)
-    assert prepare("cache", tmp_path / "people.tsv", "--labels", "brain", "--cache", tmp_path, *SMALL) == 0
+    assert prepare("cache", tmp_path / "people.tsv", "--labels", "brain", "--cache", tmp_path, *SMALL) == 3
     printed = capsys.readouterr().out
     assert "3 of 4 scans are ready" in printed and f"1 cannot be used, reasons in {tmp_path}/people_failures.csv; the first:\n" in printed
     assert "head1.nii.gz: label table" in printed and "does not have 1 (" in printed
