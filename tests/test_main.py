@@ -18,8 +18,16 @@ CONFIG = "--config=configs/pretrain_vit.py"
 
 
 def start(*flags, **how):
+    """The command, compiling as it does for users (see conftest.py)."""
+    plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
-        [sys.executable, "-m", "brainseg_jax.main", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
+        [sys.executable, "-m", "brainseg_jax.main", *flags],
+        cwd=ROOT,
+        env=plain,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **how,
     )
 
 
