@@ -17,18 +17,11 @@ ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/pretrain_vit.py"
 
 
-def start(*flags, **how):
+def start(*flags, **environment):
     """The command, compiling as it does for users (see conftest.py)."""
     plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "brainseg_jax.main", *flags],
-        cwd=ROOT,
-        env=plain,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **how,
-    )
+    command = [sys.executable, "-m", "brainseg_jax.main", *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=plain | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def command(*flags):
@@ -98,7 +91,7 @@ def test_a_run_stopped_by_sigterm_and_started_again(small_flags, tmp_path):
     """The first command is told to stop, the second finishes, a third has nothing to do."""
     folder = tmp_path / "run"
     flags = [CONFIG, *small_flags, "--config.steps=400", "--config.eval_every=0.25", f"--workdir={folder}"]
-    process = start(*flags, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    process = start(*flags, PYTHONUNBUFFERED="1")
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None and len(read_metrics(folder / "metrics.jsonl")) < 6:
         time.sleep(0.05)
