@@ -90,7 +90,7 @@ def test_it_says_whom_it_and_its_pretraining_were_trained_on(tuned):
     [
         (["--manifest", "M", "--split", "test"], "no scan of split 'test' has labels; choose another --split"),
         ([], "--manifest is missing"),
-        (["--manifest", "M", "--pred", "x"], "leave --pred, --ref and --pairs out"),
+        (["--manifest", "M", "--pred", "x"], "--pred: of no use with --checkpoint"),
         (["--manifest", "M", "--split", "val", "--labels", "seg4"], "does not tell"),
     ],
 )
