@@ -129,7 +129,7 @@ def against(run: Run, values: list[float], first: Run, others: list[float]) -> s
 
 def draw(runs: list[Run], structures: list[str], people: list[str], file: Path) -> None:
     """Held-out Dice by step on the left, Dice of test people per structure on the right."""
-    wide = max(3.0, 0.32 * len(structures) * len(runs))
+    wide = float(np.clip(0.32 * len(structures) * len(runs), 3.0, 13.0))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(4.5 + wide, 4.2), width_ratios=(4.5, wide), layout="constrained")
     for i, run in enumerate(runs):
         rows = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval"]
@@ -142,7 +142,7 @@ def draw(runs: list[Run], structures: list[str], people: list[str], file: Path) 
         for part in boxes["medians"]:
             part.set_color("black")
     left.set(xlabel="step", ylabel="Dice, held-out people", ylim=(0, 1))
-    left.legend(loc="lower right")
+    left.legend(loc="best")
     right.set_xticks(np.arange(len(structures)), structures, rotation=60, ha="right", fontsize=8)
     right.set(ylabel="Dice, test people")
     figure.savefig(file, dpi=110)
