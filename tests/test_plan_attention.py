@@ -6,7 +6,7 @@ import pytest
 
 from brainseg_jax.config import check
 from brainseg_jax.errors import InputError
-from brainseg_jax.models.attention import KERNELS, attend, flash
+from brainseg_jax.models.attention import KERNELS, attend, cudnn, flash
 
 
 @pytest.mark.slow
@@ -20,6 +20,18 @@ def test_pallas_is_attention_for_any_number_of_tokens(rng, close, tokens):
         return out, back(g)
 
     close(results(lambda *qkv: flash(*qkv, interpret=True)), results(attend), times=10)
+
+
+@pytest.mark.parametrize("tokens", [7, 8])
+def test_cudnns_odd_numbers_of_tokens_get_company_that_nobody_sees(rng, close, tokens):
+    """By XLA's own, which takes the same lengths: the kernel itself is only on GPUs."""
+    q, k, v, g = (jnp.asarray(rng.normal(size=(2, tokens, 2, 16)), jnp.float32) for _ in range(4))
+
+    def results(f):
+        out, back = jax.vjp(f, q, k, v)
+        return out, back(g)
+
+    close(results(lambda *qkv: cudnn(*qkv, implementation="xla")), results(attend), times=10)
 
 
 def test_every_kernel_of_the_config_is_there(small):

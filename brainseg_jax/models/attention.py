@@ -100,8 +100,19 @@ def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
     return apart(kernel)(q, k, v, segments)[:, :n]
 
 
+def cudnn(q: Heads, k: Heads, v: Heads, implementation: str = "cudnn") -> Heads:
+    """cuDNN's attention for any number of tokens, the same of keys as of queries: it trains on even numbers, so an odd one gets company."""
+    b, n = q.shape[:2]
+    attended = partial(jax.nn.dot_product_attention, implementation=implementation)
+    if n % 2 == 0:
+        return attended(q, k, v)
+    q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
+    lengths = jnp.full(b, n, jnp.int32)
+    return attended(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :n]
+
+
 KERNELS: dict[str, Callable] = {
     "xla": jax.nn.dot_product_attention,
-    "cudnn": partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "cudnn": cudnn,
     "pallas": flash,
 }
