@@ -216,6 +216,7 @@ SHARES = (
     *("data.max_failures", "augment.chance", "mae.mask_ratio", "ssl.share", "vit.drop_path", "swin.drop_path"),
     *("segmentation.overlap", "optim.warmup", "optim.layer_decay", "optim.unfreeze", "eval_every"),
 )
+BELOW_ONE = ("optim.b1", "optim.b2", "augment.affine.scaling", "augment.affine.shear", "augment.cut.share")
 TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float), "ssl.weights": (int, float)} | dict.fromkeys(
     ("augment.affine.rotation", "augment.affine.scaling", "augment.affine.shear", "augment.affine.translation"), (int, float)
 )
@@ -242,15 +243,12 @@ def check(c: ConfigDict) -> None:
         (POSITIVE, lambda v: 0 < v < math.inf, "must be greater than 0, and finite"),
         (NOT_NEGATIVE, lambda v: 0 <= v < math.inf, "must not be negative, and finite"),
         (SHARES, lambda v: 0 <= v <= 1, "is a share: from 0 to 1"),
+        (BELOW_ONE, lambda v: 0 <= v < 1, "must be at least 0 and less than 1"),
     ):
         for key in keys:
             value = c_get(c, key)
             if not all(good(v) for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{key} is {value}; it {rule}")
-    for key in ("optim.b1", "optim.b2", "augment.affine.scaling", "augment.affine.shear", "augment.cut.share"):
-        value = c_get(c, key)
-        if not all(0 <= v < 1 for v in (value if isinstance(value, tuple) else (value,))):
-            raise InputError(f"{key} is {value}; use less than 1, e.g. {c_get(base(), key)}")
     if bad := [rule for rule in pairs(c.optim.rates) if not 0 <= rule[1] < math.inf]:
         raise InputError(f"optim.rates has {bad[0]!r}; the factor must not be negative, and finite, e.g. 0.1")
     if c.optim.warmup == 1:
