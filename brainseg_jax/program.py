@@ -73,12 +73,7 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
         name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
         for name, (shape, dtype) in parts_of_batch(config).items()
     }
-    augment = prepare_train(config, labels.swap(target) if target else None)
-
-    def prepare(key: jax.Array, batch: Batch) -> Batch:
-        # On GPUs the partitioner gives up the samples' places in a condition on them: without this each would train on the whole batch.
-        return jax.lax.with_sharding_constraint(augment(key, batch), rows)
-
+    prepare = prepare_train(config, labels.swap(target) if target else None)
     whole = sharding.gathering(places.params)
     step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, whole)
     return Program(objective, mesh, init, like, batch, step)

@@ -110,6 +110,22 @@ def apart(f: Callable[..., Any]) -> Callable[..., Any]:
     return over_devices
 
 
+def together(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of samples that looks from one to the other, as each device computes it of the whole batch and keeps its own samples.
+
+    All is sent once, before: of a loop over samples the partitioner would send the whole batch in every turn.
+    """
+
+    def on_each(*samples: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.axis_names or len(jax.tree.leaves(samples)[0]) % mesh.size:
+            return f(*samples)
+        out = f(*jax.lax.with_sharding_constraint(samples, PartitionSpec()))
+        return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(out, PartitionSpec()), PartitionSpec(mesh.axis_names))
+
+    return on_each
+
+
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
     """Each process's rows become its part of one global array; stored types travel, and become floats on the device."""
     rows = batch_sharding(mesh)

@@ -119,6 +119,22 @@ def test_samples_are_computed_where_they_lie(rng, samples):
     assert not list(moved(compiled.as_text())) and (samples == 6 or "[8,5,7]" not in compiled.as_text())
 
 
+@pytest.mark.parametrize("samples", [8, 6])
+def test_what_looks_from_sample_to_sample_is_sent_once(rng, samples):
+    """Before a loop over them, not in it; where they do not divide over the mesh, as without one."""
+    array, m = rng.normal(size=(samples, 5, 7)).astype(np.float32), mesh(2, 4)
+    other = jnp.arange(samples)[::-1] // 2
+
+    def mixed(array, other):
+        return jax.lax.fori_loop(0, samples, lambda i, done: done.at[i].set(jnp.cumsum(done[other[i]], axis=0)), array)
+
+    rows = batch_sharding(m) if samples == 8 else replicated(m)
+    with jax.set_mesh(m):
+        compiled = jax.jit(sharding.together(mixed), in_shardings=rows, out_shardings=rows).lower(array, other).compile()
+    np.testing.assert_allclose(compiled(jax.device_put(array, rows), jax.device_put(other, rows)), mixed(array, other), rtol=1e-6)
+    assert sorted(moved(compiled.as_text())) == ([("all-gather", 8), ("all-gather", 8 * 5 * 7)] if samples == 8 else [])
+
+
 BATCH = 8
 # Each as small as it can be, in double precision: that the order of summing differs is then all that differs. The key's bias has a gradient
 # of zero but for rounding, which Adam would scale up.

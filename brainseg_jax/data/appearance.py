@@ -1,7 +1,7 @@
 """What changes an image's intensities and leaves anatomy and labels alone: contrast, receive bias, blur, noise, thick slices.
 
-All but `intensity` take and give values in [0, 1], clipped where need be, as standardisation does with every scan. Each draws for every
-sample anew; contrast, bias and noise for every channel.
+All but `intensity` take and give values of one sample in [0, 1], clipped where need be, as standardisation does with every scan.
+Contrast, bias and noise draw for every channel anew.
 """
 
 from math import comb
@@ -13,22 +13,23 @@ from jaxtyping import Float
 
 from brainseg_jax.data.fields import along_axes, drawn, smooth_noise
 
-Image = Float[jax.Array, "b x y z c"]
-PerSample = Float[jax.Array, "b"]
+Image = Float[jax.Array, "x y z c"]
+Number = Float[jax.Array, ""]
 
 RISES = 5  # of a random curve, whose polynomial degree this is
 
 
-def intensity(key: jax.Array, image: Image, scale: float, shift: float, chance: float) -> Image:
-    """Each with its own `chance` per sample: values times 1 + U(±scale), then plus U(±shift) (as MONAI's two transforms do)."""
-    b = image.shape[0]
-    keys = jax.random.split(key, 4)
+def intensity(
+    key: jax.Array, images: Float[jax.Array, "b x y z c"], scale: float, shift: float, chance: float
+) -> Float[jax.Array, "b x y z c"]:
+    """Of a batch, each with its own `chance` per sample: values times 1 + U(±scale), then plus U(±shift) (as MONAI's two transforms do)."""
+    b, keys = len(images), jax.random.split(key, 4)
 
     def draw(which: jax.Array, amount: jax.Array, limit: float) -> jax.Array:
         happens = jax.random.bernoulli(which, chance, (b, 1, 1, 1, 1))
         return jnp.where(happens, jax.random.uniform(amount, (b, 1, 1, 1, 1), minval=-limit, maxval=limit), 0.0)
 
-    return image * (1 + draw(keys[0], keys[1], scale)) + draw(keys[2], keys[3], shift)
+    return images * (1 + draw(keys[0], keys[1], scale)) + draw(keys[2], keys[3], shift)
 
 
 def gamma(key: jax.Array, image: Image, limit: float) -> Image:
@@ -41,17 +42,16 @@ def curve(key: jax.Array, image: Image, limit: float) -> Image:
 
     limit: at most 1.
     """
-    b, *_, c = image.shape
-    return along_curve(image, 1 + limit * drawn(jax.random.uniform, key, (b, RISES, c), image.dtype, -1, 1))
+    return along_curve(image, 1 + limit * drawn(jax.random.uniform, key, (RISES, image.shape[-1]), image.dtype, -1, 1))
 
 
-def along_curve(image: Image, rises: Float[jax.Array, "b k c"]) -> Image:
+def along_curve(image: Image, rises: Float[jax.Array, "k c"]) -> Image:
     """Values along the Bernstein polynomial whose coefficients start at 0, rise in proportion to `rises` (≥ 0) and end at 1."""
-    k = rises.shape[1]
-    heights = jnp.cumsum(rises, axis=1) / jnp.sum(rises, axis=1, keepdims=True)
+    k = len(rises)
+    heights = jnp.cumsum(rises, axis=0) / jnp.sum(rises, axis=0, keepdims=True)
     # Only what differs from the straight line is added: with equal rises that is exactly nothing.
-    bent = (heights[:, :-1] - jnp.arange(1, k, dtype=image.dtype)[None, :, None] / k)[:, None, None, None]
-    return jnp.clip(image + sum(bent[..., i - 1, :] * (comb(k, i) * image**i * (1 - image) ** (k - i)) for i in range(1, k)), 0, 1)
+    bent = (heights[:-1] - jnp.arange(1, k, dtype=image.dtype)[:, None] / k)[:, None, None, None]
+    return jnp.clip(image + sum(bent[i - 1] * (comb(k, i) * image**i * (1 - image) ** (k - i)) for i in range(1, k)), 0, 1)
 
 
 def bias(key: jax.Array, image: Image, limit: float, nodes: float) -> Image:
@@ -61,20 +61,18 @@ def bias(key: jax.Array, image: Image, limit: float, nodes: float) -> Image:
 
 def blur(key: jax.Array, image: Image, limit: float) -> Image:
     """Gaussian blur, along each axis with its own standard deviation up to `limit` voxels."""
-    b, *size, _ = image.shape
-    sigmas = jax.random.uniform(key, (b, 3), image.dtype, 0, limit)
-    return along_axes(image, tuple(gaussian(n, sigmas[:, i]) for i, n in enumerate(size)))
+    sigmas = jax.random.uniform(key, (3,), image.dtype, 0, limit)
+    return along_axes(image, tuple(gaussian(n, sigmas[i]) for i, n in enumerate(image.shape[:3])))
 
 
-def gaussian(n: int, sigma: PerSample) -> Float[jax.Array, "b {n} {n}"]:
-    """Matrices that replace each voxel by the mean of all, weighted by a Gaussian; at the ends by that of those there are.
+def gaussian(n: int, sigma: Number) -> Float[jax.Array, "{n} {n}"]:
+    """The matrix that replaces each voxel by the mean of all, weighted by a Gaussian; at the ends by that of those there are.
 
     Below a fiftieth of a voxel the identity, exactly.
     """
     at = jnp.arange(n, dtype=sigma.dtype)
-    away = (at[:, None] - at[None])[None] / jnp.maximum(sigma, 0.02)[:, None, None]
-    weights = jnp.exp(-(away**2) / 2)
-    return weights / jnp.sum(weights, axis=2, keepdims=True)
+    weights = jnp.exp(-(((at[:, None] - at[None]) / jnp.maximum(sigma, 0.02)) ** 2) / 2)
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
 def gaussian_noise(key: jax.Array, image: Image, limit: float) -> Image:
@@ -96,35 +94,32 @@ NOISES = {"gaussian": gaussian_noise, "rician": rician_noise}
 
 def low_resolution(key: jax.Array, image: Image, limit: float) -> Image:
     """What thicker voxels leave, up to `limit` of ours, interpolated back: half of the time thick slices along one axis, else all three."""
-    b, *size, _ = image.shape
     keys = jax.random.split(key, 4)
-    one_axis = jax.nn.one_hot(jax.random.randint(keys[0], (b,), 0, 3), 3, dtype=bool)
-    thick = one_axis | jax.random.bernoulli(keys[1], 0.5, (b, 1))
-    thickness = jnp.where(thick, jax.random.uniform(keys[2], (b, 3), image.dtype, 1, limit), 1)
-    first = jax.random.uniform(keys[3], (b, 3), image.dtype, -0.5, 0.5) * (thickness - 1)
-    return along_axes(image, tuple(slices(n, thickness[:, i], first[:, i]) for i, n in enumerate(size)))
+    thick = (jax.random.randint(keys[0], (), 0, 3) == jnp.arange(3)) | jax.random.bernoulli(keys[1], 0.5, (1,))
+    thickness = jnp.where(thick, jax.random.uniform(keys[2], (3,), image.dtype, 1, limit), 1)
+    first = jax.random.uniform(keys[3], (3,), image.dtype, -0.5, 0.5) * (thickness - 1)
+    return along_axes(image, tuple(slices(n, thickness[i], first[i]) for i, n in enumerate(image.shape[:3])))
 
 
-def slices(n: int, thickness: PerSample, first: PerSample) -> Float[jax.Array, "b {n} {n}"]:
-    """Matrices that make slices of n voxels and interpolate them linearly back to n; beyond the outermost centres their values go on.
+def slices(n: int, thickness: Number, first: Number) -> Float[jax.Array, "{n} {n}"]:
+    """The matrix that makes slices of n voxels and interpolates them linearly back to n; beyond the outermost centres their values go on.
 
     A slice is the mean over its `thickness` (≥ 1), at the ends of what there is of it. The first is centred at `first`, at most
     (thickness − 1) / 2 from 0, the others one beside the other.
     """
-    at, thickness, first = jnp.arange(n, dtype=thickness.dtype)[None], thickness[:, None], first[:, None]
+    at = jnp.arange(n, dtype=thickness.dtype)
     place = (at - first) / thickness
     before, last = jnp.floor(place), jnp.round((n - 1 - first) / thickness)
 
-    def means(number: Float[jax.Array, "b i"]) -> Float[jax.Array, "b i k"]:
+    def means(number: Float[jax.Array, "i"]) -> Float[jax.Array, "i k"]:
         centre = first + jnp.clip(number, 0, last) * thickness
-        low, high = (centre - thickness / 2)[..., None], (centre + thickness / 2)[..., None]
-        overlap = jnp.maximum(jnp.minimum(high, at[:, None] + 0.5) - jnp.maximum(low, at[:, None] - 0.5), 0)
-        return overlap / jnp.sum(overlap, axis=-1, keepdims=True)
+        low, high = (centre - thickness / 2)[:, None], (centre + thickness / 2)[:, None]
+        overlap = jnp.maximum(jnp.minimum(high, at[None] + 0.5) - jnp.maximum(low, at[None] - 0.5), 0)
+        return overlap / jnp.sum(overlap, axis=1, keepdims=True)
 
-    t = (place - before)[..., None]
+    t = (place - before)[:, None]
     return (1 - t) * means(before) + t * means(before + 1)
 
 
-def _uniform(key: jax.Array, image: Image, low: float | int, high: float | int) -> Float[jax.Array, "b 1 1 1 c"]:
-    b, *_, c = image.shape
-    return drawn(jax.random.uniform, key, (b, 1, 1, 1, c), image.dtype, low, high)
+def _uniform(key: jax.Array, image: Image, low: float | int, high: float | int) -> Float[jax.Array, "1 1 1 c"]:
+    return drawn(jax.random.uniform, key, (1, 1, 1, image.shape[-1]), image.dtype, low, high)

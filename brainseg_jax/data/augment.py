@@ -1,7 +1,7 @@
 """Augmentation inside the compiled step, on the device, pure in (key, batch): which changes of deform.py and appearance.py happen to whom.
 
-Each happens to each sample by its own chance, and what happens to no sample of a batch is not computed. Draws go by a sample's place in the
-whole batch, so they are the same however the batch lies on devices.
+Each happens to each sample by its own chance, and what does not happen to a sample is not computed. Draws go by a sample's place in the
+whole batch, so they are the same however the batch lies on devices, each of which changes its own samples, one after the other.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from brainseg_jax.data.standardize import spec
 from brainseg_jax.sharding import apart
 
 Batch = dict[str, jax.Array]
-Change = Callable[[jax.Array, Image, Labels], tuple[Image, Labels]]  # of (key, image, labels or None)
+Change = Callable[[jax.Array, Image, Labels], tuple[Image, Labels]]  # of one sample: (key, image, labels or None)
 
 
 def as_float(image: Shaped[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z c"]:
@@ -35,11 +35,18 @@ def prepare_train(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None = No
     c = config.augment
     steps = changes(config, swap)
 
+    def one(sample: tuple[jax.Array, Image, Labels]) -> tuple[Image, Labels]:
+        key, image, labels = sample
+        for step, stream in zip(steps, jax.random.split(key, len(steps)), strict=True):
+            image, labels = step(stream, image, labels) if step else (image, labels)
+        return image, labels
+
     def prepare(key: jax.Array, batch: Batch) -> Batch:
         image, labels = as_float(batch["image"]), batch.get("label")
-        # 0 to 3 would be the streams of `intensity`.
-        for step, stream in zip(steps, jax.random.split(jax.random.fold_in(key, 4), len(steps)), strict=True):
-            image, labels = step(stream, image, labels) if step else (image, labels)
+        if any(steps):
+            # 0 to 3 would be the streams of `intensity`.
+            keys = jax.random.split(jax.random.fold_in(key, 4), len(image))
+            image, labels = apart(lambda *samples: jax.lax.map(one, samples))(keys, image, labels)
         image = appearance.intensity(key, image, c.scale, c.shift, c.chance) if c.chance else image
         return batch | {"image": image} | ({} if labels is None else {"label": labels})
 
@@ -83,37 +90,32 @@ def deformation(affine: ConfigDict, elastic: ConfigDict, mm: float) -> Change | 
     """Both deformations, each by its own chance, as one resampling."""
 
     def change(key: jax.Array, image: Image, labels: Labels) -> tuple[Image, Labels]:
-        b, keys = len(image), jax.random.split(key, 4)
-        turned, bent = jax.random.bernoulli(keys[0], affine.chance, (b,)), jax.random.bernoulli(keys[1], elastic.chance, (b,))
+        keys = jax.random.split(key, 4)
+        turned, bent = jax.random.bernoulli(keys[0], affine.chance), jax.random.bernoulli(keys[1], elastic.chance)
 
         def both(image: Image, labels: Labels) -> tuple[Image, Labels]:
             shift = [t / mm for t in affine.translation]
             moves = deform.random_affine(keys[2], turned, affine.rotation, affine.scaling, affine.shear, shift)
             bend = deform.random_bend(keys[3], bent, image, elastic.nodes / mm, elastic.mm / mm)
-            return apart(deform.resample)(image, labels, deform.coordinates(*moves, bend))
+            return deform.resample(image, labels, deform.coordinates(*moves, bend))
 
-        return where_it_happens(turned | bent, both, image, labels)
+        return if_it_happens(turned | bent, both, image, labels)
 
     return change if affine.chance or elastic.chance else None
 
 
 def sometimes(chance: float, change: Change) -> Change | None:
-    """The change of each sample with this chance; None if that is 0."""
+    """The change with this chance; None if that is 0."""
 
     def perhaps(key: jax.Array, image: Image, labels: Labels) -> tuple[Image, Labels]:
         whether, how = jax.random.split(key)
-        return where_it_happens(jax.random.bernoulli(whether, chance, image.shape[:1]), partial(change, how), image, labels)
+        return if_it_happens(jax.random.bernoulli(whether, chance), partial(change, how), image, labels)
 
     return perhaps if chance else None
 
 
-def where_it_happens(
-    happens: Bool[jax.Array, "b"], change: Callable[[Image, Labels], tuple[Image, Labels]], image: Image, labels: Labels
+def if_it_happens(
+    happens: Bool[jax.Array, ""], change: Callable[[Image, Labels], tuple[Image, Labels]], image: Image, labels: Labels
 ) -> tuple[Image, Labels]:
-    """The samples to which it happens changed, others as they were, to the bit. If it happens to none, nothing is computed."""
-
-    def changed(image: Image, labels: Labels) -> tuple[Image, Labels]:
-        choose = lambda new, old: jnp.where(jnp.expand_dims(happens, tuple(range(1, new.ndim))), new, old)  # noqa: E731
-        return jax.tree.map(choose, change(image, labels), (image, labels))
-
-    return jax.lax.cond(jnp.any(happens), changed, lambda image, labels: (image, labels), image, labels)
+    """Changed if it happens; else nothing is computed."""
+    return jax.lax.cond(happens, change, lambda image, labels: (image, labels), image, labels)

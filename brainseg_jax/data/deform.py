@@ -1,4 +1,4 @@
-"""What moves or removes voxels, image and labels alike: mirrors, affine and elastic deformation in one resampling, a smaller field of view.
+"""What moves or removes voxels of a sample, image and labels alike: mirrors, affine and elastic deformation in one resampling, cuts.
 
 Images are interpolated linearly, labels take the nearest voxel of the same place, so no label appears that was not there. What comes from
 outside the volume is 0, in labels the background.
@@ -15,21 +15,22 @@ from jaxtyping import Bool, Float, Integer
 from brainseg_jax.data.fields import drawn, smooth_noise
 from brainseg_jax.errors import InputError
 
-Image = Float[jax.Array, "b x y z c"]
-Labels = Integer[jax.Array, "b x y z"] | None
+Image = Float[jax.Array, "x y z c"]
+Labels = Integer[jax.Array, "x y z"] | None
+Vector = Float[jax.Array, "3"]
 Limits = Sequence[float | int]  # one for each axis
 
 
 def mirror(image: Image, labels: Labels, axis: int, orientation: str, swap: Integer[np.ndarray, "k"] | None) -> tuple[Image, Labels]:
-    """Every sample mirrored along a spatial axis, 0 to 2, of arrays whose axes point as in "RAS".
+    """Mirrored along a spatial axis, 0 to 2, of arrays whose axes point as in "RAS".
 
     Along the axis from left to right each class becomes its partner on the other side, `swap[class]`: a mirrored left hippocampus is a
     right one. InputError if there are labels and no `swap` then, or partners are not mutual. Along other axes classes stay what they are.
     """
-    image = jnp.flip(image, 1 + axis)
+    image = jnp.flip(image, axis)
     if labels is None:
         return image, None
-    labels = jnp.flip(labels, 1 + axis)
+    labels = jnp.flip(labels, axis)
     if orientation[axis] not in "LR":
         return image, labels
     if swap is None:
@@ -39,63 +40,59 @@ def mirror(image: Image, labels: Labels, axis: int, orientation: str, swap: Inte
     return image, jnp.asarray(swap, labels.dtype)[labels]
 
 
-def affine(angles: Float[jax.Array, "b 3"], factors: Float[jax.Array, "b 3"], shears: Float[jax.Array, "b 3"]) -> Float[jax.Array, "b 3 3"]:
-    """Matrices that shear (each axis by so much per voxel of the next, cyclic), stretch, then turn (radians about x, then y, then z)."""
-    eye = jnp.eye(3, dtype=angles.dtype)[None]
-    matrix = factors[:, :, None] * (eye + shears[:, :, None] * jnp.roll(eye, 1, axis=2))
+def affine(angles: Vector, factors: Vector, shears: Vector) -> Float[jax.Array, "3 3"]:
+    """The matrix that shears (each axis by so much per voxel of the next, cyclic), stretches, then turns (radians about x, y, then z)."""
+    eye = jnp.eye(3, dtype=angles.dtype)
+    matrix = factors[:, None] * (eye + shears[:, None] * jnp.roll(eye, 1, axis=1))
     for axis in range(3):
         i, j = (axis + 1) % 3, (axis + 2) % 3
-        cos, sin = jnp.cos(angles[:, axis, None]), jnp.sin(angles[:, axis, None])
-        matrix = matrix.at[:, i].set(cos * matrix[:, i] - sin * matrix[:, j]).at[:, j].set(sin * matrix[:, i] + cos * matrix[:, j])
+        cos, sin = jnp.cos(angles[axis]), jnp.sin(angles[axis])
+        matrix = matrix.at[i].set(cos * matrix[i] - sin * matrix[j]).at[j].set(sin * matrix[i] + cos * matrix[j])
     return matrix
 
 
 def random_affine(
-    key: jax.Array, happens: Bool[jax.Array, "b"], rotation: Limits, scaling: Limits, shear: Limits, translation: Limits
-) -> tuple[Float[jax.Array, "b 3 3"], Float[jax.Array, "b 3"]]:
-    """A matrix and a shift (voxels) for each sample, the identity where nothing happens; each draw uniform within ± its axis' limit.
+    key: jax.Array, happens: Bool[jax.Array, ""], rotation: Limits, scaling: Limits, shear: Limits, translation: Limits
+) -> tuple[Float[jax.Array, "3 3"], Vector]:
+    """A matrix and a shift (voxels), the identity unless it happens; each draw uniform within ± its axis' limit.
 
     rotation: degrees about each axis. scaling: factors from 1 / (1 + limit) to 1 + limit, evenly in the logarithm. shear: voxels per voxel.
     """
     limits = np.array([np.radians(rotation), np.log1p(scaling), shear, translation], np.float32)
-    draws = drawn(jax.random.uniform, key, (len(happens), 4, 3), jnp.float32, -1, 1) * limits[None] * happens[:, None, None]
-    return affine(draws[:, 0], jnp.exp(draws[:, 1]), draws[:, 2]), draws[:, 3]
+    draws = drawn(jax.random.uniform, key, (4, 3), jnp.float32, -1, 1) * limits * happens
+    return affine(draws[0], jnp.exp(draws[1]), draws[2]), draws[3]
 
 
-def random_bend(key: jax.Array, happens: Bool[jax.Array, "b"], like: Image, nodes: float, limit: float) -> Float[jax.Array, "b x y z 3"]:
-    """Smooth displacements (voxels) along each axis within ± limit, 0 where nothing happens.
+def random_bend(key: jax.Array, happens: Bool[jax.Array, ""], like: Image, nodes: float, limit: float) -> Float[jax.Array, "x y z 3"]:
+    """Smooth displacements (voxels) along each axis within ± limit, 0 unless it happens.
 
     Below 0.4 × `nodes`, the distance of the spline's nodes, they never fold (Choi and Lee 2000: 1 / 2.48).
     """
-    return smooth_noise(key, like, nodes, 3) * (limit * happens[:, None, None, None, None])
+    return smooth_noise(key, like, nodes, 3) * (limit * happens)
 
 
-def coordinates(
-    matrix: Float[jax.Array, "b 3 3"], shift: Float[jax.Array, "b 3"], bend: Float[jax.Array, "b x y z 3"]
-) -> Float[jax.Array, "b x y z 3"]:
+def coordinates(matrix: Float[jax.Array, "3 3"], shift: Vector, bend: Float[jax.Array, "x y z 3"]) -> Float[jax.Array, "x y z 3"]:
     """Where each voxel's content comes from: displaced by `bend`, then by the matrix about the volume's centre, then shifted."""
-    size = bend.shape[1:4]
+    size = bend.shape[:3]
     # Sums of products, not a matrix product: on accelerators that has 10 bits, and a voxel that stays must stay exactly.
     centre = [(n - 1) / 2 for n in size]
     grid = jnp.meshgrid(*(jnp.arange(n, dtype=bend.dtype) - c for n, c in zip(size, centre, strict=True)), indexing="ij", sparse=True)
-    at = [axis[None] + bend[..., j] for j, axis in enumerate(grid)]
+    at = [axis + bend[..., j] for j, axis in enumerate(grid)]
 
-    def component(i: int) -> Float[jax.Array, "b x y z"]:
-        turned = sum(matrix[:, i, j, None, None, None] * at[j] for j in range(3))
-        return turned + (shift[:, i, None, None, None] + centre[i])
+    def component(i: int) -> Float[jax.Array, "x y z"]:
+        return sum(matrix[i, j] * at[j] for j in range(3)) + (shift[i] + centre[i])
 
     return jnp.stack([component(i) for i in range(3)], axis=-1)
 
 
-def resample(image: Image, labels: Labels, at: Float[jax.Array, "b i j k 3"]) -> tuple[Image, Labels]:
+def resample(image: Image, labels: Labels, at: Float[jax.Array, "i j k 3"]) -> tuple[Image, Labels]:
     """Image and labels at places given in voxels: linear and nearest; 0 outside, towards which an image falls off within one voxel."""
 
-    def take(volume: jax.Array, at: jax.Array, order: int) -> jax.Array:
+    def take(volume: jax.Array, order: int) -> jax.Array:
         return map_coordinates(volume, [at[..., i] for i in range(3)], order, mode="constant", cval=0)
 
-    channels = [jax.vmap(lambda v, at: take(v, at, 1))(image[..., c], at) for c in range(image.shape[-1])]
-    carried = None if labels is None else jax.vmap(lambda v, at: take(v, at, 0))(labels, at)
-    return jnp.stack(channels, axis=-1), carried
+    channels = [take(image[..., c], 1) for c in range(image.shape[-1])]
+    return jnp.stack(channels, axis=-1), None if labels is None else take(labels, 0)
 
 
 def cut(key: jax.Array, image: Image, labels: Labels, share: float) -> tuple[Image, Labels]:
@@ -103,13 +100,12 @@ def cut(key: jax.Array, image: Image, labels: Labels, share: float) -> tuple[Ima
 
     Labels become background there, as they are outside of any scan: what was not measured cannot be known.
     """
-    b, *size, _ = image.shape
     which, more, depth = jax.random.split(key, 3)
-    chosen = jax.nn.one_hot(jax.random.randint(which, (b,), 0, 6), 6, dtype=bool) | jax.random.bernoulli(more, 0.25, (b, 6))
-    depths = (chosen * jax.random.uniform(depth, (b, 6), maxval=share)).reshape(b, 3, 2)
-    kept = jnp.ones((b, 1, 1, 1), bool)
-    for axis, n in enumerate(size):
-        low, high = depths[:, axis, :1] * n, (1 - depths[:, axis, 1:]) * n
-        centre = jnp.arange(n)[None] + 0.5
-        kept &= jnp.expand_dims((low < centre) & (centre < high), [1 + other for other in range(3) if other != axis])
+    chosen = (jax.random.randint(which, (), 0, 6) == jnp.arange(6)) | jax.random.bernoulli(more, 0.25, (6,))
+    depths = (chosen * jax.random.uniform(depth, (6,), maxval=share)).reshape(3, 2)
+    kept = jnp.ones((1, 1, 1), bool)
+    for axis, n in enumerate(image.shape[:3]):
+        low, high = depths[axis, 0] * n, (1 - depths[axis, 1]) * n
+        centre = jnp.arange(n) + 0.5
+        kept &= jnp.expand_dims((low < centre) & (centre < high), [other for other in range(3) if other != axis])
     return image * kept[..., None], None if labels is None else labels * kept

@@ -1,4 +1,4 @@
-"""What augmentation is made of: random numbers for each sample, linear maps along axes, and smooth random fields."""
+"""What augmentation of one sample is made of: random numbers, linear maps along axes, and smooth random fields."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -11,33 +11,30 @@ from jaxtyping import Float
 
 
 def drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], dtype: DTypeLike, *limits: float | int) -> jax.Array:
-    """`draw(key, shape, dtype, *limits)`, a row of numbers for each sample: for more axes XLA takes up to ten times as long to compile."""
-    return draw(key, (shape[0], prod(shape[1:])), dtype, *limits).reshape(shape)
+    """`draw(key, shape, dtype, *limits)`, drawn as a row of numbers: for more axes XLA takes up to ten times as long to compile."""
+    return draw(key, (prod(shape),), dtype, *limits).reshape(shape)
 
 
 def along_axes(
-    volume: Float[jax.Array, "b x y z c"],
-    matrices: tuple[Float[jax.Array, "b i x"], Float[jax.Array, "b j y"], Float[jax.Array, "b k z"]],
-) -> Float[jax.Array, "b i j k c"]:
-    """Each sample times its own matrix along each axis."""
+    volume: Float[jax.Array, "x y z c"], matrices: tuple[Float[jax.Array, "i x"], Float[jax.Array, "j y"], Float[jax.Array, "k z"]]
+) -> Float[jax.Array, "i j k c"]:
+    """The volume times a matrix along each axis."""
     for matrix in matrices:
         # The axis in front is used up and its result stands last, so that after three of them all are in order again, without a transpose.
         # Accelerators would multiply float32 with 10 bits: too few for coordinates.
-        volume = jnp.einsum("bx...,bix->b...i", volume, matrix, precision="highest")
-    return jnp.moveaxis(volume, 1, -1)
+        volume = jnp.einsum("x...,ix->...i", volume, matrix, precision="highest")
+    return jnp.moveaxis(volume, 0, -1)
 
 
 def smooth_noise(
-    key: jax.Array, like: Float[jax.Array, "b x y z _"], nodes: float | int, channels: int
-) -> Float[jax.Array, "b x y z {channels}"]:
+    key: jax.Array, like: Float[jax.Array, "x y z _"], nodes: float | int, channels: int
+) -> Float[jax.Array, "x y z {channels}"]:
     """Random fields within ±1 on the voxels of `like`: cubic B-splines of uniform coefficients, one every `nodes` voxels.
 
     Values spread by about a fifth (standard deviation) of ±1, for a spline is a mean over 4³ coefficients.
     """
-    b, *size, _ = like.shape
-    bases = [jnp.asarray(bspline(n, nodes), like.dtype) for n in size]
-    coefficients = drawn(jax.random.uniform, key, (b, *(basis.shape[1] for basis in bases), channels), like.dtype, -1, 1)
-    x, y, z = (jnp.broadcast_to(basis, (b, *basis.shape)) for basis in bases)
+    x, y, z = (jnp.asarray(bspline(n, nodes), like.dtype) for n in like.shape[:3])
+    coefficients = drawn(jax.random.uniform, key, (x.shape[1], y.shape[1], z.shape[1], channels), like.dtype, -1, 1)
     return along_axes(coefficients, (x, y, z))
 
 

@@ -20,7 +20,7 @@ from brainseg_jax.models.conv import UpConv, conv3, he
 from brainseg_jax.models.layers import Linear
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.unet import activated_norm
-from brainseg_jax.sharding import apart
+from brainseg_jax.sharding import apart, together
 
 Volume = Float[jax.Array, "b x y z c"]
 PerSample = Float[jax.Array, "b"]
@@ -145,11 +145,14 @@ def cut_paper(key: jax.Array, image: Volume, weight: PerSample, share: float) ->
     _, held = boxes(content, image, targets[1], jnp.ones(b), n, every)
     pasted = (held == OTHER) & there[:, None, None, None]
 
-    def next_sample(i: Any, done: Volume) -> Volume:
-        # One after the other: what a sample takes from an earlier one has been cut already, from a later one not yet.
-        return done.at[i].set(jnp.where(pasted[i][..., None], done[donor[i]], noised[i]))
+    def paste(image: Volume, noised: Volume, pasted: Bool[jax.Array, "b x y z"], donor: Int[jax.Array, "b"]) -> Volume:
+        def next_sample(i: Any, done: Volume) -> Volume:
+            # One after the other: what a sample takes from an earlier one has been cut already, from a later one not yet.
+            return done.at[i].set(jnp.where(pasted[i][..., None], done[donor[i]], noised[i]))
 
-    return jax.lax.fori_loop(0, b, next_sample, image)
+        return jax.lax.fori_loop(0, b, next_sample, image)
+
+    return together(paste)(image, noised, pasted, donor)
 
 
 CUTS = {"share": cut_share, "paper": cut_paper}

@@ -21,8 +21,16 @@ COLLECTIVES = (
 )
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "opt-barrier"}
 SLICES = ("dynamic-slice", "slice", "gather")
-# What is called by name: how the name begins, and what it is.
-CALLS = {"__cublas$": "product", "__cudnn$conv": "convolution", "__cudnn$fmha": "attention"}
+# What is called by name: how the name begins, and what it is. Kernels of Pallas have the names that their authors gave them.
+PALLAS = "__gpu$xla.gpu.triton"
+CALLS = {
+    "__cublas$": "product",
+    "__cudnn$conv": "convolution",
+    "__cudnn$fmha": "attention",
+    "mha_forward": "attention",
+    "mha_backward": "attention",
+    "mha_preprocess_backward": "fusion",  # sums over products, number by number
+}
 
 
 class Array(NamedTuple):
@@ -232,10 +240,17 @@ def _kernel(computations: Computations, body: dict[str, Instruction], line: Inst
         elif line.op == "dynamic-update-slice":
             traffic = 2 * read[1].bytes
         return Kernel(line.op, line.arrays[0].type if line.arrays else "", 0, traffic, times)
-    called = re.search(r'custom_call_target="([^"]*)"', line.rest)[1]
+    called = _name(line)
     kind = next((kind for start, kind in CALLS.items() if called.startswith(start)), called)
-    count = {"product": _of_product, "convolution": _of_convolution, "attention": _of_attention}.get(kind)
+    count = {"product": _of_product, "convolution": _of_convolution, "attention": _of_attention, "fusion": lambda *_: 0}.get(kind)
     return Kernel(kind, read[0].arrays[0].type if read else "", count(called, line, read) if count else None, traffic, times)
+
+
+def _name(line: Instruction) -> str:
+    """What a custom call calls: of Pallas the kernel."""
+    called = re.search(r'custom_call_target="([^"]*)"', line.rest)[1]
+    kernel = re.search(r'op_name="[^"]*?([^/"]*)/pallas_call"', line.rest)
+    return kernel[1] if called == PALLAS and kernel else called
 
 
 def _of_dot(inside: dict[str, Instruction], line: Instruction) -> int:
@@ -259,9 +274,11 @@ def _of_convolution(called: str, line: Instruction, read: list[Instruction]) -> 
 
 
 def _of_attention(called: str, line: Instruction, read: list[Instruction]) -> int:
-    """Two products forward and five backward, of b·h·n·m·e multiply-adds each; operands begin with q, k, v [b n h e]."""
+    """Two products forward, of b·h·n·m·e multiply-adds each; operands begin with q, k, v [b n h e]. Backward they are five, with Pallas
+    seven: it goes over the scores twice, once for keys and values and once for queries."""
     (b, n, h, e), m = read[0].arrays[0].sizes, read[1].arrays[0].sizes[1]
-    return (10 if called.endswith("Backward") else 4) * b * h * n * m * e
+    products = 7 if called == "mha_backward" else 5 if called.endswith("Backward") else 2
+    return 2 * products * b * h * n * m * e
 
 
 def _bytes_of_fusion(inside: dict[str, Instruction], line: Instruction) -> int:

@@ -43,8 +43,9 @@ def test_the_key_decides():
 
 
 def change(name, *limits):
-    """A change of a key and an image, compiled."""
-    return jax.jit(lambda key, image: getattr(appearance, name)(key, image, *limits))
+    """A change of a batch, of each sample by its own key, compiled."""
+    one = getattr(appearance, name)
+    return jax.jit(lambda key, images: jax.vmap(lambda k, image: one(k, image, *limits))(jax.random.split(key, len(images)), images))
 
 
 # What each does at limits of zero is nothing; thick slices begin at one voxel.
@@ -95,7 +96,7 @@ def test_gamma_is_a_power_within_its_limits():
 
 def test_a_curve_is_scipys_bernstein_polynomial(x64, rng):
     rises, image = rng.random((2, 5, 2)), rng.random((2, 7, 3, 3, 2))
-    out = jax.jit(along_curve)(jnp.asarray(image), jnp.asarray(rises))
+    out = jax.jit(jax.vmap(along_curve))(jnp.asarray(image), jnp.asarray(rises))
     for i in range(2):
         for c in range(2):
             heights = np.concatenate([[0], np.cumsum(rises[i, :, c])]) / rises[i, :, c].sum()
@@ -104,8 +105,8 @@ def test_a_curve_is_scipys_bernstein_polynomial(x64, rng):
 
 def test_curves_known_by_hand():
     """All of the rise in the last part: x⁵; in the first: 1 − (1 − x)⁵."""
-    x = jnp.linspace(0, 1, 11).reshape(1, 11, 1, 1, 1)
-    late, early = (jax.jit(along_curve)(x, jnp.zeros((1, 5, 1)).at[0, i].set(1.0)).ravel() for i in (4, 0))
+    x = jnp.linspace(0, 1, 11).reshape(11, 1, 1, 1)
+    late, early = (jax.jit(along_curve)(x, jnp.zeros((5, 1)).at[i].set(1.0)).ravel() for i in (4, 0))
     np.testing.assert_allclose(late, np.linspace(0, 1, 11) ** 5, atol=1e-6)
     np.testing.assert_allclose(early, 1 - (1 - np.linspace(0, 1, 11)) ** 5, atol=1e-6)
 
@@ -129,7 +130,7 @@ def test_bias_is_a_smooth_factor_within_its_limit():
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0])
 def test_blur_is_scipys_gaussian_over_the_voxels_there_are(x64, rng, sigma):
     volume = rng.random((20, 3))
-    matrix = np.asarray(jax.jit(gaussian, static_argnums=0)(20, jnp.array([sigma, 0.0])))
+    matrix = np.asarray(jax.jit(jax.vmap(partial(gaussian, 20)))(jnp.array([sigma, 0.0])))
     smooth = partial(ndimage.gaussian_filter1d, sigma=sigma, axis=0, mode="constant", truncate=12)
     np.testing.assert_allclose(matrix[0] @ volume, smooth(volume) / smooth(np.ones((20, 1))), atol=1e-10)
     np.testing.assert_array_equal(matrix[1], np.eye(20))
@@ -177,14 +178,14 @@ def thick(values, thickness, first):
 @pytest.mark.parametrize(("thickness", "first"), [(1.0, 0.0), (2.0, 0.5), (2.0, -0.5), (3.0, 0.0), (3.7, 1.1), (5.2, -2.1), (40.0, 3.0)])
 def test_thick_slices_are_means_interpolated_back(x64, rng, thickness, first):
     values = rng.random(17)
-    matrix = np.asarray(jax.jit(slices, static_argnums=0)(17, jnp.array([thickness]), jnp.array([first])))[0]
+    matrix = np.asarray(jax.jit(slices, static_argnums=0)(17, jnp.array(thickness), jnp.array(first)))
     np.testing.assert_allclose(matrix @ values, thick(values, thickness, first), atol=1e-12)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-12)
 
 
 def test_thick_slices_by_hand():
     """Slices of two voxels of 0 2 4 6 are 1 and 5, at 0.5 and 2.5."""
-    matrix = np.asarray(jax.jit(slices, static_argnums=0)(4, jnp.array([2.0]), jnp.array([0.5])))[0]
+    matrix = np.asarray(jax.jit(slices, static_argnums=0)(4, jnp.array(2.0), jnp.array(0.5)))
     np.testing.assert_allclose(matrix @ [0, 2, 4, 6], [1, 2, 4, 5], atol=1e-6)
 
 

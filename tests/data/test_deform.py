@@ -17,29 +17,34 @@ SWAP = np.array([0, 2, 1, 3])
 
 
 @jax.jit
+@jax.vmap
 def warp(image, labels, matrix, shift, bend):
     return resample(image, labels, coordinates(matrix, shift, bend))
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6))
 def randomly(key, happens, image, labels, limits, nodes, most):
-    """Image and labels under random deformations: rotation, scaling, shear and translation within `limits`, bends within `most`."""
-    turn, bend = jax.random.split(key)
-    moves = random_affine(turn, happens, *((limit,) * 3 for limit in limits))
-    return resample(image, labels, coordinates(*moves, random_bend(bend, happens, image, nodes, most)))
+    """A batch under random deformations: rotation, scaling, shear and translation within `limits`, bends within `most`."""
+
+    def one(key, happens, image, labels):
+        turn, bend = jax.random.split(key)
+        moves = random_affine(turn, happens, *((limit,) * 3 for limit in limits))
+        return resample(image, labels, coordinates(*moves, random_bend(bend, happens, image, nodes, most)))
+
+    return jax.vmap(one)(jax.random.split(key, len(image)), happens, image, labels)
 
 
 def sides():
-    """Labels [1 6 4 4] whose first axis points right: 1 in the left half, 2 in the right, 3 between; no mirror leaves them as they are."""
+    """Labels [6 4 4] whose first axis points right: 1 in the left half, 2 in the right, 3 between; no mirror leaves them as they are."""
     labels = np.zeros((6, 4, 4), np.int32)
     labels[0:2, 1:3, :3], labels[4:6, 1:3, 1:], labels[2:4, 0, 0] = 1, 2, 3
-    return jnp.asarray(labels[None])
+    return jnp.asarray(labels)
 
 
 def left_is_left(labels):
     """The law: what is labelled left lies at the left end of the axis that points right."""
     labels = np.asarray(labels)
-    return bool((labels == 1).any() and (labels == 2).any() and not (labels[:, 3:] == 1).any() and not (labels[:, :3] == 2).any())
+    return bool((labels == 1).any() and (labels == 2).any() and not (labels[3:] == 1).any() and not (labels[:3] == 2).any())
 
 
 # ---- mirrors
@@ -49,8 +54,8 @@ def test_a_mirrored_left_structure_is_a_right_one():
     labels = sides()
     image = labels[..., None] / 4.0
     out, carried = mirror(image, labels, 0, "RAS", SWAP)
-    np.testing.assert_array_equal(out, np.asarray(image)[:, ::-1])
-    np.testing.assert_array_equal(carried, SWAP[np.asarray(labels)[:, ::-1]])
+    np.testing.assert_array_equal(out, np.asarray(image)[::-1])
+    np.testing.assert_array_equal(carried, SWAP[np.asarray(labels)[::-1]])
     assert left_is_left(labels) and left_is_left(carried) and carried.dtype == labels.dtype
     # The law is one that can be broken.
     assert not left_is_left(mirror(image, labels, 0, "RAS", np.arange(4))[1])
@@ -58,12 +63,12 @@ def test_a_mirrored_left_structure_is_a_right_one():
 
 @pytest.mark.parametrize(("orientation", "axis"), [("RAS", 0), ("RSP", 0), ("PSR", 2), ("ALS", 1)])
 def test_the_axis_of_sides_is_known_by_its_letter(rng, orientation, axis):
-    labels = rng.integers(0, 4, (2, 3, 4, 5)).astype(np.uint8)
-    image = rng.random((2, 3, 4, 5, 2), np.float32)
+    labels = rng.integers(0, 4, (3, 4, 5)).astype(np.uint8)
+    image = rng.random((3, 4, 5, 2), np.float32)
     for k in range(3):
         out, carried = mirror(jnp.asarray(image), jnp.asarray(labels), k, orientation, SWAP)
-        np.testing.assert_array_equal(out, np.flip(image, k + 1))
-        flipped = np.flip(labels, k + 1)
+        np.testing.assert_array_equal(out, np.flip(image, k))
+        flipped = np.flip(labels, k)
         np.testing.assert_array_equal(carried, SWAP[flipped] if k == axis else flipped)
         if k == axis:
             with pytest.raises(InputError, match=r"without their left/right partners; .*augment\.mirror\.sides=0"):
@@ -73,11 +78,11 @@ def test_the_axis_of_sides_is_known_by_its_letter(rng, orientation, axis):
 
 
 def test_images_alone_need_no_partners_and_partners_must_be_mutual():
-    image = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
+    image = jnp.arange(4.0).reshape(4, 1, 1, 1)
     out, none = mirror(image, None, 0, "RAS", None)
     assert out.ravel().tolist() == [3, 2, 1, 0] and none is None
     with pytest.raises(InputError, match=r"\[0, 2, 3, 1\] are not mutual"):
-        mirror(image, jnp.zeros((1, 4, 1, 1), jnp.int32), 0, "RAS", np.array([0, 2, 3, 1]))
+        mirror(image, jnp.zeros((4, 1, 1), jnp.int32), 0, "RAS", np.array([0, 2, 3, 1]))
 
 
 # ---- affine and elastic
@@ -89,13 +94,13 @@ def test_matrices_are_scipys_rotations_after_stretch_and_shear(x64, rng):
     for a, f, (x, y, z) in zip(angles, factors, shears, strict=True):
         shear = np.array([[1, x, 0], [0, 1, y], [z, 0, 1]])
         expected.append(Rotation.from_euler("xyz", a).as_matrix() @ np.diag(f) @ shear)
-    np.testing.assert_allclose(affine(*map(jnp.asarray, (angles, factors, shears))), expected, atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(affine)(*map(jnp.asarray, (angles, factors, shears))), expected, atol=1e-12)
 
 
 def test_a_half_turn_by_hand():
     """About x by 180°, then along y by one voxel: voxel (x, y, z) shows (x, n − 1 − y + 1, n − 1 − z)."""
     image = jnp.arange(27.0).reshape(1, 3, 3, 3, 1)
-    matrix = affine(jnp.array([[np.pi, 0, 0]]), jnp.ones((1, 3)), jnp.zeros((1, 3)))
+    matrix = affine(jnp.array([np.pi, 0, 0]), jnp.ones(3), jnp.zeros(3))[None]
     out, _ = warp(image, None, matrix, jnp.array([[0.0, 1, 0]]), jnp.zeros((1, 3, 3, 3, 3)))
     expected = np.zeros((3, 3, 3))
     expected[:, 1:] = np.arange(27.0).reshape(3, 3, 3)[:, :0:-1, ::-1]
@@ -148,7 +153,10 @@ def test_nothing_changes_where_nothing_happens_to_the_bit(rng, size):
 
 
 def test_limits_are_for_each_axis():
-    draw = partial(random_affine, jax.random.key(0), jnp.ones(500, bool))
+
+    def draw(*limits):
+        return jax.vmap(lambda key: random_affine(key, jnp.bool_(True), *limits))(jax.random.split(jax.random.key(0), 500))
+
     none = (0, 0, 0)
     matrix, shift = draw((0, 30, 0), none, none, (1, 0, 3))
     degrees = Rotation.from_matrix(np.asarray(matrix)).as_euler("xyz", degrees=True)
@@ -185,7 +193,8 @@ def folds(bend):
 
 
 def test_up_to_four_tenths_of_the_nodes_distance_nothing_folds():
-    bend = jax.jit(random_bend, static_argnums=(3, 4))(jax.random.key(0), jnp.ones(30, bool), jnp.zeros((30, 24, 24, 24, 1)), 6.0, 1.0)
+    one = jax.vmap(lambda key: random_bend(key, jnp.bool_(True), jnp.zeros((24, 24, 24, 1)), 6.0, 1.0))
+    bend = jax.jit(one)(jax.random.split(jax.random.key(0), 30))
     assert not folds(bend * 0.4 * 6) and folds(bend * 1.2 * 6)
     assert np.abs(bend).max() < 1
 
@@ -195,8 +204,8 @@ def test_up_to_four_tenths_of_the_nodes_distance_nothing_folds():
 
 def test_what_is_cut_is_background_in_image_and_labels():
     n, b = 16, 200
-    ones = jnp.ones((b, n, n, n, 1)), jnp.ones((b, n, n, n), jnp.uint8)
-    image, labels = jax.jit(cut, static_argnums=3)(jax.random.key(0), *ones, 0.5)
+    ones = jnp.ones((n, n, n, 1)), jnp.ones((n, n, n), jnp.uint8)
+    image, labels = jax.jit(jax.vmap(lambda key: cut(key, *ones, 0.5)))(jax.random.split(jax.random.key(0), b))
     image, labels = np.asarray(image)[..., 0], np.asarray(labels)
     np.testing.assert_array_equal(image, labels)
     assert set(np.unique(image)) == {0, 1} and labels.dtype == np.uint8
@@ -212,7 +221,7 @@ def test_what_is_cut_is_background_in_image_and_labels():
 
 
 def test_a_cut_of_nothing_is_the_identity(rng):
-    image = jnp.asarray(rng.random((3, 4, 5, 6, 2), np.float32))
+    image = jnp.asarray(rng.random((4, 5, 6, 2), np.float32))
     out, none = jax.jit(cut, static_argnums=3)(jax.random.key(0), image, None, 0.0)
     assert none is None
     np.testing.assert_array_equal(out, image)
