@@ -174,7 +174,7 @@ def trained(make, name, shape, gather=sharding.gathering):
             batch = {"image": rng.uniform(size=(BATCH, *config.data.crop, 1)), "label": rng.integers(0, 2, (BATCH, *config.data.crop))}
             batch = {part: jax.device_put(batch[part], batch_sharding(m)) for part in parts_of_batch(config)}
             if compiled is None:
-                options = {"xla_backend_optimization_level": 0}  # to compile faster
+                options = {"xla_backend_optimization_level": 1}  # without any, convolutions in double precision take minutes
                 with jax.set_mesh(m):
                     lowered = jax.jit(step, donate_argnums=0, out_shardings=(places, replicated(m))).lower(state, batch)
                 compiled = lowered.compile(compiler_options=options)

@@ -1,4 +1,4 @@
-"""Pretraining the Swin: turns and cut-outs against NumPy, contrast by hand and MONAI's, the heads against PyTorch, one loss on any mesh."""
+"""Pretraining the Swin: turns and cut-outs against NumPy, contrast by hand and MONAI's, the heads against PyTorch."""
 
 from functools import cache
 
@@ -430,34 +430,12 @@ def test_every_parameter_learns(rng, fields):
 
 
 @pytest.mark.slow
-def test_the_loss_is_the_same_on_every_mesh(x64, rng, close):
-    """Cut-outs, negatives and gradients are the global batch's: 8 crops on 1, 2, 4 and 8 devices.
-
-    In double precision: views of noise are so alike that in the gradients of contrast they cancel to single precision's rounding.
-    """
-    objective, image = tiny(jnp.float64), rng.uniform(size=(8, *SIZE, 1))
-    params = tree(objective, dtype=jnp.float64)
-
-    def step(params, image):
-        loss = lambda p: objective.apply({"params": p}, {"image": image}, True, rngs={"views": jax.random.key(5)})  # noqa: E731
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        return metrics, gradient["contrast"], gradient["encoder"]["patch_embed"]
-
-    results = {}
-    for devices in (1, 2, 4, 8):
-        rows = batch_sharding(make_mesh(devices, 1, jax.devices()[:devices]))
-        results[devices] = jax.device_get(jax.jit(step)(params, jax.device_put(image, rows)))
-    for devices in (2, 4, 8):
-        close(results[devices], results[1], "float64")
-
-
-@pytest.mark.slow
 def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
     """Whole heads at 6 mm: chance is a quarter. Small windows, since attention is most of so narrow a network's time."""
     config = small(
         **{
             "objective": "ssl", "encoder": "swin", "swin.width": 12, "swin.depths": (1, 1, 1, 1), "swin.window": 4,
-            "steps": 100, "optim.peak": 1e-3, "optim.warmup": 0.1,
+            "steps": 30, "optim.peak": 2e-3, "optim.warmup": 0.1,
             "data.subjects": 4, "data.spacing": 6.0, "data.size": (64, 32, 32), "data.crop": (64, 32, 32), "data.batch": 4,
             "data.cache": str(tmp_path),
         }
@@ -465,12 +443,12 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
     train(config, with_sources(config, set(), "test.py"), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     losses = {name: [row[name] for row in rows if row["kind"] == "train"] for name in ("rotation_accuracy", "reconstruction")}
-    # Of 160 views: by chance 0.25 ± 0.034. Where training stands after so few steps depends on rounding: 0.93 was seen.
-    assert np.mean(losses["rotation_accuracy"][-20:]) > 0.5
+    # Of 80 views: by chance 0.25 ± 0.05. Where training stands after so few steps depends on rounding: 0.9 was seen.
+    assert np.mean(losses["rotation_accuracy"][-10:]) > 0.5
     assert np.mean(losses["reconstruction"][-5:]) < 0.8 * np.mean(losses["reconstruction"][:5])
     held_out = [row for row in rows if row["kind"] == "eval"][-1]
     assert {"rotation", "contrast", "reconstruction", "rotation_accuracy", "contrast_top1"} <= set(held_out)
-    assert (tmp_path / "run" / "pictures" / "step_000100.png").exists()
+    assert (tmp_path / "run" / "pictures" / "step_000030.png").exists()
 
 
 # ---- the config
