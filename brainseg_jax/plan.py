@@ -108,8 +108,9 @@ def described(config: ConfigDict, made: Compiled, steps: int) -> dict[str, Any]:
         "steps": steps,
     }
     if not made.dearest.unknown:
-        fast = roofline.seconds(made.cheapest, card, roofline.FAST, made.place.hosts)
-        slow = roofline.seconds(made.dearest, card, roofline.SLOW, made.place.hosts)
+        per_host = made.place.devices // made.place.hosts
+        fast = roofline.seconds(made.cheapest, card, roofline.FAST, per_host)
+        slow = roofline.seconds(made.dearest, card, roofline.SLOW, per_host)
         out["seconds"] = [fast, slow]
         out["hours"] = [steps * fast / 3600, steps * slow / 3600] if steps else []
     return out | {"unknown": list(made.dearest.unknown)}

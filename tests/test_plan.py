@@ -38,7 +38,10 @@ UPDATE = Kernel("fusion", "f32", 0, 400 + 4 + 400 + 400, 1)  # a slice, the inde
 def test_kernels_and_collectives_are_read():
     assert facts(HLO) == Facts(
         (PRODUCT, FUSION, CONVOLUTION, UPDATE),
-        (Collective("all-reduce", 4000, 4, 3, True, (PRODUCT,)), Collective("all-gather", 16000, 4, 1, True, ())),
+        (
+            Collective("all-reduce", 4000, (0, 1, 2, 3), 3, True, {"gemm": PRODUCT}),
+            Collective("all-gather", 16000, (0, 1, 2, 3), 1, True, {}),
+        ),
     )
 
 
@@ -84,18 +87,27 @@ def test_a_loop_of_unknown_length_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("groups", "n"),
+    ("groups", "members"),
     [
-        ("{{0,1,2,3},{4,5,6,7}}", 4),
-        ("[2,4]<=[8]", 4),
-        ("[4,2]<=[2,4]T(1,0)", 2),
-        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
-        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", 8),
-        ("mesh['axis_0'=8] {'axis_0':(1)2}", 2),
+        ("{{0,1,2,3},{4,5,6,7}}", (0, 1, 2, 3)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", (0, 1, 2, 3)),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", (0, 4)),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", (0, 1, 2, 3, 4, 5, 6, 7)),
+        ("mesh['axis_0'=8] {'axis_0':(1)2}", (0, 4)),
+        ("mesh['axis_0'=8] {'axis_0':(2)2}", (0, 2)),
     ],
 )
-def test_who_takes_part_in_a_collective(groups, n):
-    assert facts(HLO.replace("[1,4]<=[4]", groups)).collectives[1].group == n
+def test_who_takes_part_in_a_collective(groups, members):
+    assert facts(HLO.replace("[1,4]<=[4]", groups)).collectives[1].members == members
+
+
+def test_a_permutation_is_as_far_as_its_farthest_pair():
+    text = HLO.replace("all-gather-start(%branch)", "collective-permute-start(%branch)").replace(
+        "replica_groups=[1,4]<=[4]", "source_target_pairs={{0,1},{1,3},{3,0}}"
+    )
+    assert facts(text).collectives[1].members == (3, 0)
 
 
 def test_a_reduction_scattered_counts_the_whole_array():
@@ -115,12 +127,19 @@ def test_time_is_the_sum_of_kernels_and_of_what_nothing_hides():
     product = Kernel("product", "bf16", int(156e9), 1, 2)  # 1 ms at half of 312 TFLOP/s, twice
     moving = Kernel("fusion", "f32", 0, int(1.0195e9), 1)  # 1 ms at half of 2.039 TB/s
     convolution = Kernel("convolution", "f32", int(39e9), 1, 1)  # 1 ms at a quarter of TF32's 156 TFLOP/s
-    reduced = Collective("all-reduce", int(300e6), 4, 1, True, (moving,))  # 1.5 × 300 MB at 150 GB/s: 3 ms, of which 1 is hidden
-    gathered = Collective("all-gather", int(200e6), 4, 1, False, (moving,))  # 0.75 × 200 MB: 1 ms, and nothing is hidden
+    four, beside = (0, 1, 2, 3), {"moving": moving}
+    reduced = Collective("all-reduce", int(300e6), four, 1, True, beside)  # 1.5 × 300 MB at 150 GB/s: 3 ms, of which 1 is hidden
+    gathered = Collective("all-gather", int(200e6), four, 1, False, beside)  # 0.75 × 200 MB: 1 ms, and nothing is hidden
     found = Facts((product, moving, convolution), (reduced, gathered))
     assert roofline.seconds(found, card, rates) == pytest.approx(4e-3 + 4e-6 + 2e-3 + 1e-3 + 1e-6, rel=1e-6)
-    # Over two hosts the same bytes go through 25 GB/s.
-    assert roofline.seconds(found, card, rates, hosts=2) == pytest.approx(4e-3 + 36e-3 - 1e-3 + 12e-3 + 5e-6, rel=1e-4)
+    # Over two hosts the same bytes go through 25 GB/s, unless those that take part are on one of them.
+    assert roofline.seconds(found, card, rates, per_host=2) == pytest.approx(4e-3 + 36e-3 - 1e-3 + 12e-3 + 5e-6, rel=1e-4)
+    assert roofline.seconds(found, card, rates, per_host=4) == roofline.seconds(found, card, rates)
+    # A kernel hides one collective at a time: the second finds nothing left.
+    twice = Facts((product, moving, convolution), (reduced, reduced))
+    assert roofline.seconds(twice, card, rates) == pytest.approx(4e-3 + 4e-6 + 2e-3 + 3e-3 + 1e-6, rel=1e-6)
+    short = reduced._replace(bytes=int(30e6))  # 0.3 ms: three of them are hidden by 1 ms
+    assert roofline.seconds(Facts((moving,), (short,) * 3), card, rates) == pytest.approx(1e-3 + 1e-6, rel=1e-6)
 
 
 def test_flops_of_what_the_result_needs():

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+
 SIZES = {"pred": 1, "s4": 1, "u4": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
 COLLECTIVES = (
     "all-reduce",
@@ -81,15 +83,15 @@ class Kernel(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """Bytes that go between `group` devices: of the whole array that is reduced or gathered, on each of them. `hidden` are the kernels
-    that run between its start and its end."""
+    """Bytes that go between devices: of the whole array that is reduced or gathered, on each of them. `members` are those of one group
+    that takes part together, the others are like it; `hidden` the kernels that run between its start and its end, by their names."""
 
     kind: str
     bytes: int
-    group: int
+    members: tuple[int, ...]
     times: int
     asynchronous: bool
-    hidden: tuple[Kernel, ...]
+    hidden: dict[str, Kernel]
 
 
 class Facts(NamedTuple):
@@ -120,7 +122,7 @@ def facts(text: str, choose: Callable = max) -> Facts:
     Raises ValueError for a loop whose turns are not known, and for what cannot be read.
     """
     computations, entry = parse(text)
-    steps = tuple(_run(computations, computations[entry], 1, choose))
+    steps = [step for _, step in _run(computations, computations[entry], 1, choose)]
     return Facts(tuple(s for s in steps if isinstance(s, Kernel)), tuple(s for s in steps if isinstance(s, Collective)))
 
 
@@ -148,8 +150,8 @@ def arrays(kind: str) -> tuple[Array, ...]:
 
 def _run(
     computations: Computations, body: dict[str, Instruction], times: int, choose: Callable, between: tuple[int, int] | None = None
-) -> Iterator[Kernel | Collective]:
-    """What a computation does; of the lines `between` two of them the kernels only."""
+) -> Iterator[tuple[str, Kernel | Collective]]:
+    """What a computation does, with the names of its lines; of the lines `between` two of them the kernels only."""
     lines = list(body.values())
     for at in range(*(between or (0, len(lines)))):
         line = lines[at]
@@ -171,13 +173,13 @@ def _run(
         elif wrapped.op.removesuffix("-start") in COLLECTIVES:
             # A start and an end with nothing between them do not overlap, whatever they are called.
             done = next((i for i in range(at + 1, len(lines)) if line.name in lines[i].operands), at + 1)
-            hidden = [step for step in _run(computations, body, times, choose, (at + 1, done)) if isinstance(step, Kernel)]
-            started = line.op.endswith("-start")
-            yield Collective(wrapped.op.removesuffix("-start"), _payload(body, line), _group(wrapped), times, started, tuple(hidden))
+            hidden = {name: step for name, step in _run(computations, body, times, choose, (at + 1, done)) if isinstance(step, Kernel)}
+            kind, started = wrapped.op.removesuffix("-start"), line.op.endswith("-start")
+            yield line.name, Collective(kind, _payload(body, line), _members(wrapped), times, started, hidden)
         elif line.op == "async-start":
             yield from _run(computations, computations[_called(line, "calls")], times, choose)
         else:
-            yield _kernel(computations, body, line, times)
+            yield line.name, _kernel(computations, body, line, times)
 
 
 def _wrapped(computations: Computations, line: Instruction) -> Instruction:
@@ -198,9 +200,9 @@ def _branches(line: Instruction) -> list[str]:
     return re.findall(r"%?([\w.\-]+)", names)
 
 
-def _weight(steps: list[Kernel | Collective]) -> float:
+def _weight(steps: list[tuple[str, Kernel | Collective]]) -> float:
     """By which ways through a branch are compared: bytes, and FLOPs at some hundred for a byte."""
-    return float(sum(s.times * (s.bytes + (getattr(s, "flops", 0) or 0) / 200) for s in steps))
+    return float(sum(s.times * (s.bytes + (getattr(s, "flops", 0) or 0) / 200) for _, s in steps))
 
 
 def _payload(body: dict[str, Instruction], line: Instruction) -> int:
@@ -210,19 +212,31 @@ def _payload(body: dict[str, Instruction], line: Instruction) -> int:
     return max(read, given)
 
 
-def _group(line: Instruction) -> int:
-    """Devices that take part together."""
+def _members(line: Instruction) -> tuple[int, ...]:
+    """Devices that take part together, of the first group; of a permutation the two that lie farthest apart."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line.rest):
-        return len(listed[1].split(","))
-    if rows := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line.rest):
-        return int(rows[1])
+        return tuple(_numbers(listed[1]))
+    if rows := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line.rest):
+        sizes = _numbers(rows[3])
+        devices = np.arange(prod(sizes)).reshape(sizes).transpose(_numbers(rows[4]) if rows[4] else None)
+        return tuple(devices.reshape(int(rows[1]), int(rows[2]))[0].tolist())
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line.rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
-        return prod(int(part or sizes[name]) for name, part in named)
+        # Of an axis a group may take a part: 'axis':(2)4 is the middle one of its factors 2 × 4 × the rest.
+        parts = {name: (int(before or 1), int(part or 0)) for name, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[2])}
+        factors: list[int] = []
+        for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1]):
+            before, part = parts.get(name, (1, 1))
+            part = part or int(size)
+            factors += [before, part, int(size) // (before * part)]
+        devices = np.arange(prod(factors)).reshape(factors)
+        return tuple(devices[tuple(slice(None) if i % 3 == 1 else 0 for i in range(len(factors)))].ravel().tolist())
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line.rest):
-        return pairs[1].count("{")
+        return max((tuple(_numbers(pair)) for pair in re.findall(r"\{([\d,]+)", pairs[1])), key=lambda pair: abs(pair[0] - pair[1]))
     raise ValueError(f"{line.name}: it is not known which devices take part: {line.rest[:120]}")
+
+
+def _numbers(listed: str) -> list[int]:
+    return [int(n) for n in listed.split(",") if n]
 
 
 def _kernel(computations: Computations, body: dict[str, Instruction], line: Instruction, times: int) -> Kernel:
