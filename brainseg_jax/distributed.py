@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from brainseg_jax.errors import InputError
 
 T = TypeVar("T")
 
+NOTICE = 10  # seconds after which a process says that it waits for others
 CONTACT = 300  # seconds in which all processes have to be there
 SILENCE = 60  # seconds after which a process that says nothing is dead
 LEAVING = 10  # seconds that one that fails waits for the others to fail too
@@ -55,17 +57,36 @@ def chosen(coordinator: str, processes: int | None, process: int | None, environ
     if any(value is not None for value in given.values()):
         if missing := [flag for flag, value in given.items() if value is None]:
             raise InputError(f"{missing[0]} is missing; give --coordinator=HOST:PORT --processes=N --process=I, or none of them")
-        if not re.fullmatch(r".+:\d+", coordinator):
+        if not re.fullmatch(r".+:\d{1,5}", coordinator) or not 0 < int(coordinator.rpartition(":")[2]) < 65536:
             raise InputError(f"--coordinator={coordinator}: give the host of process 0 and a free port there, e.g. node1:61234")
+        if processes < 1:
+            raise InputError(f"--processes={processes}: give how many processes there are in all, 1 or more")
         if not 0 <= process < processes:
             raise InputError(f"--process={process} of --processes={processes}: processes are counted from 0 to {processes - 1}")
         return Start(coordinator, processes, process)
-    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    if "SLURM_STEP_NUM_TASKS" not in environ or number(environ, "SLURM_STEP_NUM_TASKS") == 1:
         return None
     # Two jobs, or two steps of one, may share a node. Above the ports that systems give to those who ask for any.
-    port = 61000 + (31 * int(environ["SLURM_JOB_ID"]) + int(environ["SLURM_STEP_ID"])) % 4500
-    host = first_host(environ["SLURM_STEP_NODELIST"])
-    return Start(f"{host}:{port}", int(environ["SLURM_STEP_NUM_TASKS"]), int(environ["SLURM_PROCID"]), own_gpus(environ))
+    port = 61000 + (31 * number(environ, "SLURM_JOB_ID") + number(environ, "SLURM_STEP_ID")) % 4500
+    host = first_host(environ.get("SLURM_STEP_NODELIST", ""))
+    if not host:
+        raise strange(environ, "SLURM_STEP_NODELIST")
+    return Start(f"{host}:{port}", number(environ, "SLURM_STEP_NUM_TASKS"), number(environ, "SLURM_PROCID"), own_gpus(environ))
+
+
+def number(environ: Mapping[str, str], name: str) -> int:
+    """A number that SLURM set. InputError if it is none."""
+    if not environ.get(name, "").isdecimal():
+        raise strange(environ, name)
+    return int(environ[name])
+
+
+def strange(environ: Mapping[str, str], name: str) -> InputError:
+    """What to say of a variable that is not as `srun` sets it."""
+    return InputError(
+        f"{name} is {environ.get(name, 'not set')!r}, not as srun sets it for one of several processes; start by srun, or give "
+        "--processes=1 if this process is to be alone"
+    )
 
 
 def first_host(nodes: str) -> str:
@@ -79,14 +100,18 @@ def own_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     A process that is alone on its node takes all. Of several each takes its part, unless SLURM shows each its own already
     (--gpus-per-task). InputError where they do not divide.
     """
-    per_node = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ["SLURM_STEP_TASKS_PER_NODE"])  # e.g. 4(x2),1
-    tasks = [int(n) for n, nodes in per_node for _ in range(int(nodes or 1))][int(environ["SLURM_NODEID"])]
+    per_node = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # e.g. 4(x2),1
+    of_nodes = [int(n) for n, nodes in per_node for _ in range(int(nodes or 1))]
+    node = number(environ, "SLURM_NODEID")
+    if node >= len(of_nodes):
+        raise strange(environ, "SLURM_STEP_TASKS_PER_NODE")
+    tasks = of_nodes[node]
     seen = len([gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu])
-    if tasks == 1 or seen < int(environ.get("SLURM_GPUS_ON_NODE") or 1):
+    if tasks == 1 or seen < (number(environ, "SLURM_GPUS_ON_NODE") if environ.get("SLURM_GPUS_ON_NODE") else 1):
         return None
     if seen % tasks:
         raise InputError(f"{seen} GPUs do not divide over {tasks} processes of a node; use e.g. --ntasks-per-node={seen}, or 1")
-    share, place = seen // tasks, int(environ["SLURM_LOCALID"])
+    share, place = seen // tasks, number(environ, "SLURM_LOCALID")
     return tuple(range(place * share, (place + 1) * share)) or None
 
 
@@ -102,6 +127,11 @@ def joined(start: Start | None) -> Iterator[None]:
         return
     # Signals are JAX's only while there is a step to stop at: see `stop_requests`.
     jax.config.update("jax_enable_preemption_service", False)
+    who = f"process {start.process} of {start.processes}"
+    notice = f"{who}: waiting at {start.coordinator} for all to be there, {CONTACT} s at most"
+    waiting = threading.Timer(NOTICE, lambda: print(notice, file=sys.stderr, flush=True))
+    waiting.daemon = True
+    waiting.start()
     try:
         jax.distributed.initialize(
             start.coordinator,
@@ -115,9 +145,11 @@ def joined(start: Start | None) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"process {start.process} of {start.processes}: no contact by {start.coordinator} ({reason}); start all processes, and check "
-            "that this host is process 0's and the port free"
+            f"{who}: no contact by {start.coordinator} ({reason}); start all processes, each with its own number, and check that this host "
+            "is process 0's and the port free"
         ) from error
+    finally:
+        waiting.cancel()
     try:
         yield
     except BaseException as error:

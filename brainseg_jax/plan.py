@@ -9,6 +9,8 @@ Estimated: the time, and a margin of memory for what the compiler does not count
 """
 
 import json
+import math
+import sys
 from collections import defaultdict
 from typing import Any
 
@@ -40,12 +42,18 @@ def main(argv: list[str]) -> int:
     config = settled(CONFIG.value)
     if SEARCH.value:
         found = searched(config, place, VOLUMES.value)
-        print(json.dumps(found, indent=1) if JSON.value else advice(found))
+        print(json.dumps(found, indent=1) if JSON.value else advice(found, config))
         return 0 if any(row["fits"] for row in found) else 1
     plan = planned(config, place, VOLUMES.value)
+    if not JSON.value:
+        print(text(plan), flush=True)
     if not plan["fits"]:
+        print("looking for what fits: each try compiles the step", file=sys.stderr)
         plan["nearest"] = nearest(config, place, VOLUMES.value)
-    print(json.dumps(plan, indent=1) if JSON.value else text(plan))
+    if JSON.value:
+        print(json.dumps(plan, indent=1))
+    elif not plan["fits"]:
+        print(f"\nnearest that fits: {plan['nearest']}")
     return 0 if plan["fits"] else 1
 
 
@@ -95,6 +103,7 @@ def described(config: ConfigDict, made: Compiled, steps: int) -> dict[str, Any]:
         "objective": config.objective,
         "encoder": config.encoder,
         "batch": config.data.batch,
+        "crops_per_volume": config.data.crops_per_volume,
         "per_device": config.data.batch // devices,
         "accumulate": config.optim.accumulate,
         "remat": config.remat,
@@ -164,21 +173,27 @@ def searched(config: ConfigDict, place: Place, volumes: int = 0) -> list[dict[st
 
 
 def of_largest(config: ConfigDict, place: Place, volumes: int = 0) -> dict[str, Any]:
-    """The plan of the largest batch that fits; where none does, of the smallest there is."""
-    step = smallest(config, place)
+    """The plan of the largest batch that fits, of one crop of each volume where several do not fit; else of the smallest there is."""
     plans: dict[int, dict[str, Any]] = {}
+    for crops in sorted({config.data.crops_per_volume, 1}, reverse=True):
+        tried = changed(config, data__crops_per_volume=crops)
+        step, plans = smallest(tried, place), {}
 
-    def need(n: int) -> float:
-        plans[n] = planned(changed(config, data__batch=n * step, data__crops_per_volume=1), place, volumes)
-        return plans[n]["memory"]["needed"]
+        def need(n: int) -> int:
+            plans[n] = planned(changed(tried, data__batch=n * step), place, volumes)  # noqa: B023, called within this turn only
+            needed = plans[n]["memory"]["needed"]  # noqa: B023
+            print(f"{n * step} crops: {gib(needed)} GiB of each device", file=sys.stderr)  # noqa: B023
+            return needed
 
-    room = share() * place.card.memory - MARGIN
-    return plans[largest(need, room) or 1]
+        best = largest(need, share() * place.card.memory - MARGIN)
+        if best:
+            return plans[best]
+    return plans[1]
 
 
 def smallest(config: ConfigDict, place: Place) -> int:
-    """The smallest batch: a crop for each part of a step on each device; two for contrast."""
-    n = size_of(config, place) * config.optim.accumulate
+    """The smallest batch: a crop for each part of a step on each device, all crops of a volume for each host; two for contrast."""
+    n = math.lcm(size_of(config, place) * config.optim.accumulate, place.hosts * config.data.crops_per_volume)
     return 2 if config.objective == "ssl" and n == 1 else n
 
 
@@ -195,8 +210,15 @@ def nearest(config: ConfigDict, place: Place, volumes: int = 0) -> str:
             return " ".join(f"--config.{key}={value}" for key, value in way.items())
     plan = of_largest(changed(config, remat=True), place, volumes)
     if plan["fits"]:
-        return f"--config.remat=True --config.data.batch={plan['batch']}"
+        return setting(plan, config)
     return f"a card with more memory, or a smaller data.crop: not even {plan['per_device']} crop on each device fits"
+
+
+def setting(plan: dict[str, Any], config: ConfigDict) -> str:
+    """The flags that make of a config what was planned."""
+    flags = f"--config.data.batch={plan['batch']} --config.remat={plan['remat']}"
+    crops = plan["crops_per_volume"]
+    return flags + (f" --config.data.crops_per_volume={crops}" if crops != config.data.crops_per_volume else "")
 
 
 def size_of(config: ConfigDict, place: Place) -> int:
@@ -229,10 +251,10 @@ def text(plan: dict[str, Any]) -> str:
         ),
         (
             "its limit",
-            f"{gib(m['share'] * m['device'])} GiB, {m['share']:.0%} of {gib(m['device'])} (XLA_PYTHON_CLIENT_MEM_FRACTION), less a "
+            f"{gib(m['share'] * m['device'])} GiB, {m['share']:.0%} of {gib(m['device'])} (XLA_CLIENT_MEM_FRACTION), less a "
             f"margin of {gib(m['margin'])}",
         ),
-        ("verdict", "fits" if plan["fits"] else f"does not fit; nearest that does: {plan.get('nearest', 'see --search')}"),
+        ("verdict", "fits" if plan["fits"] else "does not fit"),
     ]
     for kind, row in plan["kernels"].items():
         work = f"{row['flops'] / 1e12:.3f} TFLOP, " if row["flops"] else ""
@@ -272,8 +294,8 @@ def times(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def advice(found: list[dict[str, Any]]) -> str:
-    """What the search found, and the flags of the larger batch; of equal batches of the one that recomputes nothing."""
+def advice(found: list[dict[str, Any]], config: ConfigDict) -> str:
+    """What the search found for a config, and the flags of the larger batch; of equal batches of the one that recomputes nothing."""
     lines = []
     for plan in found:
         how = "recomputing" if plan["remat"] else "without recomputing"
@@ -285,10 +307,10 @@ def advice(found: list[dict[str, Any]]) -> str:
     if not fitting:
         return "\n".join([*lines, "use a card with more memory, mesh.fsdp, or a smaller data.crop"])
     best = max(fitting, key=lambda plan: (plan["batch"], not plan["remat"]))
-    return "\n".join([*lines, f"largest: --config.data.batch={best['batch']} --config.remat={best['remat']}"])
+    return "\n".join([*lines, f"largest: {setting(best, config)}"])
 
 
-def gib(number: float) -> str:
+def gib(number: float | int) -> str:
     """Bytes in GiB."""
     return f"{number / GiB:.2f}"
 

@@ -105,7 +105,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
             f"{len(data.train)} training and {min(len(data.val), config.eval_volumes)} held-out volumes; "
             f"{run.steps} steps of {config.data.batch} crops {config.data.crop} in {config.dtype} on "
-            f"{mesh.size} × {mesh.devices.flat[0].device_kind}; compiled in {time.perf_counter() - began:.1f} s"
+            f"{mesh.size} × {mesh.devices.flat[0].device_kind}{idle(mesh)}; compiled in {time.perf_counter() - began:.1f} s"
             + (f"; going on from step {start}" if state else "")
         )
         state = state or begin(jax.jit(built.init, out_shardings=built.places)(), parts)
@@ -118,6 +118,12 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         finally:
             writer.close()
         tell(run, last)
+
+
+def idle(mesh: Mesh) -> str:
+    """What is to be said of devices that the mesh leaves out."""
+    left = jax.device_count() - mesh.size
+    return f", {left} left idle by mesh.data={mesh.shape['data']} and mesh.fsdp={mesh.shape['fsdp']}" if left else ""
 
 
 def prepare(config: ConfigDict, target: labels.Table | None, folder: Path, share: Share, say: Callable[[str], None]) -> dataset.Dataset:

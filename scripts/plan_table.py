@@ -82,7 +82,10 @@ def table(only: str, again: bool, write: bool) -> int:
     """Makes what is missing and writes both files after every row."""
     file = OUT.with_suffix(".json")
     found = json.loads(file.read_text()) if file.exists() else {}
-    wanted = [row for row in rows() if only in row.name and (again or row.name not in found)]
+    named = [row for row in rows() if only in row.name]
+    if not named:
+        raise InputError(f"--only: no row's name has {only!r} in it; a name is e.g. {next(rows()).name!r}")
+    wanted = [row for row in named if again or row.name not in found]
     if wanted and not write:
         if fault := compilation.missing():
             raise InputError(fault)
@@ -146,7 +149,7 @@ Every row is one recipe's training step with three crops of its own size on each
 kernels; the memory of the program (state, batch and temporaries) of each GPU. **Estimated**: whether it fits, as far as the margin of
 1.5 GiB for workspaces and NCCL goes, which nobody measured; and every time: a roofline with shares of the peaks that are guesses
 (brainseg_jax/planning/roofline.py says which). **Not known** here: that it runs; that the host reads fast enough; which algorithms cuDNN
-takes. It fits if memory and margin are within 75 % of the card's, JAX's default (XLA_PYTHON_CLIENT_MEM_FRACTION raises it).
+takes. It fits if memory and margin are within 75 % of the card's, JAX's default (XLA_CLIENT_MEM_FRACTION raises it).
 Hours are those of the recipe's whole run, without evaluations, over the paper's volumes: 6,010 for pretraining, 3,837 for 33 structures."""
 
 COLUMNS = (

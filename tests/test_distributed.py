@@ -48,11 +48,26 @@ def test_flags_go_before_slurm():
         (("node1:5000", 2, None), "--process is missing"),
         (("node1", 2, 0), "HOST:PORT|free port"),
         (("node1:5000", 2, 2), "from 0 to 1"),
+        (("node1:70000", 2, 0), "HOST:PORT|free port"),
+        (("node1:5000", 0, 0), "1 or more"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(given, hint):
     with pytest.raises(InputError, match=hint):
         chosen(*given, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_STEP_NUM_TASKS", "two"), ("SLURM_JOB_ID", None), ("SLURM_PROCID", ""), ("SLURM_STEP_NODELIST", None),
+        ("SLURM_STEP_TASKS_PER_NODE", "4"), ("SLURM_NODEID", "first"), ("SLURM_GPUS_ON_NODE", "gpu:2"), ("SLURM_LOCALID", None),
+    ],
+)  # fmt: skip
+def test_what_slurm_would_not_say_is_named(name, value):
+    environ = {key: said for key, said in (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"} | {name: value}).items() if said is not None}
+    with pytest.raises(InputError, match=rf"^{name} is .*--processes=1"):
+        chosen("", None, None, environ)
 
 
 def test_srun_says_it_all():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax import plan
-from brainseg_jax.config import of_file
+from brainseg_jax.config import check, of_file
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
@@ -215,12 +215,16 @@ def test_the_compiler_is_told_the_card():
 
 
 def test_a_step_fits_with_its_margin_into_jax_share_of_the_card(monkeypatch):
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
     gib = 2**30
     assert memory.fits(int(16.5 * gib), 24 * gib)
     assert not memory.fits(int(16.6 * gib), 24 * gib)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     assert memory.fits(int(16.6 * gib), 24 * gib)
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "much")
+    with pytest.raises(InputError, match="XLA_CLIENT_MEM_FRACTION is 'much'"):
+        memory.fits(1, gib)
 
 
 def test_training_refuses_a_step_that_its_device_has_no_room_for():
@@ -255,8 +259,36 @@ def test_a_mesh_larger_than_the_devices_is_refused(small, on_cpus):
 
 
 def test_devices_that_do_not_spread_over_the_hosts_are_refused():
-    with pytest.raises(InputError, match="multiple of 3"):
+    with pytest.raises(InputError, match=r"use e\.g\. --devices=24"):
         compilation.devices(Place(cards.card("h100"), 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("gib_a_crop", "advised"),
+    [
+        (1.0, "largest: --config.data.batch=28 --config.remat=True"),
+        (10.0, "largest: --config.data.batch=2 --config.remat=True --config.data.crops_per_volume=1"),
+        (200.0, "use a card with more memory, mesh.fsdp, or a smaller data.crop"),
+    ],
+)
+def test_what_the_search_advises_is_what_training_takes(small, on_cpus, monkeypatch, gib_a_crop, advised):
+    """On two H100, of each of which 58 GiB are to be had: all crops of a volume are taken together, unless they do not fit."""
+    config, place = small(**{"data.batch": 8, "data.crops_per_volume": 4, "mesh.data": 2}), Place(cards.card("h100"), 2)
+
+    def planned(config, place, volumes):
+        each = config.data.batch // 2
+        compilation.build(config, place, 8)
+        check(config)
+        needed, data = int(gib_a_crop * (4 if config.remat else 7) * each * 2**30), config.data
+        return {
+            "fits": memory.fits(needed, place.card.memory), "memory": {"needed": needed}, "batch": data.batch, "per_device": each,
+            "crops_per_volume": data.crops_per_volume, "remat": config.remat, "seconds": [1, 2], "steps": 0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(plan, "planned", planned)
+    assert plan.advice(plan.searched(config, place), config).splitlines()[-1] == advised
+    near = plan.nearest(config, place)
+    assert near.startswith("--config.remat=True") if "largest" in advised else "not even 1 crop on each device" in near
 
 
 @pytest.mark.parametrize("attention", ["cudnn", "pallas"])

@@ -74,7 +74,8 @@ def devices(place: Place) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
     if place.devices < 1 or place.hosts < 1 or place.devices % place.hosts:
-        raise InputError(f"--devices={place.devices} do not spread over --hosts={place.hosts}; give a multiple of {max(1, place.hosts)}")
+        near = 8 * max(1, place.hosts)
+        raise InputError(f"--devices={place.devices} do not spread over --hosts={place.hosts}; use e.g. --devices={near}")
     grid = f"1x{place.hosts}x{place.devices // place.hosts}"
     return tuple(topologies.get_topology_desc("", platform="cuda", target_config=target(place.card), topology=grid).devices)
 
@@ -87,7 +88,7 @@ def build(config: ConfigDict, place: Place, steps: int) -> Any:
     from brainseg_jax.program import program
 
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices(place))
-    sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
+    sharding.check_batch(config.data.batch, config.optim.accumulate, mesh, config.data.crops_per_volume)
     objective = OBJECTIVES[config.objective](config)
     return program(config, objective, mesh, steps, labels.read_table(config.data.labels) if objective.labels else None)
 

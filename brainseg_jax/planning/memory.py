@@ -32,8 +32,16 @@ def memory(compiled: Any) -> Memory:
 
 
 def share() -> float:
-    """The share of a device's memory that JAX takes: its own setting XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 by default."""
-    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or 0.75)
+    """The share of a device's memory that JAX takes: its own setting XLA_CLIENT_MEM_FRACTION (or by its older name), 0.75 by default.
+
+    InputError for what is none.
+    """
+    name = next((name for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION") if os.environ.get(name)), "")
+    value = os.environ.get(name, "0.75")
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(f"{name} is {value!r}, which is no share of the memory; set it to e.g. 0.9, or not at all") from None
 
 
 def fits(need: int, device: int) -> bool:

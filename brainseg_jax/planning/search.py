@@ -5,7 +5,7 @@ from collections.abc import Callable
 MOST = 512  # crops on a device, beyond which nobody looks
 
 
-def largest(need: Callable[[int], float], limit: float) -> int:
+def largest(need: Callable[[int], float | int], limit: float) -> int:
     """The largest whole number up to MOST whose need is within the limit, 0 if there is none. `need` rises; it is asked seldom."""
     known = {1: need(1)}
     while True:
