@@ -353,7 +353,7 @@ def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file:
 def of_file(name: str) -> ConfigDict:
     """The experiment of FILE.py or FILE.py:VARIANT, as --config takes it. Raises InputError for a file or a variant that there is not."""
     file, _, variant = name.partition(":")
-    if not Path(file).is_file():
+    if not Path(file).is_file() or Path(file).suffix != ".py":
         raise InputError(f"{file}: no such config; it is a Python file, e.g. configs/pretrain_vit.py")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)

@@ -12,15 +12,17 @@
     python scripts/benchmark.py --mode attention                  our attention against jax.nn.dot_product_attention
     python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
 
-The first four (compute, e2e, loader, profile) take any config, `--preset configs/FILE.py:VARIANT --set KEY=VALUE`; they run on GPUs if
-there are any, the others on the CPU.
+The first four (compute, e2e, loader, profile) take any config, `--preset configs/FILE.py:VARIANT --set KEY=VALUE`; compute and e2e run on
+GPUs if there are any, the others on the CPU. For Linux; the peer needs the extra "benchmark".
 
 Machines are shared and noisy, so contestants take turns, each turn in a fresh process, and medians and ratios are reported. On a CPU all
 of them get the huge pages that the main command takes for itself; where it says "as installed", the peer runs as it does by itself.
-`--out FILE.md` keeps the table, with FILE.json beside it. What is measured stands in scripts/benchmarks/, a file for each subject.
+`--out FILE.md` keeps the table, with FILE.json beside it, in place of what is there. What is measured stands in scripts/benchmarks/, a file
+for each subject.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -32,6 +34,7 @@ from benchmarks import attention, augmentation, cache, command, convolution, net
 from benchmarks.measure import Result
 
 from brainseg_jax import runtime
+from brainseg_jax.errors import InputError, exit_code
 
 MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
     "networks": networks.networks,
@@ -51,6 +54,7 @@ WORKERS: dict[str, Callable[..., Result]] = {
     **profile.WORKERS,
 }
 OF_PRESETS = {"compute": presets.compute, "e2e": presets.e2e, "loader": presets.loader, "profile": profile.profile}
+WITH_PEER = ("compute", "networks", "volumes", "conv")
 
 
 def main() -> int:
@@ -67,11 +71,39 @@ def main() -> int:
     args = parser.parse_args()
     if args.mode not in OF_PRESETS:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the peer runs there, and memory is read there
-    if args.worker:
-        print(json.dumps(WORKERS[args.worker](args.steps, *([args.folder] if args.folder else []))))
-        return 0
+    return exit_code(lambda: work(args) if args.worker else measure(args))
+
+
+def work(args: argparse.Namespace) -> int:
+    """What one contestant found, for the process that asked."""
+    print(json.dumps(WORKERS[args.worker](args.steps, *([args.folder] if args.folder else []))))
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """InputError for what could not be measured or kept, before anything is measured."""
     if (args.preset or args.set) and args.mode not in OF_PRESETS:
-        parser.error(f"--mode {args.mode} takes no preset; {', '.join(OF_PRESETS)} do")
+        raise InputError(f"--mode {args.mode} takes no --preset and no --set; {', '.join(OF_PRESETS)} do")
+    if args.against and args.mode not in WITH_PEER:
+        raise InputError(f"--mode {args.mode} has no peer; leave out --against, which is for {', '.join(WITH_PEER)}")
+    if args.steps < 1 or args.turns < 1:
+        raise InputError("--steps and --turns have to be 1 or more")
+    absent = [name for name in ("torch", "monai") if args.against and not importlib.util.find_spec(name)]
+    if absent:
+        raise InputError(f'{absent[0]} is not installed; pip install -e ".[benchmark]", or leave out --against')
+    if args.mode in OF_PRESETS:
+        presets.check_all(args)
+    if args.out:
+        if args.out.suffix != ".md":
+            raise InputError(f"--out {args.out}: give a Markdown file, FILE.md; FILE.json is written beside it")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        for file in (args.out, args.out.with_suffix(".json")):
+            file.open("a").close()
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measures, prints the table and keeps it."""
+    check(args)
     table, results = {**MODES, **OF_PRESETS}[args.mode](args)
     from brainseg_jax import record
 
@@ -83,7 +115,6 @@ def main() -> int:
     )
     print(text)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text)
         args.out.with_suffix(".json").write_text(json.dumps({"results": results, "environment": environment}, indent=1) + "\n")
     return 0
@@ -91,8 +122,13 @@ def main() -> int:
 
 def shown(argv: list[str]) -> list[str]:
     """The command as a reader would type it, without the place of the output."""
-    words = ["python", "scripts/benchmark.py", *argv[1:]]
-    return words[: words.index("--out")] if "--out" in words else words
+    words, kept = iter(argv[1:]), ["python", "scripts/benchmark.py"]
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return kept
 
 
 if __name__ == "__main__":

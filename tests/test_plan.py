@@ -288,7 +288,7 @@ def test_what_the_search_advises_is_what_training_takes(small, on_cpus, monkeypa
     monkeypatch.setattr(plan, "planned", planned)
     assert plan.advice(plan.searched(config, place), config).splitlines()[-1] == advised
     near = plan.nearest(config, place)
-    assert near.startswith("--config.remat=True") if "largest" in advised else "not even 1 crop on each device" in near
+    assert "--config.remat=True" in near if "largest" in advised else "not even 1 crop on each device" in near
 
 
 @pytest.mark.parametrize("attention", ["cudnn", "pallas"])

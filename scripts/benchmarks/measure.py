@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from brainseg_jax.errors import InputError
 
 Result = dict[str, Any]
 
@@ -22,9 +25,18 @@ def in_process(worker: str, steps: int, *, huge_pages: bool = True, folder: Path
     if one_gpu:
         environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    said = done.stderr.strip().splitlines()[-1:]
+    if done.returncode and said and said[0].startswith("error: "):
+        raise InputError(said[0].removeprefix("error: "))
     if done.returncode:
         raise SystemExit(f"the worker {worker} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """The three of them; of a single value that one."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else 3 * values
+    return low, middle, high
 
 
 def timed(once: Callable[[], Any], steps: int, *, warm: bool = False) -> tuple[list[float], int]:

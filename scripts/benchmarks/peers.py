@@ -90,9 +90,10 @@ def ssl(config: ConfigDict) -> tuple[Any, Loss]:
     encoder = SwinTransformer(
         config.channels, width, (swin.window,) * 3, (2,) * 3, swin.depths, swin.heads, norm_layer=torch.nn.LayerNorm, spatial_dims=3
     )
-    rotation, contrast = torch.nn.Linear(16 * width, 4), torch.nn.Linear(16 * width, config.ssl.embedding)
+    deepest_width = width * 2 ** len(swin.depths)
+    rotation, contrast = torch.nn.Linear(deepest_width, 4), torch.nn.Linear(deepest_width, config.ssl.embedding)
     layers: list[Any] = []
-    for before, after in itertools.pairwise((16 * width, 8 * width, 4 * width, 2 * width, width, width)):
+    for before, after in itertools.pairwise((*(width * 2**i for i in range(len(swin.depths), -1, -1)), width)):
         layers += [torch.nn.Conv3d(before, after, 3, padding=1), torch.nn.InstanceNorm3d(after), torch.nn.LeakyReLU(0.01)]
         layers += [torch.nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False)]
     decoder = torch.nn.Sequential(*layers, torch.nn.Conv3d(width, config.channels, 1))
@@ -101,7 +102,7 @@ def ssl(config: ConfigDict) -> tuple[Any, Loss]:
     def view(image: Any) -> tuple[Any, Any, int]:
         k = int(random.integers(4))
         turned = torch.rot90(image, k, (2, 3))
-        cut, total, target = turned.clone(), 0, random.uniform(0, 0.3) * crop.prod()
+        cut, total, target = turned.clone(), 0, random.uniform(0, config.ssl.share) * crop.prod()
         while total < target:
             at = random.integers(0, crop - 4)
             box = tuple(slice(a, a + side) for a, side in zip(at, random.integers(4, crop // 4), strict=True))

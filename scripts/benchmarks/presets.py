@@ -9,6 +9,7 @@ of the step that is compared with a peer, which has none.
 """
 
 import argparse
+import ast
 import contextlib
 import hashlib
 import json
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from benchmarks.measure import Result, in_process, jax_matmul_peak, per_second, timed, torch_matmul_peak
+from benchmarks.measure import Result, in_process, jax_matmul_peak, per_second, quartiles, timed, torch_matmul_peak
 from ml_collections import ConfigDict
 
 from brainseg_jax import runtime
-from brainseg_jax.config import check, of_file
+from brainseg_jax.config import check, of_file, unknown
+from brainseg_jax.errors import InputError
 
 FORMULA = (
     "MFU = FLOPs of our step by definition / seconds / FLOP/s of the best matrix product that any contestant reached. The FLOPs are "
@@ -75,6 +77,13 @@ def presets(args: argparse.Namespace) -> dict[str, list[str]]:
     return {preset: [*changes, *args.set] for preset, changes in named.items()}
 
 
+def check_all(args: argparse.Namespace) -> None:
+    """InputError for a preset that is none, and for a change that makes none of it."""
+    for preset, changes in presets(args).items():
+        with tempfile.TemporaryDirectory() as folder:
+            written(Path(folder), preset, changes, plain=False)
+
+
 def rivals(platform: str) -> dict[str, tuple[str, bool]]:
     """The peer's ways to run on a platform: its worker, and whether with huge pages."""
     if platform == "cpu":
@@ -85,7 +94,7 @@ def rivals(platform: str) -> dict[str, tuple[str, bool]]:
 def row(preset: str, name: str, turns: dict[str, list[Result]], config: ConfigDict) -> str:
     """A contestant's line of the table. All are measured by the FLOPs of our step: the same work, whoever does it."""
     seconds = [s for turn in turns[name] for s in turn["seconds"]]
-    low, middle, high = statistics.quantiles(seconds, n=4)
+    low, middle, high = quartiles(seconds)
     devices, crops, flop = turns[name][0]["devices"], config.data.batch, turns["brainseg_jax"][0]["flop"]
     rate = crops / middle / devices
     peak = max(turn["matmul"] for all_ in turns.values() for turn in all_)
@@ -145,7 +154,7 @@ def e2e(args: argparse.Namespace) -> tuple[str, Any]:
                 steps = [r for r in read if r["kind"] == "train"][SKIPPED:]
                 rates += [r["crops_per_second"] for r in steps]
                 waits += [r["input_wait"] for r in steps]
-        low, middle, high = statistics.quantiles(rates, n=4)
+        low, middle, high = quartiles(rates)
         lines.append(f"| {preset} | {middle:.3f} | {low:.3f}–{high:.3f} | {100 * statistics.mean(waits):.1f} % |")
         results[preset] = {"crops_per_second": rates, "input_wait": waits}
     return "\n".join([*lines, "", "The sample cohort, cached; augmentation as the preset has it."]), results
@@ -182,10 +191,16 @@ def configured(folder: Path, on_cpu: bool = True) -> ConfigDict:
     told = json.loads((folder / "preset.json").read_text())
     config = of_file(told["preset"])
     for change in told["changes"]:
-        key, _, value = change.partition("=")
-        with contextlib.suppress(ValueError):  # a word
-            value = json.loads(value)
-        config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+        key, given, value = change.partition("=")
+        if fault := unknown(key) if given else "give KEY=VALUE":
+            raise InputError(f"--set {change}: {fault}")
+        for read in (json.loads, ast.literal_eval):  # else it is a word
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = read(value) if isinstance(value, str) else value
+        try:
+            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list) else value})
+        except TypeError as error:
+            raise InputError(f"--set {change}: {error}") from None
     if told["plain"]:
         config.augment.chance = config.augment.mirror.sides = config.augment.mirror.others = 0.0
         for kind in ("affine", "elastic", "contrast", "bias", "blur", "noise", "low_resolution", "cut"):

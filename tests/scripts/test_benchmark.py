@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -102,10 +103,31 @@ def test_a_small_step_is_measured_against_its_peer(tmp_path):
     assert results["brainseg_jax"][0]["flop"] > 0 and len(results["brainseg_jax"][0]["checksum"]) == 12
 
 
-def test_the_command_is_shown_without_the_place_of_its_output():
-    assert BENCHMARK["shown"](["x/benchmark.py", "--mode", "cache", "--out", "somewhere.md"]) == [
-        "python",
-        "scripts/benchmark.py",
-        "--mode",
-        "cache",
-    ]
+@pytest.mark.parametrize("out", [["--out", "somewhere.md"], ["--out=somewhere.md"]])
+def test_the_command_is_shown_without_the_place_of_its_output(out):
+    shown = BENCHMARK["shown"](["x/benchmark.py", "--mode", "cache", *out, "--turns", "2"])
+    assert shown == ["python", "scripts/benchmark.py", "--mode", "cache", "--turns", "2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ("--preset nofile.py", "no such config"),
+        ("--preset README.md", "no such config"),
+        ("--preset configs/pretrain_vit.py:huge", "has no variant 'huge'"),
+        ("--set data.bach=2", "did you mean data.batch"),
+        ("--set data.batch", "give KEY=VALUE"),
+        ("--set data.batch=two", "two"),
+        ("--set data.crop=(31,32,32)", r"use e\.g\. \(16, 32, 32\)"),
+        ("--turns 0", "1 or more"),
+        ("--mode loader --against monai", "has no peer"),
+        ("--mode cache --set data.batch=2", "takes no --preset"),
+        ("--out table.json", "FILE.md"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(monkeypatch, tmp_path, capsys, flags, hint):
+    monkeypatch.chdir(SCRIPTS.parent)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags.split()])
+    assert BENCHMARK["main"]() == 2
+    said = capsys.readouterr().err
+    assert re.match(f"error: .*{hint}", said) and said.count("\n") == 1
