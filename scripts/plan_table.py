@@ -143,14 +143,16 @@ def document(found: dict[str, Any]) -> str:
 HEAD = """# Which GPUs for the paper's study
 
 Written by `scripts/plan_table.py` from docs/plan.json on a machine without a GPU: {there} of {all} rows are there, made at {commits}.
-Every row is one recipe's training step with three crops of its own size on each GPU, as the paper has it, compiled for that card.
+Every row is one recipe's training step with three crops of its own size on each GPU, as the paper has it, compiled for that card. The
+recipes' own batches differ from that: what `--config=configs/FILE.py:VARIANT` needs as it stands, `python -m brainseg_jax.plan` says.
 
 **Proven** by the compiler: that the step compiles for this card and number of GPUs; shapes; which collectives it takes, and their bytes;
 kernels; the memory of the program (state, batch and temporaries) of each GPU. **Estimated**: whether it fits, as far as the margin of
 1.5 GiB for workspaces and NCCL goes, which nobody measured; and every time: a roofline with shares of the peaks that are guesses
 (brainseg_jax/planning/roofline.py says which). **Not known** here: that it runs; that the host reads fast enough; which algorithms cuDNN
 takes. It fits if memory and margin are within 75 % of the card's, JAX's default (XLA_CLIENT_MEM_FRACTION raises it).
-Hours are those of the recipe's whole run, without evaluations, over the paper's volumes: 6,010 for pretraining, 3,837 for 33 structures."""
+Hours are for as many crops as the recipe's whole run sees, without evaluations, over the paper's volumes: 6,010 for pretraining, 3,837
+for 33 structures."""
 
 COLUMNS = (
     "| recipe | GPUs | GiB of each | fits | collectives, MB a step (beside kernels) | TFLOP of each | ms a step | crops/s | hours |\n"
@@ -215,8 +217,9 @@ def feeding(found: dict[str, Any], loader: dict[str, Any]) -> str:
     lines = [
         "\n## Feeding\n",
         f"Crops a second that the input pipeline reads from its cache, measured on {machine['processor']}, {machine['cores']} cores",
-        "(docs/benchmarks/loader.md), beside what one GPU of four takes by the roofline, at its fastest. Cropping is on the host, 8-bit",
-        "crops go to the device, augmentation is in the step. A cluster's disks and networks are not in it.\n",
+        "(docs/benchmarks/loader.md), beside what one GPU of four takes by the roofline, at its fastest. Cropping is on the host; crops go",
+        "to the device in 8 bits, those of the paper's recipes in float16; augmentation is in the step. A cluster's disks and networks are",
+        "not in it.\n",
         "| recipe | crops/s of a core | " + " | ".join(f"{cards.CARDS[gpu].title}: crops/s, cores for it" for gpu in CARDS) + " |",
         "|---|---|" + "---|" * len(CARDS),
     ]
@@ -260,11 +263,19 @@ def study(found: dict[str, Any]) -> str:
                 lines.append(f"| {devices} × {cards.CARDS[gpu].title} | {low:.0f}–{high:.0f} ({devices * low:.0f}–{devices * high:.0f}) |")
     lines.append("\nA check against the paper's own clock, four RTX 3090 in float16, with early stopping (100 epochs at most):\n")
     lines += ["| recipe | our range for all 100 epochs, GPU hours | its Table III, GPU hours |", "|---|---|---|"]
+    over = []
     for recipe, hours in PAPERS_HOURS.items():
         plan = found.get(Row(recipe, "rtx3090", 4).name, {})
         if "seconds" in plan:
             low, high = (4 * plan["crops"] * s / plan["batch"] / 3600 for s in plan["seconds"])
             lines.append(f"| {recipe} | {low:.0f}–{high:.0f}{'' if plan['fits'] else ', if it fitted'} | {hours} |")
+            over.append(f"{hours / high:.1f}")
+    if over:
+        lines += [
+            f"\n**The paper's hours are {' and '.join(over)} times the slow end of ours.** Its clock also has reading, standardising and",
+            "evaluating in it, and another implementation. How much of the difference is that, and how much our shares of the peaks,",
+            "nobody has measured. Rent with this factor on top until a run of yours was timed.",
+        ]
     return "\n".join(lines)
 
 
