@@ -15,7 +15,8 @@ from brainseg_jax.config import with_sources
 from brainseg_jax.data.pipeline import ALL
 from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
-from brainseg_jax.train import averaged, length, same_experiment, train
+from brainseg_jax.sharding import make_mesh
+from brainseg_jax.train import averaged, idle, length, same_experiment, train
 from brainseg_jax.writer import Writer, read_metrics
 
 
@@ -218,3 +219,9 @@ def test_a_run_folder_has_one_run(tmp_path):
         pass
     with module.alone(tmp_path, ALL):
         pass
+
+
+def test_devices_that_are_left_out_are_mentioned():
+    devices = jax.devices()
+    assert idle(make_mesh(2, 1, devices)) == f", {len(devices) - 2} left idle by mesh.data=2 and mesh.fsdp=1"
+    assert idle(make_mesh(-1, 1, devices)) == ""
