@@ -23,7 +23,7 @@ CHANCES = {
     "cut": "augment.cut.chance",
 }
 NETWORKS = {"UNETR": "configs/finetune_unetr.py", "Swin UNETR 48": "configs/finetune_swin_unetr.py"}
-CHANGES = ["data.crop=[96,96,96]", "data.batch=1", "remat=false"]  # one crop at a time, and nothing recomputed
+CHANGES = ["data.crop=[96,96,96]", "data.batch=1", "data.crops_per_volume=1", "remat=false"]  # one crop at a time, nothing recomputed
 
 
 def augment(args: argparse.Namespace) -> tuple[str, Any]:
