@@ -174,21 +174,24 @@ def searched(config: ConfigDict, place: Place, volumes: int = 0) -> list[dict[st
 
 def of_largest(config: ConfigDict, place: Place, volumes: int = 0) -> dict[str, Any]:
     """The plan of the largest batch that fits, of one crop of each volume where several do not fit; else of the smallest there is."""
+    plan = of_largest_as_it_is(config, place, volumes)
+    if plan["fits"] or config.data.crops_per_volume == 1:
+        return plan
+    return of_largest_as_it_is(changed(config, data__crops_per_volume=1), place, volumes)
+
+
+def of_largest_as_it_is(config: ConfigDict, place: Place, volumes: int) -> dict[str, Any]:
+    """The same with the config's own number of crops of a volume."""
+    step = smallest(config, place)
     plans: dict[int, dict[str, Any]] = {}
-    for crops in sorted({config.data.crops_per_volume, 1}, reverse=True):
-        tried = changed(config, data__crops_per_volume=crops)
-        step, plans = smallest(tried, place), {}
 
-        def need(n: int) -> int:
-            plans[n] = planned(changed(tried, data__batch=n * step), place, volumes)  # noqa: B023, called within this turn only
-            needed = plans[n]["memory"]["needed"]  # noqa: B023
-            print(f"{n * step} crops: {gib(needed)} GiB of each device", file=sys.stderr)  # noqa: B023
-            return needed
+    def need(n: int) -> int:
+        plans[n] = planned(changed(config, data__batch=n * step), place, volumes)
+        needed = plans[n]["memory"]["needed"]
+        print(f"{n * step} crops: {gib(needed)} GiB of each device", file=sys.stderr)
+        return needed
 
-        best = largest(need, share() * place.card.memory - MARGIN)
-        if best:
-            return plans[best]
-    return plans[1]
+    return plans[largest(need, share() * place.card.memory - MARGIN) or 1]
 
 
 def smallest(config: ConfigDict, place: Place) -> int:

@@ -101,10 +101,9 @@ def apart(f: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def over_devices(*samples: Any) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        if not mesh.axis_names or len(jax.tree.leaves(samples)[0]) % mesh.size:
+        rows = _rows_of(samples)
+        if rows is None:
             return f(*samples)
-        rows = PartitionSpec(mesh.axis_names)
         return jax.shard_map(f, in_specs=rows, out_specs=rows, check_vma=False)(*samples)
 
     return over_devices
@@ -117,13 +116,20 @@ def together(f: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def on_each(*samples: Any) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        if not mesh.axis_names or len(jax.tree.leaves(samples)[0]) % mesh.size:
+        rows = _rows_of(samples)
+        if rows is None:
             return f(*samples)
         out = f(*jax.lax.with_sharding_constraint(samples, PartitionSpec()))
-        return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(out, PartitionSpec()), PartitionSpec(mesh.axis_names))
+        return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(out, PartitionSpec()), rows)
 
     return on_each
+
+
+def _rows_of(samples: Any) -> PartitionSpec | None:
+    """How samples lie on the mesh that is set; None if there is none, or they do not divide over it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    divides = mesh.axis_names and len(jax.tree.leaves(samples)[0]) % mesh.size == 0
+    return PartitionSpec(mesh.axis_names) if divides else None
 
 
 def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
