@@ -1,6 +1,7 @@
 """The one exception for what a user can mend, whose text names the file or key and the remedy in one line; and words such texts share."""
 
 import difflib
+import io
 import sys
 from collections.abc import Callable, Iterable
 
@@ -23,6 +24,9 @@ def few(names: Iterable[object], most: int = 3) -> str:
 
 def exit_code(command: Callable[[], int]) -> int:
     """What a command returns; 2, once one line on stderr says it, for what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal or a log in ASCII is no reason to stop
     try:
         return command()
     except InputError as error:

@@ -1,10 +1,13 @@
-"""What has to be set before JAX is imported: where compiled programs are kept and, where there is only a CPU, huge pages."""
+"""The process itself: what has to be set before JAX is imported, what memory it keeps, and that those it starts end with it."""
 
 import ctypes
 import importlib.util
+import multiprocessing
 import os
 import platform
+import signal
 import sys
+import threading
 from pathlib import Path
 
 ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
@@ -31,6 +34,24 @@ def give_back_memory() -> None:
     of."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def end_with_parent(*_: object) -> None:
+    """Binds a process that multiprocessing started to the one that started it: to be called in it, first of all (an initializer).
+
+    It ends as soon as the other one has, however that ended: a killed command would leave it waiting, with all its memory, for ever. What
+    a terminal or a cluster sends to all processes of a command at once is the other one's to answer, and is ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    # Not PR_SET_PDEATHSIG: that ends a child when the thread which started it does.
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def with_huge_pages() -> None:

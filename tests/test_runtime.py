@@ -1,0 +1,43 @@
+"""The process itself: those that it starts end when it does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+POOL = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from brainseg_jax.runtime import end_with_parent
+
+pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 300).result()
+"""
+
+
+def ended(process):
+    """Whether a process of that number is gone, or is only waiting to be counted."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_children_end_with_a_killed_parent_and_not_by_what_is_meant_for_it():
+    root = Path(__file__).parents[1]
+    parent = subprocess.Popen([sys.executable, "-c", POOL], cwd=root, stdout=subprocess.PIPE, text=True)
+    with parent:
+        child = int(parent.stdout.readline())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(child, number)
+        time.sleep(0.1)
+        assert not ended(child)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not ended(child):
+        time.sleep(0.02)
+    assert ended(child)
