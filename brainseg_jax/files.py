@@ -1,6 +1,7 @@
 """Files that are there wholly or not at all, whatever stops the program that writes them."""
 
 import csv
+import hashlib
 import io
 import os
 import tempfile
@@ -29,6 +30,13 @@ def whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def shorten(name: str, most: int) -> str:
+    """A file's name; where it has more than `most` bytes, its beginning and a hash of all of it."""
+    spelt = name.encode("utf-8", "surrogateescape")
+    mark = f"-{hashlib.sha256(spelt).hexdigest()[:8]}"
+    return name if len(spelt) <= most else spelt[: most - len(mark)].decode(errors="ignore") + mark
 
 
 def check_place(path: Path) -> None:

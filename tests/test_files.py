@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import check_place, whole, write_text
+from brainseg_jax.files import check_place, shorten, whole, write_text
 
 
 def test_a_written_file_takes_the_place_and_makes_the_folder(tmp_path):
@@ -39,3 +39,9 @@ def test_places_are_tried_and_left_as_they_were(tmp_path):
     with pytest.raises(InputError, match="/proc/x/y: nothing can be written in /proc"):
         check_place(Path("/proc/x/y"))
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_long_names_are_cut_to_bytes_and_stay_apart():
+    assert shorten("short", 20) == "short" and shorten("é" * 10, 20) == "é" * 10
+    one, other = shorten("脳" * 99, 80), shorten("脳" * 98 + "x", 80)
+    assert one.startswith("脳" * 20) and len(one.encode()) <= 80 and one != other

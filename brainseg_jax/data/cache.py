@@ -1,20 +1,21 @@
-"""Standardised volumes on disk: one checksummed file a scan, made once, in parallel, resumable; bad scans are set aside with their reason.
+"""Standardised volumes on disk: checksummed files, made once, in parallel, resumable; bad scans are set aside with their reason.
 
-A file is an uncompressed .npz (image, labels by scheme or as a task's classes, record), so that anybody can open it; its zip checksums
-are compared whenever it is read. Measured on a 192³ uint8 volume it reads as fast as an uncompressed ArrayRecord and three times faster
-than a zstd one (`scripts/benchmark.py --mode cache`). Its name holds a hash of all that decides its content, so nothing stale is ever read.
+A scan is an uncompressed .npz of its image and, for each task, one of its labels as the task's classes, which names the image's; anybody
+can open them, and their zip checksums are compared whenever they are read. Measured on a 192³ uint8 volume that reads as fast as an
+uncompressed ArrayRecord and three times faster than a zstd one (`scripts/benchmark.py --mode cache`). A name holds a hash of all that
+decides the content, so nothing stale is ever read; a record says how it was made, and from what bytes.
 """
 
 import csv
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,19 +25,22 @@ from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.standardize import Spec, standardize, standardize_labels
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import shorten, whole
 from brainseg_jax.runtime import cores
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
-VERSION = 1  # of what a cached file holds: raise it whenever the same scan and spec would give another
+VERSION = 2  # of what a cached file holds: raise it whenever the same scan and spec would give another
 SUSPECT = 20  # failures after which the share of bad scans is judged before all are done
 
 
 class Entry(NamedTuple):
-    """A scan that is ready: its manifest row and its standardised file."""
+    """A scan that is ready: its manifest row and its file, that of its labels where it has any: with it `load` finds both."""
 
     row: Row
     file: Path
+
+
+Job = tuple[int, Row, Spec, Table | None, list[Path]]  # the row's number, and the files to make of it
 
 
 class Failure(NamedTuple):
@@ -59,6 +63,7 @@ def build(
     """Standardises what the cache does not hold yet, and returns what is ready, in the order of `rows`, and what failed.
 
     With a `target` labels are kept as its classes, from the first label map of each row; their schemes have to be known tables then.
+    Without one labels are not read. The image is there once, for whatever labels.
 
     `progress(done, total)` is called as scans are done, those already there included. Once more than the share `max_failures` of all
     scans has failed it stops, and what was not tried is neither ready nor failed; see `dataset.judge`.
@@ -67,8 +72,8 @@ def build(
     failures, files, missing = {}, {}, []
     for i, row in enumerate(rows):
         try:
-            files[i] = folder / file_name(row, spec, target)
-            if not files[i].exists():
+            files[i] = [folder / name for name in file_names(row, spec, target)]
+            if not all(file.exists() for file in files[i]):
                 missing.append(i)
         except InputError as error:
             failures[i] = str(error)
@@ -81,48 +86,50 @@ def build(
                 break
         done += 1
         progress(done, len(rows))
-    ready = tuple(Entry(rows[i], files[i]) for i in range(len(rows)) if i not in failures and files[i].exists())
-    return ready, tuple(Failure(rows[i], failures[i]) for i in sorted(failures))
+    ready = (i for i in range(len(rows)) if i not in failures and all(file.exists() for file in files[i]))
+    return tuple(Entry(rows[i], files[i][-1]) for i in ready), tuple(Failure(rows[i], failures[i]) for i in sorted(failures))
 
 
-def file_name(row: Row, spec: Spec, target: Table | None = None) -> str:
-    """subject_session_HASH.npz; the hash covers the version, the spec, the tables, and path, size and time of the scan's files.
+def file_names(row: Row, spec: Spec, target: Table | None = None) -> tuple[str, ...]:
+    """subject_session_HASH.npz of the image and, where the `target` has labels, of these.
 
-    Raises InputError for a file that is missing.
+    The hash covers the version, the spec, and path, size and time of the scan's file; for labels of theirs, too, and both tables. Raises
+    InputError for a file that is missing.
     """
-    facts: list[Any] = [VERSION, asdict(spec), row.scheme]
-    for path in (row.image, *row.labels):
-        try:
-            status = path.stat()
-        except OSError:
-            raise InputError(f"{path}: no such file; correct the manifest, or mount the disk it is on") from None
-        facts.append((str(path), status.st_size, status.st_mtime_ns))
+    name = shorten("".join(c if c.isalnum() or c in "-_." else "-" for c in "_".join(filter(None, (row.subject, row.session)))), 80)
+    facts: list[Any] = [VERSION, asdict(spec), _facts(row.image)]
+    names = [f"{name}_{_digest(facts)}.npz"]
     if target and row.labels:
-        facts += [read_table(row.scheme[0]), target]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    name = "_".join(part for part in (row.subject, row.session) if part)
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:80] + f"_{digest}.npz"
+        facts += [_facts(row.labels[0]), read_table(row.scheme[0]), target]
+        names.append(f"{name}_{_digest(facts)}.npz")
+    return tuple(names)
 
 
 def load(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a cached file, `image` [x y z] and `label/SCHEME` or `label` (classes) [x y z], checked against their checksums.
+    """The arrays of an entry's file, `image` and, where it has labels, `label` (classes), both [x y z], checked against their checksums.
 
     Raises InputError for a file that is damaged: remove it, and it is made again.
     """
-    try:
-        with np.load(file) as arrays:
-            return {name: arrays[name] for name in arrays.files if name != "record"}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: the cached volume is damaged ({error}); remove it and start again, it will be made anew") from None
+    arrays, found = _open(file, arrays=True)
+    return arrays | load(file.with_name(found["image"])) if "image" in found else arrays
 
 
 def record(file: Path) -> dict[str, Any]:
-    """How a cached volume was made, and the way back to the scan's own grid (see `standardize`)."""
-    try:
-        with np.load(file) as arrays:
-            return json.loads(str(arrays["record"]))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: the cached volume is damaged ({error}); remove it and start again, it will be made anew") from None
+    """How an entry's image was made, and the way back to the scan's own grid (see `standardize`)."""
+    found = _open(file)[1]
+    return record(file.with_name(found["image"])) if "image" in found else found["standardized"]
+
+
+def contents(entry: Entry) -> dict[Path, str]:
+    """The SHA-256 of the bytes of an entry's image and, where it has labels, of its label map, by their paths and in this order.
+
+    They were taken when the entry was made, and an entry belongs to a path, a size and a time of change: so nothing is read again, and
+    whatever was replaced under its old name since has another entry, with another hash here. (Not noticed is only what keeps size and time
+    to the nanosecond.) A copied data set has other paths and equal hashes: compare by the row's key and the place in this order.
+    """
+    found = _open(entry.file)[1]
+    image = _open(entry.file.with_name(found["image"]))[1] if "image" in found else {"sha256": {}}
+    return {Path(path): digest for path, digest in (image["sha256"] | found["sha256"]).items()}
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -133,7 +140,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
         writer.writerows((f.row.subject, f.row.session, f.row.image, f.reason) for f in failures)
 
 
-def _each(jobs: list[tuple[int, Row, Spec, Table | None, Path]], workers: int | None) -> Iterator[tuple[int, str]]:
+def _each(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, str]]:
     """(index, reason of failure or "") as scans are done, here or in processes."""
     workers = min(workers or cores(), len(jobs))
     if workers <= 1:
@@ -151,27 +158,79 @@ def _each(jobs: list[tuple[int, Row, Spec, Table | None, Path]], workers: int | 
             pool.shutdown(cancel_futures=True)
 
 
-def _make(job: tuple[int, Row, Spec, Table | None, Path]) -> tuple[int, str]:
-    i, row, spec, target, file = job
+def _make(job: Job) -> tuple[int, str]:
+    i, row, spec, target, (file, *label_file) = job
     try:
-        image = standardize(read(row.image), spec, str(row.image))
-        arrays: dict[str, Any] = {"image": image.image, "record": json.dumps(image.record)}
-        for path, scheme in zip(row.labels[: 1 if target else None], row.scheme, strict=False):
-            labels = standardize_labels(read_labels(path), image.record, str(path))
-            if target:
-                arrays["label"] = lookup(labels, read_table(scheme), target, str(path))
-                # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
-                if not arrays["label"].any() and all(structure.freesurfer for structure in target.structures):
-                    raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
-            else:
-                arrays[f"label/{scheme}"] = labels
+        _, made = _image(row.image, spec, file)
+        if label_file:
+            label = _label(row.labels[0], row.scheme[0], target, made)
+            _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0])})
     except InputError as error:
         return i, str(error)
     except MemoryError:
         return i, f"{row.image}: not enough memory to standardise it; run on fewer cores or a larger machine"
-    try:
-        with whole(file) as part, part.open("wb") as stream:
-            np.savez(stream, **arrays)
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror}); make room, or set data.cache") from None
     return i, ""
+
+
+def _image(path: Path, spec: Spec, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """The standardised image and its record, from the cache where it is there and whole."""
+    if file.exists():
+        try:
+            arrays, found = _open(file, arrays=True)
+            return arrays["image"], found["standardized"]
+        except InputError:
+            pass  # damaged: made anew
+    made = standardize(read(path), spec, str(path))
+    _save(file, {"image": made.image}, {"standardized": made.record, "sha256": _sha256(path)})
+    return made.image, made.record
+
+
+def _label(path: Path, scheme: str, target: Table, made: dict[str, Any]) -> np.ndarray:
+    """Labels as classes of the target, on the grid of the image that was `made` so."""
+    label = lookup(standardize_labels(read_labels(path), made, str(path)), read_table(scheme), target, str(path))
+    # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
+    if not label.any() and all(structure.freesurfer for structure in target.structures):
+        raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
+    return label
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    with whole(file) as part, part.open("wb") as stream:
+        np.savez(stream, record=np.array(json.dumps(record)), **arrays)
+
+
+def _open(file: Path, arrays: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What a file holds: its arrays, where they are asked for, and its record. Raises InputError where it is damaged."""
+    try:
+        with file.open("rb") as stream, np.load(stream) as members:
+            record = json.loads(str(members["record"]))
+            name = "label" if "image" in record else "image"
+            return ({name: members[name]} if arrays else {}), record
+    except Exception as error:  # a flipped bit may ask for another compression, a password, a pickle, a huge array
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: the cached volume is damaged ({reason}); remove it and start again, it will be made anew") from None
+
+
+def _facts(path: Path) -> tuple[str, int, int]:
+    """What tells a file from another and from itself at another time, without reading it."""
+    try:
+        status = path.stat()
+    except OSError:
+        raise InputError(f"{path}: no such file; correct the manifest, or mount the disk it is on") from None
+    if not S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is a folder, pipe or device; give a scan's file")
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def _sha256(path: Path) -> dict[str, str]:
+    try:
+        with path.open("rb") as file:
+            return {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """The cache: made once, goes on where it stopped, notices damage, sets bad scans aside with reasons, and stops when there are many."""
 
 import csv
+import hashlib
 import json
 import os
 import zipfile
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 
 from brainseg_jax.data import cache
-from brainseg_jax.data.labels import read_table
+from brainseg_jax.data.labels import lookup, read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels, write
 from brainseg_jax.data.standardize import spec, standardize, standardize_labels
 from brainseg_jax.errors import InputError
 
 SPEC = spec("default", 4.0, (16, 16, 16))
+FREESURFER = read_table("freesurfer")
 
 
 def head(path, seed):
@@ -40,8 +42,12 @@ def rows(tmp_path):
     return tuple(made)
 
 
-def build(rows, tmp_path, max_failures=0.0, workers=1, spec=SPEC, **how):
-    return cache.build(rows, spec, tmp_path / "volumes", max_failures=max_failures, workers=workers, **how)
+def build(rows, tmp_path, max_failures=0.0, workers=1, spec=SPEC, target=FREESURFER, **how):
+    return cache.build(rows, spec, tmp_path / "volumes", max_failures=max_failures, workers=workers, target=target, **how)
+
+
+def name(row, spec=SPEC, target=FREESURFER):
+    return cache.file_names(row, spec, target)[-1]
 
 
 def test_holds_what_standardisation_gives(rows, tmp_path):
@@ -49,9 +55,10 @@ def test_holds_what_standardisation_gives(rows, tmp_path):
     assert [entry.row for entry in entries] == list(rows) and failures == ()
     expected = standardize(read(rows[2].image), SPEC)
     arrays = cache.load(entries[2].file)
-    assert set(arrays) == {"image", "label/freesurfer"} and arrays["image"].dtype == np.uint8
+    assert set(arrays) == {"image", "label"} and arrays["image"].dtype == np.uint8
     np.testing.assert_array_equal(arrays["image"], expected.image)
-    np.testing.assert_array_equal(arrays["label/freesurfer"], standardize_labels(read_labels(rows[2].labels[0]), expected.record))
+    labels = standardize_labels(read_labels(rows[2].labels[0]), expected.record)
+    np.testing.assert_array_equal(arrays["label"], lookup(labels, FREESURFER, FREESURFER))
     assert cache.record(entries[2].file) == json.loads(json.dumps(expected.record))
 
 
@@ -75,9 +82,50 @@ def test_processes_make_the_same(rows, tmp_path):
     assert [entry.file.read_bytes() for entry in together] == [entry.file.read_bytes() for entry in alone]
 
 
-@pytest.mark.parametrize(("member", "reader"), [("image", cache.load), ("label/freesurfer", cache.load), ("record", cache.record)])
+def test_an_image_is_there_once_for_whatever_labels(rows, tmp_path, monkeypatch):
+    (whole,), _ = build(rows[:1], tmp_path)
+    read = []
+    monkeypatch.setattr(cache, "read", lambda path: read.append(path) or None)
+    (mask,), _ = build(rows[:1], tmp_path, target=read_table("brain"))
+    (bare,), _ = build(rows[:1], tmp_path, target=None)
+    assert read == [] and len(list((tmp_path / "volumes").iterdir())) == 3 == len({whole.file, mask.file, bare.file})
+    images = [cache.load(entry.file)["image"] for entry in (whole, mask, bare)]
+    assert all((image == images[0]).all() for image in images) and "label" not in cache.load(bare.file)
+    assert cache.load(whole.file)["label"].max() > cache.load(mask.file)["label"].max() == 1
+    assert cache.record(whole.file) == cache.record(bare.file)
+
+
+def test_an_entry_knows_the_bytes_it_was_made_from_without_reading_them_again(rows, tmp_path, monkeypatch):
+    sha256 = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()  # noqa: E731
+    row = rows[0]
+    expected = {path: sha256(path) for path in (row.image, row.labels[0])}
+    (entry,), _ = build(rows[:1], tmp_path)
+    assert cache.contents(entry) == expected and list(cache.contents(entry)) == [row.image, row.labels[0]]
+    assert cache.contents(build(rows[:1], tmp_path, target=None)[0][0]) == {row.image: expected[row.image]}
+    for replaced, by in ((row.image, rows[1].image), (row.labels[0], rows[1].labels[0])):
+        replaced.write_bytes(by.read_bytes())
+        expected[replaced] = sha256(by)
+        assert cache.contents(build(rows[:1], tmp_path)[0][0]) == expected
+    # A copy with times of its own is another entry of equal content; what is there already is not hashed again.
+    os.utime(row.image)
+    assert cache.contents(build(rows[:1], tmp_path)[0][0]) == expected
+    monkeypatch.setattr(cache, "_sha256", None)
+    assert cache.contents(build(rows[:1], tmp_path)[0][0]) == expected
+
+
+def test_a_damaged_image_is_made_anew_for_other_labels(rows, tmp_path):
+    (bare,), _ = build(rows[:1], tmp_path, target=None)
+    image = cache.load(bare.file)["image"]
+    bare.file.write_bytes(bare.file.read_bytes()[:-100])
+    (entry,), failures = build(rows[:1], tmp_path)
+    assert failures == () and (cache.load(entry.file)["image"] == image).all()
+
+
+@pytest.mark.parametrize(("member", "reader"), [("image", cache.load), ("label", cache.load), ("record", cache.record)])
 def test_a_flipped_bit_is_refused_by_file_name(rows, tmp_path, member, reader):
     file = build(rows[:1], tmp_path)[0][0].file
+    if member != "label":
+        file = build(rows[:1], tmp_path, target=None)[0][0].file
     with zipfile.ZipFile(file) as archive:
         info = archive.getinfo(f"{member}.npy")
     data = bytearray(file.read_bytes())
@@ -87,7 +135,6 @@ def test_a_flipped_bit_is_refused_by_file_name(rows, tmp_path, member, reader):
         reader(file)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # NumPy's, of an archive that is none
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a zip"])
 def test_a_broken_file_is_refused_by_file_name(tmp_path, content):
     file = tmp_path / "x.npz"
@@ -98,7 +145,24 @@ def test_a_broken_file_is_refused_by_file_name(tmp_path, content):
         cache.load(tmp_path / "gone" / "x.npz")
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # NumPy's, of an archive that is none
+def test_whatever_bit_is_flipped_it_is_noticed_or_does_no_harm(rows, tmp_path, rng):
+    file = build(rows[:1], tmp_path, target=None)[0][0].file
+    sound, whole = cache.load(file), file.read_bytes()
+    # The zip file's own headers, where a bit asks for a password or another method, and the arrays' headers: all of them.
+    ends = [*range(200), *range(len(whole) - 300, len(whole))]
+    refused = 0
+    for at in ends:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        try:
+            np.testing.assert_array_equal(cache.load(file)["image"], sound["image"])
+        except InputError as refusal:
+            refused += 1
+            assert str(refusal).startswith(f"{file}: ") and "\n" not in str(refusal)
+    assert refused > 150
+
+
 def test_a_truncated_file_is_refused(rows, tmp_path):
     file = build(rows[:1], tmp_path)[0][0].file
     file.write_bytes(file.read_bytes()[:-100])
@@ -168,25 +232,37 @@ def test_a_full_disk_is_said_and_not_a_traceback(rows, tmp_path, monkeypatch):
 
 def test_the_name_covers_all_that_decides_the_content(rows, monkeypatch):
     row = rows[0]
-    name = cache.file_name(row, SPEC)
-    assert name == cache.file_name(row, SPEC) and name.startswith("p0_a_") and name.endswith(".npz")
+    first = name(row)
+    assert first == name(row) and first.startswith("p0_a_") and first.endswith(".npz")
     others = {
-        cache.file_name(row, spec("paper", 4.0, (16, 16, 16))),
-        cache.file_name(row, spec("default", 4.0, (16, 16, 17))),
-        cache.file_name(row, spec("default", 4.0, (16, 16, 16), "float16")),
-        cache.file_name(row._replace(scheme=("aseg",)), SPEC),
-        cache.file_name(row._replace(labels=()), SPEC),
-        cache.file_name(row._replace(image=rows[1].image), SPEC),
+        name(row, spec("paper", 4.0, (16, 16, 16))),
+        name(row, spec("default", 4.0, (16, 16, 17))),
+        name(row, spec("default", 4.0, (16, 16, 16), "float16")),
+        name(row._replace(scheme=("seg35",))),
+        name(row._replace(labels=())),
+        name(row, target=read_table("brain")),
+        name(row._replace(image=rows[1].image)),
+        name(row._replace(labels=rows[1].labels)),
     }
     for path in (row.image, row.labels[0]):
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
-        others.add(cache.file_name(row, SPEC))
+        others.add(name(row))
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
-    others.add(cache.file_name(row, SPEC))
-    assert len(others) == 9 and name not in others
+    others.add(name(row))
+    assert len(others) == 11 and first not in others
 
 
-def test_a_name_is_a_plain_file_name(rows):
-    name = cache.file_name(rows[0]._replace(subject="../é b:" + "x" * 300), SPEC)
-    assert "/" not in name and ":" not in name and " " not in name and len(name.encode()) < 255
+@pytest.mark.parametrize("letter", ["x", "é", "脳"])
+def test_a_name_is_a_plain_file_name(rows, letter):
+    one, other = (name(rows[0]._replace(subject="../é b:" + letter * n)) for n in (300, 301))
+    assert not set("/: ") & set(one) and len(one.encode()) < 120 and one != other
+
+
+def test_what_is_no_file_is_set_aside_and_not_waited_for(rows, tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii")
+    odd = [row._replace(image=image) for row, image in zip(rows[:2], (tmp_path / "pipe.nii", tmp_path / "scans"), strict=True)]
+    odd.append(rows[2]._replace(labels=(tmp_path / "pipe.nii",)))
+    entries, failures = build([*odd, rows[3]], tmp_path, max_failures=1.0)
+    assert [entry.row.subject for entry in entries] == ["p3"] and len(failures) == 3
+    assert all("is a folder, pipe or device; give a scan's file" in failure.reason for failure in failures)
