@@ -15,6 +15,8 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.inference import Model
 from brainseg_jax.trees import paths
 
+DTYPES = ("auto", "float32", "bfloat16")  # to compute in
+
 
 class Network:
     """A segmentation network with its weights.
@@ -64,22 +66,29 @@ class Network:
         return jnp.asarray(images)
 
 
-def load(path: str | Path) -> Network:
+def load(path: str | Path, dtype: str = "auto") -> Network:
     """The network of a checkpoint: a folder of a run (`runs/NAME/checkpoints/STEP`) or of `converters.convert`, or one file of `save`.
 
-    Raises InputError if it is no checkpoint, is damaged, holds another kind of network, or a part or the numbers of it are missing.
+    `dtype`: what it computes in, "float32", "bfloat16" or "auto", by the device: float32 on a CPU, bfloat16 elsewhere; what it was trained
+    in does not matter. Raises InputError if it is no checkpoint, is damaged, holds another kind of network, or a part or the numbers of it
+    are missing.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     folder = Path(path)
     params, card = checkpoint.load(folder)
-    config = from_resolved(card["config"])
+    with weights.reading(folder):
+        config = from_resolved(card["config"])
     if config.objective != "segmentation" or "head" not in params:
         kind = config.objective if config.objective != "segmentation" else "encoder"
         raise InputError(f"{folder}: holds the weights of {kind}, which give no logits; fine-tune it first, or load a segmentation")
-    config.attention = "auto"  # what it was trained with may be a kernel that this machine lacks; the numbers are the same
-    if config.dtype == "auto":
-        config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    image = jax.ShapeDtypeStruct((1, *config.data.crop, config.channels), jnp.float32)
-    _check_same(folder, params, jax.eval_shape(models.segmenter(config).init, jax.random.key(0), image)["params"])
+    # The kernel of attention and the type to compute in were chosen for the machine that it was trained on, which may be another.
+    config.attention = "auto"
+    config.dtype = ("float32" if jax.default_backend() == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    with weights.reading(folder):
+        image = jax.ShapeDtypeStruct((1, *config.data.crop, config.channels), jnp.float32)
+        wanted = jax.eval_shape(models.segmenter(config).init, jax.random.key(0), image)["params"]
+    _check_same(folder, params, wanted)
     for name, leaf in paths(params).items():
         if not np.isfinite(leaf).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity; use an earlier checkpoint")

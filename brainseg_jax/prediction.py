@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt, UInt8
 from scipy import ndimage
 
-from brainseg_jax import inference, network, regrid, screening
+from brainseg_jax import inference, network, regrid, screening, weights
 from brainseg_jax.data.augment import as_float
 from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, parse_table, read_table, swap, voxel_ids
 from brainseg_jax.data.nifti import Scan, read
@@ -169,14 +169,29 @@ def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
             raise InputError(f"{folder}: does not say what its classes are, as converted files do not; fine-tune it here, if only its head")
         models.append(loaded.model())
         cards.append(loaded.card)
-        table = parse_table(loaded.card["labels"], f"{folder}: its label table")._replace(name=_task(loaded.config.data.labels))
-        kinds.append((spec_of(loaded.card), table, loaded.config.segmentation))
+        with weights.reading(Path(folder)):
+            table = parse_table(loaded.card["labels"], f"{folder}: its label table")._replace(name=_task(loaded.config.data.labels))
+            kinds.append((spec_of(loaded.card), table, loaded.config.segmentation))
+            if len(table.structures) + 1 != loaded.config.classes:
+                what = f"{len(table.structures)} structures for {loaded.config.classes - 1} classes"
+                raise InputError(f"{folder}: its label table has {what}; use a checkpoint as its run wrote it")
+            _check_lists(loaded.card)
     spec, table, settings = kinds[0]
     for folder, (other_spec, other_table, _) in zip(checkpoints, kinds, strict=True):
         if other_spec != spec or other_table.structures != table.structures:
             what = "labels" if other_spec == spec else "standardisation"
             raise InputError(f"{folder}: was trained with other {what} than {checkpoints[0]}; predict with each by itself")
     return Predictor(tuple(models), spec, table, table, settings.overlap, settings.blend, tuple(cards))
+
+
+def _check_lists(card: dict[str, Any]) -> None:
+    """Raises ValueError where people or cohorts are not as `Predictor` and `quality` take them."""
+    people = (*card.get("subjects", ()), *card.get("subjects_before", ()))
+    usual = [value for cohort in card.get(COHORT, {}).values() for value in cohort.values()]
+    if not all(isinstance(person, str) for person in people):
+        raise ValueError("subjects are no texts")
+    if not all(isinstance(one, list) and [isinstance(n, int | float) for n in one] == [True] * 3 for one in usual):
+        raise ValueError(f"{COHORT} has other than means, deviations and counts")
 
 
 def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y z"]:

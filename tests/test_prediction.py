@@ -1,9 +1,11 @@
 """From a scan to labels on its own grid: the way back against SciPy, every orientation by property, and what is refused."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import permutations, product
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import nibabel as nib
@@ -13,12 +15,13 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from scipy.stats import entropy
 
-from brainseg_jax import inference, prediction
-from brainseg_jax.data.labels import parse_table, read_table
+from brainseg_jax import inference, network, prediction
+from brainseg_jax.data.labels import parse_table, read_table, table_text
 from brainseg_jax.data.nifti import Scan, write
 from brainseg_jax.data.standardize import Standardized, restore, spec, standardize
 from brainseg_jax.errors import InputError
-from brainseg_jax.prediction import Found, Predictor, on_scan, predict, soft_maps
+from brainseg_jax.prediction import Found, Predictor, on_scan, predict, predictor, soft_maps
+from brainseg_jax.record import as_json
 from brainseg_jax.screening import refuse, refuse_empty
 
 SPEC = spec("default", 3.0, (48, 48, 48))
@@ -413,3 +416,35 @@ def test_what_is_not_finite_in_an_array_is_zero(threshold):
     voxels, blob = head(affine)
     voxels[0, 0, :3] = np.nan, np.inf, -np.inf
     assert dice(predict((voxels.astype(np.float64), affine), BY).labels > 0, blob) > 0.9
+
+
+CARD = {"labels": table_text(TABLE), "spec": as_json(SPEC)}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"labels": 7}, "its card cannot be used"),
+        ({"labels": "id\tname\n"}, "its label table: "),
+        (
+            {"labels": table_text(read_table("seg4"))},
+            "its label table has 4 structures for 1 classes; use a checkpoint",
+        ),
+        ({"spec": {"spacing": 2}}, "its card cannot be used"),
+        ({"spec": None}, "its card cannot be used"),
+        ({"cohort": {"blobs": {"Blob": "many"}}}, "cohort has other than means, deviations and counts); copy or download it again"),
+        ({"cohort": []}, "its card cannot be used"),
+        ({"subjects": [None]}, "subjects are no texts"),
+        ({}, ""),
+    ],
+)
+def test_a_card_that_says_nothing_useful_is_one_line(small, monkeypatch, change, reason):
+    config = small(objective="segmentation", classes=2)
+    loaded = SimpleNamespace(card=CARD | change, config=config, model=lambda: inference.Model(None, {}, (16, 16, 16)))
+    monkeypatch.setattr(network, "load", lambda folder: loaded)
+    if reason:
+        with pytest.raises(InputError, match=f"^net: .*{re.escape(reason)}") as refusal:
+            predictor(["net"])
+        assert "\n" not in str(refusal.value)
+    else:
+        assert predictor(["net"]).table.structures == TABLE.structures

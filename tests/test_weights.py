@@ -1,5 +1,7 @@
 """A network in one file: the same numbers and card come back, damage is noticed, and checkpoints and such files are used alike."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from brainseg_jax import checkpoint, load, safetensors, weights
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import READY
+from brainseg_jax.trees import paths
 from converters.convert import main as convert
 
 SWIN = {"data.crop": (32, 32, 32), "swin.width": 12, "swin.window": 4}
@@ -51,8 +55,73 @@ def test_a_flipped_bit_is_noticed(tmp_path, params):
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InputError, match="its numbers are not those that were written"):
+    with pytest.raises(InputError, match="its numbers or its card are not those that were written"):
         checkpoint.load(file)
+
+
+def test_a_flipped_bit_of_the_header_never_gives_another_network(tmp_path, params, rng):
+    """Names, types, shapes, the card and the seal itself: what is accepted is what was written."""
+    file = tmp_path / "a.safetensors"
+    weights.write(file, params, CARD)
+    sound, expected = np.frombuffer(file.read_bytes(), np.uint8), weights.read(file)
+    header, refused = 8 + int.from_bytes(sound[:8].tobytes(), "little"), 0
+    for _ in range(400):
+        damaged = sound.copy()
+        damaged[rng.integers(header)] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged.tobytes())
+        try:
+            found, card = weights.read(file)
+        except InputError as refusal:
+            refused += 1
+            assert str(refusal).startswith(f"{file}: ") and "\n" not in str(refusal)
+            continue
+        equal(found, expected[0])
+        assert card == expected[1]
+    assert refused > 390
+
+
+def old_kind(file, params, card):
+    """As it was written before there was a seal."""
+    arrays = paths(params)
+    safetensors.write(file, arrays, {weights.CARD: json.dumps(card), weights.CHECKSUM: weights._checksum(arrays)})
+
+
+def test_files_from_before_the_seal_are_read_and_their_numbers_checked(tmp_path, params):
+    file = tmp_path / "a.safetensors"
+    old_kind(file, params, CARD)
+    found, card = weights.read(file)
+    equal(found, params)
+    assert card == CARD
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(InputError, match="are not those that were written; copy or download it again"):
+        weights.read(file)
+
+
+CARDS = [
+    {},
+    {"config": []},
+    {"config": {"seed": 3}},
+    {"config": {"seed": {}}},
+    {"config": {"seed": {"value": "three"}}},
+    {"config": {"encoder": {"value": "vid"}, "objective": {"value": "segmentation"}}},
+    {"config": {"vit.patch": {"value": 0}, "objective": {"value": "segmentation"}}},
+]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=json.dumps)
+def test_a_card_that_describes_no_network_is_one_line(tmp_path, params, card):
+    """Damage of a file from before the seal, or a hand's: with the file's name."""
+    file = tmp_path / "a.safetensors"
+    old_kind(file, params, card)
+    with pytest.raises(InputError) as refusal:
+        load(file)
+    assert str(refusal.value).startswith(f"{file}: ") and "\n" not in str(refusal.value)
+
+
+def test_the_package_s_own_files_are_sealed():
+    for file in READY.parent.glob("*.safetensors"):
+        assert weights.SEAL in safetensors.read(file)[1], file
+        weights.read(file)
 
 
 def test_another_program_s_file_is_sent_to_the_converter(tmp_path):
