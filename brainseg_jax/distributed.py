@@ -18,9 +18,9 @@ from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from jax._src.distributed import global_state  # where JAX keeps the service's client; it has no public name
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.runtime import UNTRIED, of_jax
 
 T = TypeVar("T")
 
@@ -30,7 +30,30 @@ SILENCE = 60  # seconds after which a process that says nothing is dead
 LEAVING = 10  # seconds that one that fails waits for the others to fail too
 WAIT = 7 * 24 * 3600 * 1000  # milliseconds: a process may work for days; if it dies, waiting ends after SILENCE
 
+# Where JAX keeps the client of its service has no public name.
+SERVICE = "jax._src.distributed:global_state"
+
 _numbers = count()
+
+
+class Alone:
+    """What stands for the service's state where JAX keeps it elsewhere: that of the only process."""
+
+    client = preemption_sync_manager = None
+    process_id, num_processes = 0, 1
+
+
+def service() -> Any:
+    """JAX's state of the coordination service; `Alone` where a later JAX has it no more, which takes nothing from a single process."""
+    needed = ("client", "process_id", "num_processes", "preemption_sync_manager", "initialize_preemption_sync_manager")
+    try:
+        state = of_jax(SERVICE, "")
+    except InputError:
+        return Alone
+    return state if all(hasattr(state, name) for name in needed) else Alone
+
+
+global_state = service()
 
 
 class Start(NamedTuple):
@@ -125,6 +148,11 @@ def joined(start: Start | None) -> Iterator[None]:
     if start is None:
         yield
         return
+    if global_state is Alone:
+        raise InputError(
+            f"{start.processes} processes talk by {SERVICE.replace(':', '.')}, which JAX {jax.__version__} has not as we know it; "
+            f'pip install "jax<{UNTRIED}", or start one process, by --processes=1'
+        )
     # Signals are JAX's only while there is a step to stop at: see `stop_requests`.
     jax.config.update("jax_enable_preemption_service", False)
     who = f"process {start.process} of {start.processes}"

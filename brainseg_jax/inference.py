@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt
 
 from brainseg_jax.errors import InputError
 from brainseg_jax.models.segmenter import Segmenter
-from brainseg_jax.runtime import give_back_memory
+from brainseg_jax.runtime import give_back_memory, known_options
 
 Blend = Literal["constant", "gaussian"]
 Volume = Float[np.ndarray | jax.Array, "x y z c"]
@@ -235,8 +235,9 @@ def _head(head, x):
 def _compiled_add(here: jax.sharding.Sharding):
     # XLA orders what a CPU does for concurrency: convolutions are a tenth to a third faster for it, and take up to a half more memory. Its
     # highest optimisation takes a quarter longer to compile, and no window is faster for it.
-    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", "xla_backend_optimization_level": 1}
-    options = options if jax.default_backend() == "cpu" else None
+    options = None
+    if jax.default_backend() == "cpu":
+        options = known_options(xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", xla_backend_optimization_level=1)
     return jax.jit(_add, static_argnums=(0, 1, 2), donate_argnames="total", out_shardings=here, compiler_options=options)
 
 

@@ -4,13 +4,19 @@ import ctypes
 import importlib.util
 import multiprocessing
 import os
+import pkgutil
 import platform
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
+
+from brainseg_jax.errors import InputError
 
 ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
+UNTRIED = "0.13"  # the first JAX that this release was not tested with
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -27,6 +33,47 @@ def cores() -> int:
 def keep_compiled_programs() -> None:
     """Turns JAX's compile cache on, in the folder that the environment names or else in ours."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
+
+
+def known_flags(*flags: str) -> list[str]:
+    """XLA's flags of these that the installed version knows.
+
+    One that it does not know ends the process that reads it, without a traceback, so another process is asked: half a second.
+    """
+
+    def starts(flags: tuple[str, ...]) -> bool:
+        command = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
+        return subprocess.run(command, env=os.environ | {"XLA_FLAGS": " ".join(flags)}, capture_output=True).returncode == 0
+
+    return list(flags) if starts(flags) else [flag for flag in flags if starts((flag,))]
+
+
+def known_options(**options: Any) -> dict[str, Any]:
+    """A program's compiler options of these that the installed XLA knows; with another one no program would compile."""
+    import jax
+
+    def compiles(name: str) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options={name: options[name]}).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    return {name: value for name, value in options.items() if compiles(name)}
+
+
+def of_jax(address: str, need: str) -> Any:
+    """What JAX has at a private or experimental address, `module:name`, which a later release may move without notice.
+
+    InputError that says what needs it, and with what to go on.
+    """
+    import jax
+
+    try:
+        return pkgutil.resolve_name(address)
+    except (ImportError, AttributeError):
+        where = address.replace(":", ".")
+        raise InputError(f'{need}, and JAX {jax.__version__} has no {where}; pip install "jax<{UNTRIED}"') from None
 
 
 def give_back_memory() -> None:

@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ SHIPPED = [*PACKAGE, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "
 # From the top: a file may import from floors below its own, and from its own except where FORBIDDEN says otherwise.
 FLOORS = (
     ("main", "__init__"),
-    ("train", "network", "prediction", "predict", "predict_options", "evaluate", "inspect", "plan", "probe", "verify"),
+    ("train", "network", "prediction", "predict", "predict_options", "evaluate", "parameters", "plan", "probe", "verify"),
     ("heldout", "transfer", "casebook", "program", "planning", "screening"),
     ("record",),
     ("step", "optim", "layerwise", "checkpoint", "writer", "report", "quality", "islands", "strip", "page", "regrid"),
@@ -86,6 +88,12 @@ def test_each_library_has_its_room(path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=name)
+def test_what_jax_may_move_is_asked_for_by_of_jax(path):
+    """An import of a private or experimental name is a traceback in the release that moves it."""
+    assert [module for module, _ in imports(path) if module.startswith(("jax._", "jax.experimental", "jax.lib", "jaxlib"))] == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name)
 def test_every_module_says_what_it_is_for(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), f"{name(path)} begins without a docstring"
@@ -101,6 +109,21 @@ def test_every_public_function_and_class_has_a_docstring(path):
 def test_all_modules_can_be_imported_together(path):
     """Flags are global: two commands that define one of the same name cannot be used in one process."""
     importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+COMMANDS = [p for p in (*SHIPPED, *sorted((ROOT / "scripts").rglob("*.py"))) if '__name__ == "__main__"' in p.read_text()]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=name)
+def test_nothing_beside_a_command_hides_the_standard_library(path):
+    """`python FOLDER/COMMAND.py` looks into FOLDER first, whatever the standard library imports."""
+    assert [p.name for p in path.parent.iterdir() if p.stem in sys.stdlib_module_names] == []
+
+
+@pytest.mark.parametrize("command", ["main", "predict"])
+def test_a_command_may_be_called_by_its_path(command):
+    done = subprocess.run([sys.executable, f"brainseg_jax/{command}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "--" in done.stdout
 
 
 def test_there_is_no_utils():

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
+from brainseg_jax.runtime import of_jax
 from brainseg_jax.sharding import apart
 
 Heads = Float[jax.Array, "b n h e"]
 # By this name a policy of rematerialisation keeps what attention gives.
 ATTENDED = "attended"
+PALLAS = "jax.experimental.pallas.ops.gpu.attention"
 
 
 def attention(kind: str, q: Heads, k: Float[jax.Array, "b m h e"], v: Float[jax.Array, "b m h e"]) -> Heads:
@@ -88,15 +90,17 @@ def _over_heads(f: Callable, *arrays: jax.Array):
 
 
 def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
-    """Pallas' flash attention for any number of tokens, the same of keys as of queries; `interpret` runs it on a CPU, slowly."""
-    # The kernel takes tokens by blocks: others are added behind, and kept out of every sum by being of another segment.
-    from jax.experimental.pallas.ops.gpu import attention as pallas
+    """Pallas' flash attention for any number of tokens, the same of keys as of queries; `interpret` runs it on a CPU, slowly.
 
+    InputError where JAX has it no more.
+    """
+    mha, block_sizes = (of_jax(f"{PALLAS}:{name}", "attention is 'pallas' (attention=auto needs none)") for name in ("mha", "BlockSizes"))
+    # The kernel takes tokens by blocks: others are added behind, and kept out of every sum by being of another segment.
     n, block = q.shape[1], 64
     q, k, v = (jnp.pad(a, ((0, 0), (0, -n % block), (0, 0), (0, 0))) for a in (q, k, v))
     segments = jnp.broadcast_to((jnp.arange(q.shape[1]) >= n).astype(jnp.int32), q.shape[:2])
-    sizes = pallas.BlockSizes(block, block, block, block, block, block)
-    kernel = partial(pallas.mha, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes, interpret=interpret)
+    sizes = block_sizes(block, block, block, block, block, block)
+    kernel = partial(mha, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes, interpret=interpret)
     return apart(kernel)(q, k, v, segments)[:, :n]
 
 

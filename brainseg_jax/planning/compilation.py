@@ -12,11 +12,12 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.planning.cards import Card, target
 from brainseg_jax.planning.hlo import Facts, facts
 from brainseg_jax.planning.memory import Memory, fits, memory
+from brainseg_jax.runtime import known_flags, of_jax
 
 PLUGINS = {"jax_cuda12_plugin": ("nvidia.cuda_nvcc",), "jax_cuda13_plugin": ("nvidia.cu13",)}
 # Without GPUs nothing can be timed, and the tiles of XLA's own matrix products are found by timing them: cuBLAS takes them all.
 CUDNN = 91000
-FLAGS = "--xla_gpu_enable_triton_gemm=false"
+FLAG = "--xla_gpu_enable_triton_gemm=false"
 
 
 class Place(NamedTuple):
@@ -64,20 +65,19 @@ def without_gpus() -> None:
     """Has JAX compute on the CPU, compile for GPUs, and say nothing of the GPUs that are not there. To be called before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    if FLAGS not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+    given = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*given, *known_flags(*{FLAG}.difference(given))])
 
 
 @lru_cache
 def devices(place: Place) -> tuple[Any, ...]:
     """The devices of a place, as JAX would name them. InputError if they cannot be spread over the hosts."""
-    from jax.experimental import topologies
-
     if place.devices < 1 or place.hosts < 1 or place.devices % place.hosts:
         near = 8 * max(1, place.hosts)
         raise InputError(f"--devices={place.devices} do not spread over --hosts={place.hosts}; use e.g. --devices={near}")
     grid = f"1x{place.hosts}x{place.devices // place.hosts}"
-    return tuple(topologies.get_topology_desc("", platform="cuda", target_config=target(place.card), topology=grid).devices)
+    describe = of_jax("jax.experimental.topologies:get_topology_desc", "planning compiles for GPUs that are not there")
+    return tuple(describe("", platform="cuda", target_config=target(place.card), topology=grid).devices)
 
 
 def build(config: ConfigDict, place: Place, steps: int) -> Any:
@@ -97,9 +97,10 @@ def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:
     """Compiles a config's step for a place and reads what it says. InputError as of `build`."""
     if config.attention == "cudnn":
         # JAX asks the library for its version, which is not there: it is the one that the target names.
-        from jax._src.cudnn import fused_attention_stablehlo
-
-        fused_attention_stablehlo.check_cudnn_version = lambda: CUDNN
+        need = "attention is 'cudnn', which takes a GPU to be compiled (attention=xla does not)"
+        kernel = "jax._src.cudnn.fused_attention_stablehlo"
+        of_jax(f"{kernel}:check_cudnn_version", need)
+        of_jax(kernel, need).check_cudnn_version = lambda: CUDNN
     program = build(config, place, steps)
     began = time.perf_counter()
     executable = program.lower().compile()
