@@ -10,15 +10,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Most of the suite's time went into optimising programs that run for milliseconds. XLA_FLAGS= tests them as users compile them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jaxtyping
 
 jaxtyping.install_import_hook("brainseg_jax", "beartype.beartype")
 
+from brainseg_jax import runtime
+
+# Most of the suite's time went into optimising programs that run for milliseconds: with the second flag, which JAX 0.12 no longer has,
+# compiling takes 0.6 of its time. XLA_FLAGS= tests programs as users compile them. Workers of pytest-xdist find the variable set.
+if "XLA_FLAGS" not in os.environ:
+    flags = runtime.known_flags("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
 import jax
 import numpy as np
+import peers
 import pytest
 from ml_collections import ConfigDict
 
@@ -33,6 +40,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Largest difference that is rounding, as a share of the largest value compared.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2}
+
+
+WITHOUT_PEERS = 'PyTorch, MONAI or einops is not installed; for the tests against them: pip install -e ".[test,parity]"'
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that compare with PyTorch or MONAI are skipped where these are not installed."""
+    for item in items:
+        if not peers.INSTALLED and item.get_closest_marker("parity"):
+            item.add_marker(pytest.mark.skip(reason=WITHOUT_PEERS))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many tests were skipped for it, however quiet the run."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if WITHOUT_PEERS in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests skipped: {WITHOUT_PEERS}")
 
 
 @pytest.fixture(scope="session")

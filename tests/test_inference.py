@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.inferers import sliding_window_inference
-from monai.inferers.utils import _get_scan_interval
+from peers import peer
 
 from brainseg_jax import inference
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import Mirror, Model, segment, slabs
 from brainseg_jax.models import segmenter
 from brainseg_jax.models.segmenter import Segmenter
+
+torch = peer("torch")
+compute_importance_map = peer("monai.data.utils:compute_importance_map")
+dense_patch_slices = peer("monai.data.utils:dense_patch_slices")
+sliding_window_inference = peer("monai.inferers:sliding_window_inference")
+_get_scan_interval = peer("monai.inferers.utils:_get_scan_interval")
 
 
 class Encoder(nn.Module):
@@ -81,6 +84,7 @@ def blended(*args, **settings):
     return np.concatenate(parts)
 
 
+@pytest.mark.parity
 def test_starts_are_monais():
     assert inference.starts(192, 160, 0.5) == [0, 32]
     assert inference.starts(192, 96, 0.5) == [0, 48, 96]
@@ -93,6 +97,7 @@ def test_starts_are_monais():
                 assert inference.starts(size, window, overlap) == theirs, (overlap, window, size)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("window", [(8, 8, 8), (5, 12, 32)])
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])
 def test_importance_is_monais(window, blend, close):
@@ -114,6 +119,7 @@ CASES = [
 ]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("size", "window", "overlap", "blend", "batch", "width"), CASES)
 def test_blend_is_monais(x64, rng, close, model, size, window, overlap, blend, batch, width):
     volume, net = rng.normal(size=(*size, 2)), model(window, width, channels=2)
@@ -121,6 +127,7 @@ def test_blend_is_monais(x64, rng, close, model, size, window, overlap, blend, b
     close(logits, monai(net, volume, overlap, blend), "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("case", CASES[3:6])
 def test_blend_is_monais_in_single_precision(rng, close, model, case):
     size, window, overlap, blend, batch, width = case
@@ -130,6 +137,7 @@ def test_blend_is_monais_in_single_precision(rng, close, model, case):
     close(logits, monai(net, volume, overlap, blend))
 
 
+@pytest.mark.parity
 def test_labels_and_volumes_are_those_of_the_whole_map(x64, rng, close, model):
     volume, net, seen = rng.normal(size=(21, 9, 11, 1)), model((8, 6, 8)), []
     found = segment([net], volume, overlap=0.5, blend="gaussian", batch=4, each=lambda rows, p: seen.append((rows, np.asarray(p))))
@@ -150,6 +158,7 @@ def test_of_one_model_the_logits_decide():
     assert labels.item() == 1
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_mirror_images_and_ensembles_are_averaged(x64, rng, close, model, axis):
     """Against whole maps: two networks with other windows, each of whose starts is another in the mirror."""
@@ -163,6 +172,7 @@ def test_mirror_images_and_ensembles_are_averaged(x64, rng, close, model, axis):
     close(found.volumes, mean.sum(axis=(0, 1, 2)), "float64")
 
 
+@pytest.mark.parity
 def test_more_than_256_classes_are_kept_apart(rng, model):
     volume, net = rng.normal(size=(6, 6, 6, 1)).astype(np.float32), model((6, 6, 6), classes=300)
     found = segment([net], volume)
@@ -184,6 +194,7 @@ def sharded(params):
     return jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*(None,) * (a.ndim - 1), "fsdp"))), params)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("spread", [False, True])
 def test_compiled_once(rng, close, model, spread):
     """Whatever the batch leaves over, for one volume after the other, and for parameters that lie on a mesh."""
@@ -244,6 +255,7 @@ def test_sums_are_added_to_in_place(rng, model):
     assert dropped.temp_size_in_bytes < total.nbytes / 4
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_a_network_of_ours_is_blended(rng, close, small):
     window = (32, 16, 16)

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from monai.losses import DiceCELoss, DiceLoss
+from peers import peer
 
 from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy, log_dice_of_present_cross_entropy
+
+torch = peer("torch")
+DiceCELoss = peer("monai.losses:DiceCELoss")
+DiceLoss = peer("monai.losses:DiceLoss")
 
 
 def test_by_hand():
@@ -37,6 +40,7 @@ def test_the_logarithm_s_slope_does_not_vanish_where_a_class_is_not_found():
     assert steep > 10 * plain > 0
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("shape", [(1, 1, 2, 3), (2, 8, 3, 2), (3, 7, 2, 2), (1, 10, 2, 2), (1, 11, 1, 2)], ids=str)
 def test_is_monais(x64, rng, close, shape):
     k = 4
@@ -50,6 +54,7 @@ def test_is_monais(x64, rng, close, shape):
     close((ours, gradient), (loss.item(), np.moveaxis(theirs.grad.numpy(), 1, -1)), "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("mine", "of_dice"),
     [(dice_of_present_cross_entropy, lambda loss: loss), (log_dice_of_present_cross_entropy, lambda loss: -torch.log(1 - loss + 1e-3))],

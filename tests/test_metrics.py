@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
-import torch
-from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric, SurfaceDistanceMetric
+from peers import peer
 from scipy import ndimage
 
 from brainseg_jax.metrics import METRICS, assd, confusion, definitions, dice, hd95, nsd, score, surface, surface_distances, volumes
+
+torch = peer("torch")
+DiceMetric = peer("monai.metrics:DiceMetric")
+HausdorffDistanceMetric = peer("monai.metrics:HausdorffDistanceMetric")
+SurfaceDiceMetric = peer("monai.metrics:SurfaceDiceMetric")
+SurfaceDistanceMetric = peer("monai.metrics:SurfaceDistanceMetric")
 
 SPACING = (1.0, 0.8, 2.5)
 
@@ -169,6 +174,7 @@ def one_hot(labels, k):
     return torch.tensor(np.moveaxis(np.eye(k)[labels], -1, 0)[None])
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")  # MONAI's call of its own
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), SPACING], ids=str)
 def test_is_monais(rng, spacing):
@@ -190,6 +196,7 @@ def test_is_monais(rng, spacing):
         np.testing.assert_allclose(mine, values[0].numpy(), rtol=1e-7 if name == "dice" else 1e-5, err_msg=name)
 
 
+@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy", "ignore:.* may result in nan/inf distance")
 def test_monai_leaves_a_missed_structure_out_and_we_do_not():
     there, nothing = box((6, 6, 6), (1, 1, 1), (3, 3, 3)), np.zeros((6, 6, 6), np.int32)

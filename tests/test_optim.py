@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
+from peers import peer
 
 from brainseg_jax.config import base
 from brainseg_jax.errors import InputError
@@ -13,6 +13,8 @@ from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import clip, optimizer, schedule
 from brainseg_jax.step import init_params
 from brainseg_jax.trees import paths
+
+torch = peer("torch")
 
 
 def settings(**changes):
@@ -44,6 +46,7 @@ def test_clip_is_that_of_optax(rng, close, size):
     close(ours, theirs)
 
 
+@pytest.mark.parity
 def test_is_adamw_of_pytorch(x64, rng, close):
     c = settings(peak=1e-2, warmup=0.25, weight_decay=0.1, clip=0.0)
     start, gradients = rng.normal(size=(3, 2)), rng.normal(size=(6, 3, 2))

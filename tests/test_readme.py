@@ -79,6 +79,7 @@ def test_keys_named_in_the_text_exist():
         assert unknown(key) == "", key
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_a_monai_network_is_converted_used_tuned_and_given_back_as_the_text_says(tmp_path, monkeypatch, close, rng):
     """The commands and the Python of the section on MONAI's weights, on a small network."""

@@ -5,7 +5,9 @@
 
 import jax
 import numpy as np
-import torch
+from peers import peer
+
+torch = peer("torch")
 
 
 def value(parameter):

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from monai.networks.nets import UNETR, SwinUNETR
+from peers import peer
 
 from brainseg_jax import checkpoint
 from brainseg_jax.config import from_resolved
@@ -14,6 +13,10 @@ from converters.convert import main
 from converters.rules import to_ours
 from converters.source import detect, read
 
+torch = peer("torch")
+UNETR = peer("monai.networks.nets:UNETR")
+SwinUNETR = peer("monai.networks.nets:SwinUNETR")
+
 
 @pytest.fixture(scope="module")
 def weights():
@@ -21,6 +24,7 @@ def weights():
     return UNETR(1, 3, (32, 32, 32), feature_size=8, hidden_size=48, mlp_dim=96).state_dict()
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_a_certificate_of_a_unetr(tmp_path, weights, capsys):
     torch.save(weights, tmp_path / "w.pt")
@@ -43,6 +47,7 @@ def test_a_certificate_of_a_unetr(tmp_path, weights, capsys):
     assert checkpoint.verify(tmp_path / "w") == ""
 
 
+@pytest.mark.parity
 def test_a_wrong_network_fails(tmp_path, weights, monkeypatch):
     """One number of one bias, on our side only."""
     torch.save(weights, tmp_path / "w.pt")
@@ -62,6 +67,7 @@ def test_a_wrong_network_fails(tmp_path, weights, monkeypatch):
     assert "FAILED" in certify.markdown(certificate)
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize(("merging", "encoder_only"), [("legacy", False), ("mergingv2", False), ("legacy", True)])
 def test_certificates_of_swins(tmp_path, merging, encoder_only):
@@ -75,6 +81,7 @@ def test_certificates_of_swins(tmp_path, merging, encoder_only):
     assert "encoder/layers4/blocks_1" in found["blocks"]
 
 
+@pytest.mark.parity
 def test_there_is_none_for_what_monai_does_not_have(tmp_path, weights, capsys):
     torch.save({key: value for key, value in weights.items() if "decoder3" not in key}, tmp_path / "part.pt")
     assert main([str(tmp_path / "part.pt"), str(tmp_path / "part"), "--partial", "--certify"]) == 2

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from monai.networks.nets import UNETR, SwinUNETR
+from peers import peer
 from torch_trees import last
 
 import brainseg_jax
@@ -22,6 +21,10 @@ from converters.adapt import adapted
 from converters.convert import main
 from converters.rules import to_ours
 from converters.source import detect
+
+torch = peer("torch")
+UNETR = peer("monai.networks.nets:UNETR")
+SwinUNETR = peer("monai.networks.nets:SwinUNETR")
 
 OCTANTS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
@@ -123,6 +126,7 @@ def draws(rng, size, channels=1):
     return rng.normal(size=(1, *size, channels)), rng.normal(size=(1, *size, 3))
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_unetr_is_monais_network(x64, rng, close, converted):
     net, given = unetr((32, 48, 32), qkv_bias=True), draws(rng, (32, 48, 32))
@@ -130,6 +134,7 @@ def test_unetr_is_monais_network(x64, rng, close, converted):
     close(ours(folder, *given, "float64"), theirs(net, unetrs.UNETR, *given), "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "dtype"),
@@ -144,6 +149,7 @@ def test_other_unetrs_are_monais_networks(x64, rng, close, converted, changes, d
     close(ours(converted(state(net)), *given, dtype), theirs(net, unetrs.UNETR, *given), dtype)
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize(("merging", "v2"), [("legacy", False), ("merging", False), ("mergingv2", False), ("merging", True)])
 def test_swin_unetr_is_monais_network(x64, rng, close, converted, merging, v2):
@@ -152,6 +158,7 @@ def test_swin_unetr_is_monais_network(x64, rng, close, converted, merging, v2):
     close(ours(folder, *given, "float64"), theirs(net, swin_unetr.SWIN_UNETR, *given), "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_swin_unetr_in_single_precision(x64, rng, close, converted):
     """Rounding may move one of its values over the bend of leaky ReLU, which changes that voxel's slope a hundredfold.
@@ -186,6 +193,7 @@ def loaded(snippet, folder, monkeypatch):
     return names["net"]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("make", [lambda: unetr(channels=2), lambda: swin("mergingv2", use_v2=True)], ids=["unetr", "swin"])
 def test_the_round_trip_keeps_every_bit_and_monai_loads_it(tmp_path, converted, capsys, monkeypatch, make):
     net = make()
@@ -240,6 +248,7 @@ def plain_unetr(tmp_path_factory):
     return folder / "checkpoint", live
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("version", DEAD)
 def test_dead_tensors_of_every_version_are_dropped_and_made_again(tmp_path, plain_unetr, capsys, version):
     folder, live = plain_unetr
@@ -256,6 +265,7 @@ def test_dead_tensors_of_every_version_are_dropped_and_made_again(tmp_path, plai
     }
 
 
+@pytest.mark.parity
 def test_prefixes_and_wrappers(tmp_path, plain_unetr, converted, capsys):
     folder, live = plain_unetr
     again = converted({"state_dict": {f"_orig_mod.module.{key}": value for key, value in live.items()}, "epoch": 3})
@@ -269,6 +279,7 @@ def test_prefixes_and_wrappers(tmp_path, plain_unetr, converted, capsys):
     assert card["config"]["vit.positions"]["value"] == "table"
 
 
+@pytest.mark.parity
 def test_half_precision_becomes_single(converted, plain_unetr):
     params, _ = checkpoint.load(converted({key: value.bfloat16() for key, value in plain_unetr[1].items()}))
     assert {leaf.dtype for leaf in paths(params).values()} == {np.dtype("float32")}
@@ -288,6 +299,7 @@ def swins(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parity
 def test_merging_is_asked_for_and_a_version_answers(swins, tmp_path, capsys):
     assert main([str(swins / "swin.pt"), str(tmp_path / "out")]) == 2
     assert "e.g. --monai 1.3, or add --merge legacy (0.9 to 1.4: all published weights)" in capsys.readouterr().err
@@ -295,6 +307,7 @@ def test_merging_is_asked_for_and_a_version_answers(swins, tmp_path, capsys):
     assert from_resolved(checkpoint.load(tmp_path / "out")[1]["config"]).swin.merging == "legacy"
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "flags", "says"),
     [
@@ -311,6 +324,7 @@ def test_export_says_which_downsample(swins, tmp_path, capsys, name, flags, says
     assert ("img_size=(96, 96, 96)" in out) == (flags[1] in ("1.3", "1.4"))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "flags", "says"),
     [
@@ -349,6 +363,7 @@ def test_changes_are_not_made_to_the_network_as_it_was():
     assert (config.data.crop, changed.data.crop, leaves["encoder/position/table"].shape) == ((160, 160, 160), (80, 160, 160), (500, 8))
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_reordered_merging_is_the_same_network_in_monai(swins, tmp_path):
     image = torch.randn(1, 2, 32, 64, 64, dtype=torch.float64)
@@ -399,6 +414,7 @@ def as_ssl_head():
     return {"state_dict": {f"swin_vit.{key}": value for key, value in swin_encoder().items()} | made}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("content", "flags", "dialect"),
     [
@@ -418,6 +434,7 @@ def test_pretrained_swin_encoders(converted, content, flags, dialect):
     assert sorted(params) == sorted(["encoder", *(["contrast", "reconstruct", "rotation"] if dialect == "ssl-head" else [])])
 
 
+@pytest.mark.parity
 def test_an_encoder_alone_goes_back_into_monai(tmp_path, converted, capsys, monkeypatch):
     folder = converted(as_published(), "--merge", "merging")
     assert main([str(folder), str(tmp_path / "encoder.safetensors")]) == 0
@@ -426,6 +443,7 @@ def test_an_encoder_alone_goes_back_into_monai(tmp_path, converted, capsys, monk
         assert torch.equal(net.swinViT.state_dict()[key], value), key
 
 
+@pytest.mark.parity
 def test_the_encoder_of_any_swin_goes_into_monai_alone(tmp_path, swins, converted, capsys, monkeypatch):
     pretrained = converted(as_ssl_head(), "--merge", "merging", name="head.pt")
     for source, parts, channels in ((pretrained, "contrast, reconstruct, rotation", 1), (swins / "merging", "decoder, head", 2)):
@@ -517,6 +535,7 @@ def paper_unetr():
     return paper_encoder("encoder.") | convolutions | {key: torch.zeros(shape) for key, shape in dead.items()}
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_the_papers_unetr_is_its_network(x64, rng, close, converted):
     weights, net = paper_unetr(), unetr().double()
@@ -549,6 +568,7 @@ def paper_mae(width=32):
     return paper_encoder() | decoder | vit(width, 4 * width, depth=4, name="decoder_blocks")
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_the_papers_autoencoder_is_its_network(x64, rng, close, converted, tmp_path):
     weights = paper_mae()
@@ -582,6 +602,7 @@ def test_the_papers_autoencoder_is_its_network(x64, rng, close, converted, tmp_p
     assert {key: array.tobytes() for key, array in back.items()} == {key: value.numpy().tobytes() for key, value in weights.items()}
 
 
+@pytest.mark.parity
 def test_the_papers_files_go_back_to_its_keys(tmp_path, converted):
     weights = paper_unetr()
     folder = converted(weights, "--crop", "32,48,32")
@@ -594,6 +615,7 @@ def test_the_papers_files_go_back_to_its_keys(tmp_path, converted):
 # ---- other images
 
 
+@pytest.mark.parity
 def test_channels_that_are_alike_give_what_one_gave(rng, close, converted, plain_unetr):
     folder, live = plain_unetr
     one, three = brainseg_jax.load(folder), brainseg_jax.load(converted(live, "--to-channels", "3"))
@@ -601,12 +623,14 @@ def test_channels_that_are_alike_give_what_one_gave(rng, close, converted, plain
     close(three.logits(np.repeat(image, 3, axis=-1)), one.logits(image), times=10)
 
 
+@pytest.mark.parity
 def test_other_classes_leave_the_head_out(converted, plain_unetr):
     params, card = checkpoint.load(converted(plain_unetr[1], "--to-classes", "5"))
     assert "head" not in params
     assert (card["config"]["classes"]["value"], card["source"]["left"]) == (5, ["head/kernel", "head/bias"])
 
 
+@pytest.mark.parity
 def test_another_crop_interpolates_positions(converted, plain_unetr):
     live = dict(plain_unetr[1])
     key = "vit.patch_embedding.position_embeddings"
@@ -621,6 +645,7 @@ def test_another_crop_interpolates_positions(converted, plain_unetr):
 # ---- what cannot be
 
 
+@pytest.mark.parity
 def test_an_unknown_or_missing_key_is_an_error_unless_partial(refused, converted, plain_unetr, capsys):
     live = plain_unetr[1] | {"surprise.weight": torch.zeros(2)}
     removed = live.pop("decoder5.conv_block.conv3.conv.weight")
@@ -641,6 +666,7 @@ def changed(key, value):
     return lambda live: live | {key: value}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("change", "flags", "says"),
     [
@@ -676,6 +702,7 @@ def test_refusals_say_what_was_found_and_expected(refused, plain_unetr, change, 
     assert says in refused(change(plain_unetr[1]), *flags)
 
 
+@pytest.mark.parity
 def test_a_truncated_file(refused, plain_unetr, tmp_path):
     torch.save(plain_unetr[1], tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
@@ -683,6 +710,7 @@ def test_a_truncated_file(refused, plain_unetr, tmp_path):
     assert "is not a PyTorch checkpoint" in refused(b"nothing of the kind")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -703,6 +731,7 @@ def test_flags_that_do_not_fit_a_swin_encoder(refused, flags, says):
     assert says in refused(swin_encoder() | surplus, *flags)
 
 
+@pytest.mark.parity
 def test_a_swin_of_other_patches_or_windows_is_refused(refused):
     weights = swin_encoder()
     other = weights | {"patch_embed.proj.weight": torch.zeros(12, 1, 4, 4, 4)}
@@ -713,6 +742,7 @@ def test_a_swin_of_other_patches_or_windows_is_refused(refused):
     )
 
 
+@pytest.mark.parity
 def test_a_flag_does_not_contradict_the_file(tmp_path, swins, converted, plain_unetr, capsys):
     six = converted(plain_unetr[1], "--heads", "6")
     for source, flags, says in (
@@ -727,6 +757,7 @@ def test_a_flag_does_not_contradict_the_file(tmp_path, swins, converted, plain_u
     assert main([str(tmp_path / "back.safetensors"), str(tmp_path / "again"), "--merge", "merging"]) == 0
 
 
+@pytest.mark.parity
 def test_what_is_assumed_is_said(converted, plain_unetr, capsys):
     converted(plain_unetr[1])
     assert "assumed: 12 attention heads, which weights do not show" in capsys.readouterr().out
@@ -735,6 +766,7 @@ def test_what_is_assumed_is_said(converted, plain_unetr, capsys):
     assert from_resolved(checkpoint.load(folder)[1]["config"]).vit.heads == 6
 
 
+@pytest.mark.parity
 def test_places_where_nothing_can_be_written(tmp_path, plain_unetr, capsys):
     folder, live = plain_unetr
     torch.save(live, tmp_path / "w.pt")
@@ -753,12 +785,14 @@ def test_places_where_nothing_can_be_written(tmp_path, plain_unetr, capsys):
     assert "none.pt: no such file or folder" in capsys.readouterr().err
 
 
+@pytest.mark.parity
 def test_a_network_without_its_head_is_not_exported(tmp_path, converted, plain_unetr, capsys):
     folder = converted(plain_unetr[1], "--to-classes", "5")
     assert main([str(folder), str(tmp_path / "out.safetensors")]) == 2
     assert "has no head, which --to-classes or --partial left out; train it" in capsys.readouterr().err
 
 
+@pytest.mark.parity
 def test_nothing_is_overwritten(tmp_path, plain_unetr, capsys):
     folder, live = plain_unetr
     torch.save(live, tmp_path / "w.pt")

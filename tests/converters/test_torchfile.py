@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from peers import peer
 
 from brainseg_jax.errors import InputError
 from converters import torchfile
+
+torch = peer("torch")
 
 TYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -46,6 +48,7 @@ def equal(read, value):
             return type(read) is type(value) and read == value
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", TYPES)
 def test_every_type_bit_by_bit(tmp_path, rng, name):
     dtype = getattr(torch, name)
@@ -55,6 +58,7 @@ def test_every_type_bit_by_bit(tmp_path, rng, name):
     assert equal(torchfile.read(saved(tmp_path / "w.pt", weights)), weights)
 
 
+@pytest.mark.parity
 def test_views_come_back_as_they_were_seen(tmp_path):
     base = torch.arange(60, dtype=torch.float32).reshape(3, 4, 5)
     weights = {
@@ -72,6 +76,7 @@ def test_views_come_back_as_they_were_seen(tmp_path):
     assert equal(torchfile.read(saved(tmp_path / "w.pt", weights)), weights)
 
 
+@pytest.mark.parity
 def test_shared_storages_are_read_once(tmp_path):
     base = torch.rand(1000)
     read = torchfile.read(saved(tmp_path / "w.pt", {"a": base, "b": base[10:20]}))
@@ -80,6 +85,7 @@ def test_shared_storages_are_read_once(tmp_path):
     assert read["storage"].tobytes() == base.numpy().tobytes()
 
 
+@pytest.mark.parity
 def test_a_model_with_its_optimizer(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2, bias=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -90,6 +96,7 @@ def test_a_model_with_its_optimizer(tmp_path):
     assert equal(torchfile.read(saved(tmp_path / "bare.pth", model.state_dict())), model.state_dict())
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_everything_else_that_checkpoints_hold(tmp_path, protocol):
     args = argparse.Namespace(lr=1e-4, name="é", roi=[96, 96, 96], data="d", nested=argparse.Namespace(a=None))
@@ -132,6 +139,7 @@ def test_everything_else_that_checkpoints_hold(tmp_path, protocol):
     assert [type(n) for n in read["numpy"]] == [type(n) for n in numbers] and read["numpy"] == numbers
 
 
+@pytest.mark.parity
 def test_an_archive_packed_again_with_compression(tmp_path, rng):
     value = {"a": torch.from_numpy(rng.integers(0, 9, 500))}
     packed = tmp_path / "packed.pt"
@@ -196,6 +204,7 @@ def refusal(path):
     return line
 
 
+@pytest.mark.parity
 def test_the_parts_of_the_attacks_are_sound(tmp_path):
     for part in (tensor(), call("torch._utils._rebuild_parameter", tensor(), plain(True), call("collections.OrderedDict"))):
         file = archive(tmp_path / "w.pt", weights(part))
@@ -259,6 +268,7 @@ def test_no_payload_is_executed(tmp_path, name):
     assert not mark.exists()
 
 
+@pytest.mark.parity
 def test_a_class_is_refused_by_its_name(tmp_path):
     assert "torch.nn.modules.linear.Linear" in refusal(saved(tmp_path / "w.pt", {"model": torch.nn.Linear(2, 2)}))
     assert "'__builtin__.set'" in refusal(saved(tmp_path / "w.pt", {"a": {1}}))
@@ -375,6 +385,7 @@ def test_a_forged_memo_index_takes_no_memory(tmp_path):
     assert torchfile.read(archive(tmp_path / "w.pt", content)) == {"w": (1, 2)}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("value", [[1], torch.ones(2), 3, {1: 2}], ids=str)
 def test_what_is_no_dictionary_of_names(tmp_path, value):
     assert "no dictionary of names" in refusal(saved(tmp_path / "w.pt", value))
@@ -383,6 +394,7 @@ def test_what_is_no_dictionary_of_names(tmp_path, value):
 # The archive.
 
 
+@pytest.mark.parity
 def test_other_kinds_of_file_are_told_apart(tmp_path):
     file = tmp_path / "w.pt"
     assert "weights_only=True" in refusal(saved(file, {"a": torch.ones(2)}, _use_new_zipfile_serialization=False))
@@ -419,6 +431,7 @@ def test_big_endian(tmp_path):
     assert "big-endian" in refusal(file)
 
 
+@pytest.mark.parity
 def test_a_wrong_byte_in_a_storage_or_the_pickle(tmp_path):
     file = saved(tmp_path / "w.pt", {"name": torch.arange(100.0)})
     content = file.read_bytes()
@@ -428,6 +441,7 @@ def test_a_wrong_byte_in_a_storage_or_the_pickle(tmp_path):
         assert "a checksum in it is wrong" in refusal(file)
 
 
+@pytest.mark.parity
 def test_cut_off_anywhere(tmp_path):
     file = saved(tmp_path / "w.pt", {"name": torch.arange(100.0)})
     content = file.read_bytes()
@@ -477,6 +491,7 @@ def test_entries_that_overlap(tmp_path):
 # Damage at random: what comes back is what was saved, or a refusal.
 
 
+@pytest.mark.parity
 def test_flipped_bits(tmp_path, rng):
     value = {"a": torch.rand(4, 5).T, "b": torch.ones(3, dtype=torch.bfloat16), "args": argparse.Namespace(lr=0.5), "n": np.float64(2)}
     file = saved(tmp_path / "w.pt", value)

@@ -1,6 +1,5 @@
 """Standardisation against MONAI's own transforms as the oracle, against numbers worked out by hand, and against the laws of affines."""
 
-import importlib.util
 import json
 import os
 import warnings
@@ -97,7 +96,7 @@ CASES = {
 }
 
 
-@pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="MONAI is the oracle; install brainseg_jax[test]")
+@pytest.mark.parity
 @pytest.mark.parametrize("case", CASES)
 def test_paper_equals_monai(case):
     shape, affine, spacing, size = CASES[case]
@@ -111,7 +110,7 @@ def test_paper_equals_monai(case):
     np.testing.assert_array_equal(std.standardize_labels(Scan(labels, affine), record), want_labels)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="MONAI is the oracle; install brainseg_jax[test]")
+@pytest.mark.parity
 def test_paper_equals_monai_with_float32_header():
     """An oblique header rounded to float32 is not quite orthogonal: MONAI then aligns centres instead of corners, and so do we."""
     affine = affine_of((0.9, 0.9, 1.7), turn=(12, -7, 20)).astype(np.float32).astype(np.float64)
@@ -122,7 +121,7 @@ def test_paper_equals_monai_with_float32_header():
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="MONAI is the oracle; install brainseg_jax[test]")
+@pytest.mark.parity
 def test_ties_are_the_only_difference_from_monai():
     """2 mm to 1 mm puts every other voxel midway between two; which one MONAI takes is up to rounding error, here it is the even one."""
     image = head((11, 13, 10))

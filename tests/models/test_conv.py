@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from peers import peer
 from scipy import ndimage
 from torch_trees import first, last
 
 from brainseg_jax.models import conv
 from brainseg_jax.models.conv import Conv3, UpConv, conv3
+
+torch = peer("torch")
 
 # [b x y z i] and outputs. Along x planes go in pairs and pairs in slabs: one, a half, odd, as many as slabs, one more and one fewer.
 SIZES = (
@@ -58,12 +60,14 @@ def cast(arrays, dtype):
     return [jnp.asarray(a, dtype) for a in arrays]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("shape", "outputs"), SIZES, ids=name)
 def test_is_pytorchs_forward_and_backward(x64, rng, close, shape, outputs):
     x, kernel, g = draws(rng, shape, outputs)
     close(run(conv3, *cast((g, x, kernel), "float64")), torchs(x, kernel, g), "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("shape", "outputs"), SIZES, ids=name)
 @pytest.mark.parametrize("slabs", [1, 2, 6])
 def test_slabs_change_nothing(x64, rng, close, shape, outputs, slabs):
@@ -71,6 +75,7 @@ def test_slabs_change_nothing(x64, rng, close, shape, outputs, slabs):
     close(conv._by_slabs(*cast((x, kernel), "float64"), slabs), torchs(x, kernel, g)[0], "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("shape", "outputs"), SIZES, ids=name)
 @pytest.mark.parametrize("form", [conv._gathering, conv._spreading])
 def test_planes_and_their_neighbours(x64, rng, close, shape, outputs, form):
@@ -78,6 +83,7 @@ def test_planes_and_their_neighbours(x64, rng, close, shape, outputs, form):
     close(form(*cast((x, kernel), "float64")), torchs(x, kernel, g)[0], "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("shape", "outputs"), [SIZES[1], SIZES[4], ((2, 13, 7, 5, 6), 4)], ids=name)
 def test_is_pytorchs_in_single_precision(rng, close, shape, outputs):
     x, kernel, g = draws(rng, shape, outputs)
@@ -86,6 +92,7 @@ def test_is_pytorchs_in_single_precision(rng, close, shape, outputs):
     close((out, grads), torchs(x, kernel, g))
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_is_pytorchs_with_as_many_channels_as_the_networks_have(rng, close):
     x, kernel, g = draws(rng, (1, 10, 12, 14, 256), 128)
@@ -213,6 +220,7 @@ def test_initial_kernels_keep_the_size_of_what_passes():
     assert np.std(up) == pytest.approx((2 / 32) ** 0.5, rel=0.02)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 3, 1, 2, 4)], ids=name)
 def test_upconv_is_pytorchs_transposed_convolution(x64, rng, close, shape, dtype):

@@ -5,10 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
-from monai.networks.nets.swin_unetr import MERGING_MODE, BasicLayer
-from monai.networks.nets.swin_unetr import WindowAttention as MonaiAttention
+from peers import peer
 from torch_trees import last, slope, swin, swin_stage, value
 
 from brainseg_jax.errors import InputError
@@ -28,6 +25,12 @@ from brainseg_jax.models.swin import (
     relative,
 )  # fmt: skip
 from brainseg_jax.trees import count, paths
+
+torch = peer("torch")
+MonaiSwinUNETR = peer("monai.networks.nets:SwinUNETR")
+MERGING_MODE = peer("monai.networks.nets.swin_unetr:MERGING_MODE")
+BasicLayer = peer("monai.networks.nets.swin_unetr:BasicLayer")
+MonaiAttention = peer("monai.networks.nets.swin_unetr:WindowAttention")
 
 # Windows: 3 x 3 x 5 and 2 x 2 x 3, all padded; then 4 x 4 x 7, reduced and shifted along z; then 2 x 2 x 4.
 SIZE = (32, 32, 64)
@@ -81,6 +84,7 @@ def both(theirs, ours, image, rng, dtype, tree):
     return run(*jax.tree.map(lambda a: jnp.asarray(a, dtype), (tree(value), image, weights))), expected
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("merging", "v2", "channels", "dtype"),
@@ -100,6 +104,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, dtype, merging, v2, chan
     close(*both(lambda x: net(x, True), lambda p, x: ours.apply({"params": p}, x), image, rng, dtype, tree), dtype)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("merging", "dtype"), [("legacy", "float64"), ("merging", "float32")])
 def test_stage_is_monais_forward_and_backward(x64, rng, close, dtype, merging):
     """Windows padded and shifted along x, whole and reduced along y and z; two samples."""
@@ -160,6 +165,7 @@ def test_masks_part_what_the_roll_brought_together(grid):
     assert len(mask) == 2 ** sum(n > 3 for n in grid)
 
 
+@pytest.mark.parity
 def test_relative_positions_are_monais_and_by_hand():
     np.testing.assert_array_equal(relative(7), MonaiAttention(12, 3, (7, 7, 7)).relative_position_index)
     index = relative(2)  # 3 x 3 x 3 rows, of which the 13th is no step at all
@@ -307,6 +313,7 @@ def test_sizes_that_are_no_multiple_of_32_are_an_input_error():
         jax.eval_shape(Swin().init, jax.random.key(0), jnp.zeros((1, 40, 96, 65, 1)))
 
 
+@pytest.mark.parity
 def test_sizes_at_full_size():
     def shapes(**fields):
         return jax.eval_shape(lambda key: Swin(**fields).init_with_output(key, jnp.zeros((1, 96, 96, 96, 1))), jax.random.key(0))

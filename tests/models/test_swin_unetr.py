@@ -3,14 +3,16 @@
 import jax
 import jax.numpy as jnp
 import pytest
-import torch
-from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+from peers import peer
 from torch_trees import first, joining, last, residual, slope, value
 
 from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.swin_unetr import SwinUNETR
 from brainseg_jax.trees import count, paths
+
+torch = peer("torch")
+MonaiSwinUNETR = peer("monai.networks.nets:SwinUNETR")
 
 SIZE = (32, 32, 64)
 RESIDUAL = ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
@@ -51,6 +53,7 @@ def draws(rng, channels, size=SIZE):
     return rng.normal(size=(1, *size, channels)), [rng.normal(size=(1, *grid, width)) for grid, width in grids]
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 def test_is_monai_forward_and_backward(x64, rng, close, channels):
@@ -76,6 +79,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, channels):
     close(grads, expected, "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("dtype", "channels", "size"),
     [("float64", 1, SIZE), pytest.param("float32", 2, (32, 64, 64), marks=pytest.mark.slow)],
@@ -120,6 +124,7 @@ def test_sizes_at_full_size(width, v2, classes, whole):
         assert count(params["encoder"]) + sum(count(params["decoder"][name]) for name in RESIDUAL) == 42_588_786
 
 
+@pytest.mark.parity
 def test_leaves_are_named_as_the_converter_expects(rng):
     image, maps = draws(rng, 1)
     shapes = jax.eval_shape(SwinUNETR(width=12).init, jax.random.key(0), jnp.asarray(image), tuple(map(jnp.asarray, maps)))

@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from monai.networks.blocks.dynunet_block import UnetResBlock
-from monai.networks.blocks.unetr_block import UnetrUpBlock
+from peers import peer
 from torch_trees import first, joining, last, residual, slope, value
 
 from brainseg_jax.models.conv import conv3
 from brainseg_jax.models.unet import ResBlock, UpBlock, activated_norm, instance_norm
+
+torch = peer("torch")
+UnetResBlock = peer("monai.networks.blocks.dynunet_block:UnetResBlock")
+UnetrUpBlock = peer("monai.networks.blocks.unetr_block:UnetrUpBlock")
 
 SHAPE = (2, 3, 4, 5, 3)
 BOTH = pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -59,6 +61,7 @@ def activated_formula(x, shortcut=0.0):
     return jax.nn.leaky_relu(formula(x) + shortcut, 0.01)
 
 
+@pytest.mark.parity
 @BOTH
 def test_instance_norm_is_pytorchs(x64, rng, close, dtype):
     x, g = draws(rng, 2)
@@ -68,6 +71,7 @@ def test_instance_norm_is_pytorchs(x64, rng, close, dtype):
     close((out, grads), expected, dtype)
 
 
+@pytest.mark.parity
 @BOTH
 @SHORTCUT
 def test_activated_norm_is_pytorchs(x64, rng, close, dtype, shortcut):
@@ -171,6 +175,7 @@ def check_block(theirs, tree, ours, dtype, rng, close, inputs):
     close(result, (out, [tree(theirs, slope), *grads]), dtype)
 
 
+@pytest.mark.parity
 @BOTH
 @pytest.mark.parametrize("features", [5, 3], ids=["other channels", "same channels"])
 def test_residual_block_is_monais(x64, rng, close, dtype, features):
@@ -178,6 +183,7 @@ def test_residual_block_is_monais(x64, rng, close, dtype, features):
     check_block(theirs, residual, ResBlock(features, jnp.dtype(dtype)), dtype, rng, close, draws(rng, 1))
 
 
+@pytest.mark.parity
 @BOTH
 def test_up_block_is_monais(x64, rng, close, dtype):
     """What was raised comes before the map from the other side."""

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from monai.networks.nets import UNETR as MonaiUNETR  # noqa: N811 (the field's name)
+from peers import peer
 from torch_trees import doubling, first, head, joining, last, residual, slope, value, vit
 
 from brainseg_jax import models
@@ -15,6 +14,9 @@ from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.unetr import UNETR
 from brainseg_jax.models.vit import ViT
 from brainseg_jax.trees import count, paths
+
+torch = peer("torch")
+MonaiUNETR = peer("monai.networks.nets:UNETR")
 
 SIZE = (16, 32, 48)
 SMALL = {"grid": (1, 2, 3), "width": 48, "depth": 12, "heads": 4, "hidden": 96, "features": (3, 6, 9)}
@@ -65,6 +67,7 @@ def both(net):
     return run
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize(("channels", "projection", "qkv_bias"), [(2, "conv", False), (1, "perceptron", True)])
 def test_is_monai_forward_and_backward(x64, rng, close, channels, projection, qkv_bias):
@@ -81,6 +84,7 @@ def test_is_monai_forward_and_backward(x64, rng, close, channels, projection, qk
     close(grads, (as_flax(net, slope), last(theirs_in.grad)), "float64")
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(("channels", "projection", "qkv_bias"), [(1, "conv", True), (2, "perceptron", False)])
 def test_is_monai(x64, rng, close, dtype, channels, projection, qkv_bias):
@@ -94,6 +98,7 @@ def test_is_monai(x64, rng, close, dtype, channels, projection, qkv_bias):
     close(out, theirs, dtype)
 
 
+@pytest.mark.parity
 def test_leaves_are_named_as_the_converter_expects(x64):
     theirs = as_flax(monai(2, "conv", False), value)
     shapes = jax.eval_shape(ours(False).init, jax.random.key(0), jnp.zeros((1, *SIZE, 2)))["params"]
@@ -108,6 +113,7 @@ def full_size(side, classes, **vit):
     return jax.eval_shape(models.segmenter(config).init_with_output, jax.random.key(0), image)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("side", "classes", "whole"), [(160, 36, 93_386_532), (96, 36, 92_784_420), (96, 2, 92_783_842)])
 def test_sizes_in_monais_dialect(side, classes, whole):
     """MONAI 1.6's counts less its 18,432 dead parameters; 92.78 M are those of MONAI until 1.3."""
@@ -116,6 +122,7 @@ def test_sizes_in_monais_dialect(side, classes, whole):
     assert logits.shape == (1, side, side, side, classes) and logits.dtype == jnp.float32
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("classes", "whole"), [(36, 92_732_196), (2, 92_731_618), (5, 92_731_669)])
 def test_sizes_in_the_papers_dialect(classes, whole):
     logits, variables = full_size(160, classes, positions="separable", features=(2, 5, 8))

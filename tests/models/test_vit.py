@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from monai.networks.nets import ViT as MonaiViT
+from peers import peer
 from torch_trees import slope, value, vit
 
 from brainseg_jax.models.layers import gelu
 from brainseg_jax.models.vit import ViT, gather, patchify, sincos_table, unpatchify
 from brainseg_jax.trees import count, paths
+
+torch = peer("torch")
+MonaiViT = peer("monai.networks.nets:ViT")
 
 TINY = {"grid": (2, 3, 1), "patch": 4, "width": 12, "depth": 3, "heads": 2, "hidden": 20}
 
@@ -31,6 +33,7 @@ def monai(qkv_bias):
     return net.double()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_is_monai_forward_and_backward(x64, rng, close, dtype, qkv_bias):
@@ -104,6 +107,7 @@ def test_separable_positions_are_a_slice_and_a_place_in_it(rng, close):
     close(p, np.stack([along[x] + plane[place] for x in range(2) for place in range(3)]))
 
 
+@pytest.mark.parity
 def test_gelu_is_the_exact_one(close):
     x = np.linspace(-6, 6, 101)
     close(gelu(jnp.asarray(x, jnp.float32)), torch.nn.functional.gelu(torch.tensor(x)).numpy())

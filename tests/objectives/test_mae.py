@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from peers import peer
 
 from brainseg_jax.models.vit import ViT, patchify
 from brainseg_jax.objectives.mae import MAE, kept_tokens, patch_statistics, random_masks
 from brainseg_jax.trees import count
+
+torch = peer("torch")
 
 GRID, PATCH = (2, 2, 3), 2
 SHAPE = (2, 4, 4, 6, 1)
@@ -82,6 +84,7 @@ def reference(p, image, keep, masked, normalize_targets):
     return (((predicted - target) ** 2).mean(-1) * hidden).sum() / hidden.sum()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("normalize_targets", [False, True])
 def test_loss_and_gradient_are_the_papers(x64, rng, close, normalize_targets):
     objective = tiny(jnp.float64, normalize_targets=normalize_targets)

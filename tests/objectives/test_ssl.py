@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from monai.losses import ContrastiveLoss
-from monai.networks.nets.swin_unetr import SwinTransformer
+from peers import peer
 from torch_trees import conv, doubling, head, linear, slope, swin, value
 
 from brainseg_jax.config import base, check, with_sources
@@ -38,6 +36,10 @@ from brainseg_jax.train import train
 from brainseg_jax.trees import count, paths
 from brainseg_jax.writer import read_metrics
 
+torch = peer("torch")
+ContrastiveLoss = peer("monai.losses:ContrastiveLoss")
+SwinTransformer = peer("monai.networks.nets.swin_unetr:SwinTransformer")
+
 # Two voxels at the deepest: the least that an instance norm, and the published heads, can do with.
 SIZE = (64, 32, 32)
 
@@ -57,6 +59,7 @@ def tree(objective, size=SIZE, dtype=jnp.float32):
 # ---- turns
 
 
+@pytest.mark.parity
 def test_turns_are_numpys_and_torchs(rng):
     """The published plane: axes 2 and 3 of a sample [c x y z]."""
     image, k = rng.normal(size=(4, 5, 6, 6, 2)).astype(np.float32), [0, 1, 2, 3]
@@ -199,6 +202,7 @@ def test_a_single_sample_has_no_negatives(rng):
     assert np.all(loss == 0) and np.all(first)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("b", [1, 2, 7])
 def test_contrast_is_monais(x64, rng, close, b):
     a, c = rng.normal(size=(2, b, 6))
@@ -233,6 +237,7 @@ def test_contrast_is_over_all_devices(rng, close, devices):
 # ---- decoders and the whole network against PyTorch
 
 
+@pytest.mark.parity
 def test_doubling_is_torchs(x64, rng, close):
     x = rng.normal(size=(2, 3, 4, 1, 5))
     theirs = torch.nn.functional.interpolate(torch.tensor(x).movedim(-1, 1), scale_factor=2, mode="trilinear", align_corners=False)
@@ -265,6 +270,7 @@ def decoder_as_flax(net, of):
     return tree
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("name", "ours"), [("vae", Interpolated), ("deconv", Transposed)])
 def test_decoders_are_torchs(x64, rng, close, name, ours):
     torch.manual_seed(0)
@@ -311,6 +317,7 @@ def as_flax(net, of):
     return {"encoder": swin(net.swin, of), "reconstruct": decoder_as_flax(net.decoder, of)} | heads
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_the_network_is_the_published_one(x64, rng, close):
     """MONAI's encoder and the published heads in PyTorch: predictions, the sum of the three losses, and every gradient."""

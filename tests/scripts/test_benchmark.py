@@ -89,6 +89,7 @@ def test_kinds_and_places_are_read_off_the_program():
     assert profile.place(computations[entry]["out"]) == "MAE/encoder/mlp/dot_general"
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_a_small_step_is_measured_against_its_peer(tmp_path):
     sizes = {"vit.width": 24, "vit.heads": 2, "vit.hidden": 48, "vit.depth": 2, "mae.width": 24, "mae.heads": 2, "mae.depth": 1}
