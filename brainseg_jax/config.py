@@ -174,6 +174,10 @@ def base() -> ConfigDict:
     return c
 
 
+# Keys are a file format: config.json and the cards of checkpoints hold them. A new key's default is what was done before there was the key.
+FORMAT = 1  # of cards and run records; they say it since there is more than one form. Raise it when an older version would misread them
+RENAMED: dict[str, str] = {}  # old name of a key: the name it has now
+
 # Keys that may differ when a run is resumed: they change what is printed and where things lie, not what is computed.
 FREE = ("attention", "log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
 
@@ -381,6 +385,8 @@ def unknown(key: str) -> str:
     keys = list(flat(base()))
     if key in keys:
         return ""
+    if key in RENAMED:
+        return f"it is called {RENAMED[key]} now"
     close = difflib.get_close_matches(key, keys, n=1) or [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"there is no such key{f' (did you mean {close[0]}?)' if close else ''}; all are in brainseg_jax/config.py"
 
@@ -403,13 +409,52 @@ def with_sources(c: ConfigDict, overridden: set[str], file: str) -> dict[str, di
     return json.loads(json.dumps(resolved))
 
 
-def from_resolved(resolved: dict[str, dict[str, Any]]) -> ConfigDict:
-    """The config that `with_sources` wrote down."""
+def known(resolved: Any, place: str) -> dict[str, dict[str, Any]]:
+    """The entries of `with_sources`, as a card or config.json keeps them, by today's names of their keys.
+
+    Raises InputError, beginning with `place`, for what is none, for a key that nobody knows, and for the form of a newer version.
+    """
+    if not isinstance(resolved, dict) or not resolved:
+        raise InputError(f"{place}: holds no config; use another one, or bring it back from a backup")
+    check_format(resolved.get("format", FORMAT), place)
+    found, keys = {}, flat(base())
+    for name, entry in resolved.items():
+        key = RENAMED.get(name, name)
+        if name == "format":
+            continue
+        if key not in keys:
+            raise InputError(
+                f"{place}: has the key {key!r}, and {unknown(key)}; use the version of brainseg_jax that wrote it, or a newer one"
+            )
+        if not isinstance(entry, dict) or "value" not in entry:
+            raise InputError(f"{place}: has no value under {key!r}; it is damaged, bring it back from a backup")
+        found[key] = entry
+    return found
+
+
+def check_format(number: Any, place: str) -> None:
+    """Raises InputError, beginning with `place`, for a card or record in the form of a version that came later."""
+    if not isinstance(number, int) or number > FORMAT:
+        raise InputError(f"{place}: is of format {number!r}, and this brainseg_jax reads up to {FORMAT}; use the version that wrote it")
+
+
+def from_resolved(resolved: Any, place: str = "config") -> ConfigDict:
+    """The config that `with_sources` wrote down; a key that it lacks has its default. Raises InputError as `known`."""
     c = base()
-    for key, entry in resolved.items():
-        value = entry["value"]
-        c.update_from_flattened_dict({key: as_tuple(value)})
+    for key, entry in known(resolved, place).items():
+        try:
+            c.update_from_flattened_dict({key: as_tuple(entry["value"])})
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{place}: {key} is {entry['value']!r}, where something like {c_get(c, key)!r} is meant; is it damaged?"
+            ) from None
     return c
+
+
+def of_card(card: dict[str, Any], place: Path | str) -> ConfigDict:
+    """The config of a checkpoint's card. Raises InputError, beginning with the checkpoint, for a card without one, or that is unknown."""
+    check_format(card.get("format", FORMAT), str(place))
+    return from_resolved(card.get("config"), f"{place}: its card")
 
 
 def as_tuple(value: Any) -> Any:
@@ -418,7 +463,8 @@ def as_tuple(value: Any) -> Any:
 
 
 def differing(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
-    """Keys whose difference makes another experiment, as "key: old → new"."""
+    """Keys whose difference makes another experiment, as "key: old → new". Where one lacks a key, as old records do, it has its default."""
+    defaults = json.loads(json.dumps(flat(base())))
+    value = lambda resolved, key: resolved[key]["value"] if key in resolved else defaults.get(key)  # noqa: E731
     keys = sorted(old.keys() | new.keys())
-    value = lambda resolved, key: resolved.get(key, {}).get("value")  # noqa: E731
     return [f"{key}: {value(old, key)} → {value(new, key)}" for key in keys if key not in FREE and value(old, key) != value(new, key)]

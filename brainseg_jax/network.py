@@ -10,7 +10,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from brainseg_jax import checkpoint, models, weights
-from brainseg_jax.config import from_resolved
+from brainseg_jax.config import of_card
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import Model
 from brainseg_jax.trees import paths
@@ -78,7 +78,7 @@ def load(path: str | Path, dtype: str = "auto") -> Network:
     folder = Path(path)
     params, card = checkpoint.load(folder)
     with weights.reading(folder):
-        config = from_resolved(card["config"])
+        config = of_card(card, folder)
     if config.objective != "segmentation" or "head" not in params:
         kind = config.objective if config.objective != "segmentation" else "encoder"
         raise InputError(f"{folder}: holds the weights of {kind}, which give no logits; fine-tune it first, or load a segmentation")

@@ -108,13 +108,13 @@ def probe(
 
     from brainseg_jax import models, record
     from brainseg_jax.checkpoint import load
-    from brainseg_jax.config import from_resolved
+    from brainseg_jax.config import of_card
     from brainseg_jax.data import cache, dataset, labels
     from brainseg_jax.data.augment import as_float
     from brainseg_jax.data.pipeline import central_crop
 
     params, card = load(checkpoint, "params/encoder")
-    config = from_resolved(card["config"])
+    config = of_card(card, checkpoint)
     config.dtype, config.remat = "float32", False
     config.data.manifest = manifest or config.data.manifest
     if manifest:

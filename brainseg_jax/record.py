@@ -16,10 +16,12 @@ import jax
 from ml_collections import ConfigDict
 
 import brainseg_jax
+from brainseg_jax.config import FORMAT, check_format
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_text
 from brainseg_jax.trees import count
 
+CONFIG, RUN = "config.json", "run.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 
 
@@ -27,10 +29,11 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
     """Writes config.json and run.json; run.json keeps a line for every time the run was started or resumed. Process 0 only."""
     if jax.process_index() != 0:
         return
-    write_text(folder / "config.json", json.dumps(resolved, indent=1) + "\n")
-    file = folder / "run.json"
-    earlier = json.loads(file.read_text())["starts"] if file.exists() else []
+    write_text(folder / CONFIG, json.dumps({"format": FORMAT} | resolved, indent=1) + "\n")
+    file = folder / RUN
+    earlier = read(file)["starts"] if file.exists() else []
     facts = {
+        "format": FORMAT,
         "starts": [*earlier, {"step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": " ".join(sys.argv)}],
         "seed": config.seed,
         "parameters": {"all": count(params), "encoder": count(params["encoder"])},
@@ -49,10 +52,24 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
     write_text(file, json.dumps(facts, indent=1) + "\n")
 
 
+def read(file: Path) -> dict[str, Any]:
+    """A run record, run.json or config.json. Raises InputError for one that is missing, damaged, or of a later version."""
+    remedy = "bring it back from a backup, or give another --workdir"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file}: is missing, and nothing else says what was trained there; {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{file}: is damaged ({error}); {remedy}") from None
+    if not isinstance(record, dict) or (file.name == RUN and not {"starts", "data"} <= record.keys()):
+        raise InputError(f"{file}: is damaged (it is no record of a run); {remedy}")
+    check_format(record.get("format", FORMAT), str(file))
+    return record
+
+
 def check_same_data(folder: Path, data: Any) -> None:
     """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix who is held out."""
-    file = folder / "run.json"
-    before = json.loads(file.read_text())["data"] if file.exists() else {"volumes_sha256": data.volumes_sha256}
+    before = read(folder / RUN)["data"]
     if before.get("volumes_sha256") != data.volumes_sha256:
         raise InputError(
             f"{folder}: was trained on {before['train']} volumes and {before['val']} held out, now there are {len(data.train)} and "

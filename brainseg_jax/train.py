@@ -4,7 +4,6 @@ Checkpoint i is the state before batch i, so that a run that goes on from it rep
 """
 
 import fcntl
-import json
 import secrets
 import shlex
 import tempfile
@@ -20,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from brainseg_jax import checkpoint, distributed, heldout, optim, record, report, sharding
-from brainseg_jax.config import check, differing
+from brainseg_jax.config import FORMAT, check, differing, known
 from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
@@ -289,6 +288,7 @@ def draw(run: Run, held_out: HeldOut, params: Any, step: int, writer: Writer) ->
 def card(run: Run) -> dict[str, Any]:
     """What a checkpoint says about itself: prediction and fine-tuning need nothing else."""
     facts = {
+        "format": FORMAT,
         "config": run.resolved,
         "spec": record.as_json(run.data.spec),
         "subjects": run.data.subjects(),
@@ -321,11 +321,17 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
         yield
 
 
+def begun(folder: Path) -> bool:
+    """Whether the folder holds a run that saved something."""
+    return any((folder / "checkpoints").glob("[0-9]*/"))
+
+
 def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
     """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none."""
-    file = folder / "config.json"
-    begun = any((folder / "checkpoints").glob("*/"))
-    if begun and file.exists() and (differences := differing(json.loads(file.read_text()), resolved)):
+    if not begun(folder):
+        return
+    file = folder / record.CONFIG
+    if differences := differing(known(record.read(file), str(file)), resolved):
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brainseg_jax import checkpoint
-from brainseg_jax.config import flat, from_resolved
+from brainseg_jax.config import flat, of_card
 from brainseg_jax.errors import InputError
 from brainseg_jax.trees import count, paths
 
@@ -37,7 +37,7 @@ def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str
         return {}
     folder = Path(config.init.checkpoint).expanduser()
     found, card = checkpoint.load(folder)
-    theirs = from_resolved(card["config"])
+    theirs = of_card(card, folder)
     _check_same_network(folder, theirs, config)
     for part in config.init.parts:
         if part not in found:

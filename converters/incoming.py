@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from brainseg_jax.config import base, with_sources
+from brainseg_jax.config import FORMAT, base, with_sources
 from brainseg_jax.errors import InputError, few
 from converters import certify, swin_unetr, unetr
 from converters.adapt import adapted
@@ -58,7 +58,7 @@ def convert_file(options: argparse.Namespace) -> Conversion:
     from brainseg_jax import checkpoint
     from brainseg_jax.trees import tree
 
-    checkpoint.write(out, tree(leaves), {"config": with_sources(config, set(), source.name), "format": 1, "source": facts})
+    checkpoint.write(out, tree(leaves), {"config": with_sources(config, set(), source.name), "format": FORMAT, "source": facts})
     kind = f"{source}: {found.dialect.what}, dialect {found.dialect.name}" + (f", keys as of MONAI {releases}" if releases else "")
     report = [kind, *_told(found), *(f"  {line}" for line in [*done, summary(config, leaves)])]
     whole = config.objective == "segmentation" and not facts["left"]

@@ -36,7 +36,7 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
     try:
         if "config" not in card:
             raise InputError("its card has no config, so its network is unknown; convert a checkpoint of this version")
-        config, leaves = from_resolved(card["config"]), paths(params)
+        config, leaves = from_resolved(card["config"], "its card"), paths(params)
         dialect = _dialect_for(config, leaves, options.dialect)
         described = summary(config, leaves)
         held = {path: leaf for path, leaf in leaves.items() if path.split("/")[0] in dialect.parts}

@@ -10,7 +10,6 @@ same people, and each is compared with the task's first by the differences perso
 
 import argparse
 import csv
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -24,6 +23,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from reports import command, publish, spread
 
+from brainseg_jax import record
 from brainseg_jax.config import from_resolved
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.errors import InputError
@@ -65,8 +65,8 @@ def read(folder: Path) -> Run:
         for line in csv.DictReader(lines, delimiter="\t"):
             if line["id"] != "0":
                 dice[line["subject"]][line["structure"]] = float(line["dice"] or "nan")
-    config = from_resolved(json.loads((folder / "config.json").read_text()))
-    return Run(folder, config, json.loads((folder / "run.json").read_text()), dict(dice))
+    config = from_resolved(record.read(folder / "config.json"), str(folder / "config.json"))
+    return Run(folder, config, record.read(folder / "run.json"), dict(dice))
 
 
 def describe(runs: list[Run], out: Path, credit: str) -> str:

@@ -7,7 +7,6 @@ the same hidden voxels of the same held-out crops as the run's own evaluation.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +22,7 @@ from matplotlib import pyplot
 from reports import command, publish
 
 from brainseg_jax import checkpoint, record, report
-from brainseg_jax.config import from_resolved
+from brainseg_jax.config import of_card
 from brainseg_jax.data import dataset
 from brainseg_jax.data.augment import prepare_eval
 from brainseg_jax.data.cache import load
@@ -64,7 +63,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
     if not steps:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
-    config, facts = from_resolved(card["config"]), json.loads((run / "run.json").read_text())
+    config, facts = of_card(card, run), record.read(run / "run.json")
     with tempfile.TemporaryDirectory() as elsewhere:  # the run's own split and failures stay as they are
         data = dataset.prepare(config.data, None, Path(elsewhere), lambda _: None, lambda _: lambda done, total: None)
     record.check_same_data(run, data)

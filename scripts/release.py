@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from reports import command, spread
 
 from brainseg_jax import checkpoint, weights
-from brainseg_jax.config import c_get, from_resolved
+from brainseg_jax.config import c_get, of_card
 from brainseg_jax.data.labels import lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read, read_labels
@@ -67,7 +67,7 @@ def release(args: argparse.Namespace) -> int:
         card["config"][key]["value"] = Path(card["config"][key]["value"]).name
     if args.window:
         card["config"]["data.crop"]["value"] = [int(side) for side in args.window.split(",")]
-    config = from_resolved(card["config"])
+    config = of_card(card, args.checkpoint)
     if config.objective == "segmentation":
         dtype, found = np.float16, judged(args, params, card)
     else:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax import config as keys
-from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, of_file, with_sources
+from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, of_card, of_file, with_sources
 from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.labels import swap as labels_swap
@@ -239,10 +239,44 @@ def test_a_value_named_on_the_command_line_is_not_another_experiment():
     assert differing(with_sources(base(), {"seed"}, "x.py"), with_sources(base(), set(), "x.py")) == []
 
 
-def test_a_key_that_one_of_the_two_lacks_differs():
-    old = with_sources(base(), set(), "x.py")
-    new = {key: entry for key, entry in old.items() if key != "seed"}
-    assert differing(old, new) == ["seed: 0 → None"]
+def test_a_key_that_one_of_the_two_lacks_has_its_default():
+    changed = base()
+    changed.seed = 3
+    old, new = (with_sources(c, set(), "x.py") for c in (base(), changed))
+    for lacking in (old, {key: entry for key, entry in old.items() if key != "seed"}):
+        assert differing(lacking, old) == differing(old, lacking) == []
+        assert differing(lacking, new) == ["seed: 0 → 3"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vit.widht": {"value": 3, "from": "x.py"}}, r"has the key 'vit\.widht', and there is no such key \(did you mean vit\.width\?\)"),
+        ({"vit": {"value": 3}}, "has the key 'vit', and there is no such key"),
+        ({"seed": 3}, "has no value under 'seed'"),
+        ({"seed": {"value": "three", "from": "x.py"}}, "seed is 'three', where something like 0 is meant"),
+        ({"data.crop": {"value": 3, "from": "x.py"}}, r"data\.crop is 3, where something like \(160, 160, 160\)"),
+    ],
+)
+def test_a_card_that_is_not_understood_is_refused_in_one_line(change, message):
+    card = {"config": with_sources(base(), set(), "x.py") | change}
+    with pytest.raises(InputError, match=rf"^runs/x/checkpoints/8: its card: {message}") as refusal:
+        of_card(card, "runs/x/checkpoints/8")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({}, "holds no config"),
+        ({"config": [1]}, "holds no config"),
+        ({"format": 99, "config": with_sources(base(), set(), "x.py")}, "is of format 99, and this brainseg_jax reads up to"),
+        ({"format": "new", "config": with_sources(base(), set(), "x.py")}, "is of format 'new'"),
+    ],
+)
+def test_a_card_of_another_form_is_refused_in_one_line(card, message):
+    with pytest.raises(InputError, match=f"^c: .*{message}"):
+        of_card(card, "c")
 
 
 def test_names_that_may_be_chosen_are_those_that_there_are():

@@ -20,7 +20,7 @@ def dataset(train, val):
 
 def started_on(folder, data):
     facts = {"volumes_sha256": data.volumes_sha256, "train": len(data.train), "val": len(data.val)}
-    (folder / "run.json").write_text(json.dumps({"data": facts}))
+    (folder / "run.json").write_text(json.dumps({"starts": [], "data": facts}))
 
 
 def test_the_same_volumes_are_taken(tmp_path):
@@ -33,6 +33,26 @@ def test_other_volumes_another_order_or_another_side_are_refused(tmp_path, train
     started_on(tmp_path, dataset("abc", "d"))
     with pytest.raises(InputError, match="was trained on 3 volumes and 1 held out"):
         record.check_same_data(tmp_path, dataset(train, val))
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing, and nothing else says"),
+        (b"", "is damaged"),
+        (b"{", "is damaged"),
+        (b"\xff\xfe\x00", "is damaged"),
+        (b"[]", r"is damaged \(it is no record"),
+        (b'{"format": 99, "starts": [], "data": {}}', "is of format 99"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_one_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: {message}") as refusal:
+        record.read(tmp_path / name)
+    assert "\n" not in str(refusal.value)
 
 
 def test_progress_tells_tenths_where_there_is_no_terminal(capsys):

@@ -11,7 +11,7 @@ import pytest
 
 from brainseg_jax import train as module
 from brainseg_jax.checkpoint import load, verify
-from brainseg_jax.config import with_sources
+from brainseg_jax.config import FORMAT, with_sources
 from brainseg_jax.data.pipeline import ALL
 from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
@@ -93,7 +93,7 @@ def test_what_a_run_leaves(whole):
 def test_a_checkpoint_says_what_it_is(whole):
     encoder, card = load(whole / "checkpoints" / "8", "params/encoder")
     assert card["spec"]["size"] == [32, 32, 32] and card["steps"] == 8 and len(card["subjects"]) == 3
-    assert card["config"] == json.loads((whole / "config.json").read_text())
+    assert {"format": FORMAT} | card["config"] == json.loads((whole / "config.json").read_text())
     assert encoder["blocks"]["attn"]["qkv"]["kernel"].shape == (2, 24, 72)
 
 

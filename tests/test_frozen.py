@@ -1,0 +1,98 @@
+"""What earlier versions wrote stays of use: checkpoints and network files load and give the same labels, runs are gone on with.
+
+tests/frozen/VERSION was made by that version with `python tests/frozen/make.py VERSION`.
+"""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from brainseg_jax import config as keys
+from brainseg_jax import load
+from brainseg_jax.config import base, from_resolved, with_sources
+from brainseg_jax.errors import InputError
+from brainseg_jax.heldout import volume_of
+from brainseg_jax.program import settle
+from brainseg_jax.train import same_experiment, train
+
+FROZEN = Path(__file__).with_name("frozen")
+SPEC = importlib.util.spec_from_file_location("frozen_make", FROZEN / "make.py")
+MAKE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(MAKE)
+
+
+@pytest.fixture(params=sorted(p.name for p in FROZEN.iterdir() if (p / "people.tsv").exists()))
+def frozen(request, tmp_path, monkeypatch):
+    """A copy of what a version wrote, in it the working directory: its paths are relative."""
+    shutil.copytree(FROZEN / request.param, tmp_path / "frozen")
+    monkeypatch.chdir(tmp_path / "frozen")
+    return tmp_path / "frozen"
+
+
+def asked() -> tuple[ConfigDict, dict]:
+    """The config of the frozen runs as this version starts it, and with its sources, as main does."""
+    config = base()
+    config.update_from_flattened_dict(MAKE.CONFIG)
+    resolved = with_sources(config, set(), "frozen.py")
+    for key, value in settle(config, True).items():
+        resolved[key]["value"] = value
+    return config, resolved
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", pytest.param("ended/checkpoints/30", marks=pytest.mark.slow)])
+def test_it_gives_the_labels_that_it_gave(frozen, name):
+    network, then = load(name), np.load("predicted.npz")
+    now = np.argmax(network.logits(volume_of(then["image"])[None])[0], axis=-1)
+    sure = then["classes"] < 255  # where rounding does not decide
+    assert sure.mean() > 0.99 and set(then["classes"][sure]) == {0, 1}
+    np.testing.assert_array_equal(now[sure], then["classes"][sure])
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_to_its_end(frozen, capsys):
+    train(*asked(), Path("stopped"))
+    assert "going on from step 15" in capsys.readouterr().out
+    assert (frozen / "stopped" / "checkpoints" / "30").is_dir()
+    assert load("stopped/checkpoints/30").card["format"] == keys.FORMAT
+    assert json.loads(Path("stopped/run.json").read_text())["starts"][0]["step"] == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_says_so(frozen, capsys):
+    train(*asked(), Path("ended"))
+    assert "finished: 30 steps" in capsys.readouterr().out
+
+
+def test_a_key_that_came_later_makes_no_other_experiment(frozen, monkeypatch):
+    _, resolved = asked()
+    same_experiment(Path("ended"), resolved)
+    old = json.loads(Path("ended/config.json").read_text())
+
+    def later() -> ConfigDict:
+        c = base()
+        c.optim.nesterov = False
+        return c
+
+    monkeypatch.setattr(keys, "base", later)
+    same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": False, "from": "default"}})
+    assert from_resolved(old).optim.nesterov is False
+    with pytest.raises(InputError, match=r"holds another experiment \(optim\.nesterov: False → True\)"):
+        same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": True, "from": "command line"}})
+
+
+def test_a_key_of_another_name_is_still_read(frozen, monkeypatch):
+    _, resolved = asked()
+    old = json.loads(Path("ended/config.json").read_text())
+    old["optim.top"] = old.pop("optim.peak")
+    Path("ended/config.json").write_text(json.dumps(old))
+    with pytest.raises(InputError, match=r"^ended/config\.json: has the key 'optim\.top', and there is no such key.*version"):
+        same_experiment(Path("ended"), resolved)
+    monkeypatch.setattr(keys, "RENAMED", {"optim.top": "optim.peak"})
+    same_experiment(Path("ended"), resolved)
+    assert from_resolved(old).optim.peak == MAKE.CONFIG["optim.peak"]
+    assert keys.unknown("optim.top") == "it is called optim.peak now"
