@@ -10,6 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +86,30 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a command to stop
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Processes and threads that are started inside are not reached by what asks a command to stop, from their first moment on.
+
+    A terminal and a cluster send it to all processes of a command at once, and it is the first one's to answer.
+    """
+    resource_tracker.ensure_running()  # multiprocessing lets signals through again when it starts this one
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent(*_: object) -> None:
     """Binds a process that multiprocessing started to the one that started it: to be called in it, first of all (an initializer).
 
     It ends as soon as the other one has, however that ended: a killed command would leave it waiting, with all its memory, for ever. What
-    a terminal or a cluster sends to all processes of a command at once is the other one's to answer, and is ignored.
+    asks a command to stop is ignored (see `signals_held`).
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -9,7 +9,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,8 +111,9 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         del parts
         writer = Writer(folder, run.steps, start)
         try:
-            with distributed.stop_requests(start) as stopped:
-                last = loop(run, train_step, held_out, state, checkpoints, writer, stopped)
+            batches = sharding.to_devices(batches_from(run, start), mesh)
+            with distributed.stop_requests(start) as stopped, closing(batches):
+                last = loop(run, train_step, held_out, state, batches, checkpoints, writer, stopped)
                 checkpoints.wait()
         finally:
             writer.close()
@@ -149,13 +150,13 @@ def loop(
     train_step: Step,
     held_out: HeldOut,
     state: TrainState,
+    batches: Iterator[Batch],
     checkpoints: checkpoint.Checkpoints,
     writer: Writer,
     stopped: Callable[[int], bool],
 ) -> int:
     """Trains from where `state` stands to the end or to a request to stop, and returns the step that was reached and saved."""
     config, start = run.config, int(state.step)
-    batches = sharding.to_devices(batches_from(run, start), run.mesh)
     batch = next(batches)
     rate = optim.schedule(config.optim, run.steps)
     evaluate_every = max(1, round(config.eval_every * run.steps))

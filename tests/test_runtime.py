@@ -1,20 +1,24 @@
 """The process itself: those that it starts end when it does."""
 
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from brainseg_jax.runtime import SIGNALS
+
 POOL = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from brainseg_jax.runtime import end_with_parent
+from brainseg_jax.runtime import end_with_parent, signals_held
 
 pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
-print(pool.submit(os.getpid).result(), flush=True)
+with signals_held():
+    first = pool.submit(os.getpid)
+print(first.result(), flush=True)
 pool.submit(time.sleep, 300).result()
 """
 
@@ -32,7 +36,9 @@ def test_children_end_with_a_killed_parent_and_not_by_what_is_meant_for_it():
     parent = subprocess.Popen([sys.executable, "-c", POOL], cwd=root, stdout=subprocess.PIPE, text=True)
     with parent:
         child = int(parent.stdout.readline())
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        held = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{child}/status").read_text())[1], 16)
+        for number in SIGNALS:
+            assert held >> (number - 1) & 1, f"reached by {number!r} before it can ignore it"
             os.kill(child, number)
         time.sleep(0.1)
         assert not ended(child)

@@ -4,7 +4,10 @@ The stream is a pure function of (seed, step): which volume and which place stan
 number of processes, threads or workers, and not on where a run was interrupted. So there is no iterator state to save.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +15,7 @@ import grain
 import numpy as np
 
 from brainseg_jax.data.cache import load
+from brainseg_jax.runtime import end_with_parent, signals_held
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,10 +53,22 @@ def train_batches(
     data = data.map(_Crops(tuple(files), crop, crops_per_volume, seed))
     stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        _forget_dead()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _start_worker)
     # Batched after the processes: a batch put together before them would be another one for another number of workers.
     stream = stream.batch(volumes, drop_remainder=True)
-    return ({name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()} for step in stream)
+    return _reshaped(iter(stream))
+
+
+def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
+    """Crops of a volume and volumes of a batch along one axis. Workers end when the generator is closed."""
+    try:
+        with signals_held():  # the first batch starts the workers
+            first = next(stream)
+        for step in chain([first], stream):
+            yield {name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()}
+    finally:
+        stream.close()
 
 
 def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = ALL) -> Iterator[Arrays]:
@@ -105,3 +121,31 @@ class _Crops(grain.transforms.Map):
         starts = rng.integers(0, room + 1, size=(self.crops, 3)).tolist()
         crops = {name: np.stack([cut(arrays[name], start, self.crop) for start in starts]) for name in ("image", "label") if name in arrays}
         return crops | {"image": crops["image"][..., None]}
+
+
+# Batches come from workers in shared memory. It is released when a run ends, also by Python's resource tracker if the run is killed; but
+# not if all its processes are killed at once, as for memory or by a cluster. So it has a name that says whose it is.
+SHARED = Path("/dev/shm")
+
+
+def _mark(process: int) -> str:
+    """How the shared memory of a run is named: process numbers are those of a namespace, of which several may share a memory."""
+    return f"brainseg_jax-{Path('/proc/self/ns/pid').stat().st_ino}-{process}-"
+
+
+def _start_worker(*_: int) -> None:
+    end_with_parent()
+    if SHARED.is_dir():
+        # Grain names no file; without these two of Python's own it would be a name that says nothing.
+        shared_memory._SHM_NAME_PREFIX = "/" + _mark(os.getppid())
+        shared_memory._SHM_SAFE_NAME_LENGTH = len(shared_memory._SHM_NAME_PREFIX) + 16
+
+
+def _forget_dead() -> None:
+    """Releases what runs of this user left in shared memory that are no more."""
+    for file in SHARED.glob(_mark(0).removesuffix("0-") + "*") if SHARED.is_dir() else ():
+        try:
+            if file.stat().st_uid == os.getuid() and not Path("/proc", file.name.split("-")[2]).exists():
+                file.unlink()
+        except OSError:  # another one was faster
+            continue

@@ -1,11 +1,14 @@
 """Batches are a pure function of (seed, step): not of threads, workers, processes, or of where a run was interrupted."""
 
+import os
+import subprocess
 from collections import Counter
 from itertools import islice
 
 import numpy as np
 import pytest
 
+from brainseg_jax.data import pipeline as module
 from brainseg_jax.data.pipeline import Share, central_crop, eval_batches, train_batches
 
 SIZE, CROP = (8, 9, 10), (4, 4, 4)
@@ -62,6 +65,18 @@ def test_workers_change_nothing(volumes):
         flags.FLAGS.mark_as_parsed()
     equal(take(volumes, 6, workers=2), take(volumes, 6))
     equal(take(volumes, 3, start=3, workers=3), take(volumes, 6)[3:])
+
+
+def test_shared_memory_of_runs_that_are_no_more_is_released(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHARED", tmp_path)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    mine, left = (tmp_path / f"{module._mark(process)}0123" for process in (os.getpid(), dead.pid))
+    foreign = tmp_path / f"brainseg_jax-1-{dead.pid}-0123", tmp_path / "psm_0123"  # of another container, of another program
+    for file in (mine, left, *foreign):
+        file.touch()
+    module._forget_dead()
+    assert set(tmp_path.iterdir()) == {mine, *foreign}
 
 
 @pytest.mark.parametrize(("count", "crops"), [(2, 1), (4, 1), (2, 2)])
