@@ -21,7 +21,7 @@ def base() -> ConfigDict:
     c.objective = "mae"  # what is learned: a name in objectives/
     c.encoder = "vit"  # what learns it: a name in models/
     c.decoder = "unetr"  # for segmentation, what turns its features into logits: a name in models/
-    c.channels = 1  # of the image
+    c.channels = 1  # images of a subject: T1 and FLAIR are 2; the manifest names as many in its column image, separated by ";"
     c.classes = 36  # of a segmentation, background included; 0: as many as the label table has
     c.dtype = "auto"  # compute in float32 or bfloat16; auto: bfloat16 on an accelerator, float32 on a CPU. Parameters are float32
     c.attention = "auto"  # kernel of a ViT's attention: "xla", "cudnn" or "pallas", both for GPUs; auto: a CPU's own form, else XLA's
@@ -31,6 +31,7 @@ def base() -> ConfigDict:
     c.init = ConfigDict()
     c.init.checkpoint = ""  # the folder of a pretraining run's checkpoint, or one of converters.convert; empty: from scratch
     c.init.parts = ("encoder",)  # what is taken of it, wholly or not at all: encoder, decoder, head
+    c.init.channels = "refuse"  # another number of channels, or "repeat" the first layers' mean kernel over ours, scaled to the same sum
 
     # How long. One of the two is 0.
     c.steps = 0
@@ -52,6 +53,7 @@ def base() -> ConfigDict:
     c.data.lacking = "refuse"  # structures of it that a scan's labels do not tell apart: "refuse" the scan, or take them as "background"
     c.data.target = ""  # a data set of the manifest: the others are sources, which give all their masks; empty: all are targets
     c.data.masks = -1  # labelled training scans of the target that are used, drawn by split_seed, more of them including fewer; -1: all
+    c.data.channel_names = ()  # what the images are, e.g. ("T1w", "FLAIR"), for predict to ask for; empty: not said
     c.data.max_failures = 0.1  # share of scans that may be unusable before the run stops
     c.data.crop = (160, 160, 160)  # voxels the model sees
     c.data.crops_per_volume = 1  # crops taken from a volume each time it is read
@@ -191,6 +193,7 @@ CHOICES = {
     "data.split_rule": ("subject", "paper"),
     "data.dtype": ("uint8", "float16"),
     "data.lacking": ("refuse", "background"),
+    "init.channels": ("refuse", "repeat"),
     "segmentation.loss": ("present", "log", "paper"),
     "segmentation.blend": ("gaussian", "constant"),
     "augment.noise.kind": ("gaussian", "rician"),
@@ -253,6 +256,9 @@ def check(c: ConfigDict) -> None:
             value = c_get(c, key)
             if not all(good(v) for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{key} is {value}; it {rule}")
+    names = tuple(c.data.channel_names)
+    if names and not (all(isinstance(name, str) for name in names) and len(set(names)) == len(names) == c.channels):
+        raise InputError(f"data.channel_names is {names}; give a name for each of channels {c.channels}, or none")
     if bad := [rule for rule in pairs(c.optim.rates) if not 0 <= rule[1] < math.inf]:
         raise InputError(f"optim.rates has {bad[0]!r}; the factor must not be negative, and finite, e.g. 0.1")
     if c.optim.warmup == 1:

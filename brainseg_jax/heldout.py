@@ -25,7 +25,8 @@ Pictures = dict[str, Float[np.ndarray, "..."]]
 
 
 class HeldOut(NamedTuple):
-    """evaluate(params) → metrics by name, of which `names` can be judged by; draw(params) → volumes [x y z] or [x y z 3] to look at."""
+    """evaluate(params) → metrics by name, of which `names` can be judged by; draw(params) → volumes [x y z] or [x y z 3] to look at, of the
+    first channel."""
 
     evaluate: Callable[[Any], dict[str, float]]
     draw: Callable[[Any], Pictures]
@@ -49,7 +50,7 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
     files = chosen(data, config.eval_volumes)
     rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     batch = {
-        "image": jax.ShapeDtypeStruct((config.data.batch, *config.data.crop, 1), jnp.dtype(config.data.dtype), sharding=rows),
+        "image": jax.ShapeDtypeStruct((config.data.batch, *config.data.crop, config.channels), jnp.dtype(config.data.dtype), sharding=rows),
         "weight": jax.ShapeDtypeStruct((config.data.batch,), jnp.float32, sharding=rows),
     }
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
@@ -71,7 +72,7 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
 
     def draw(params: Any) -> Pictures:
         crop = central_crop(cache.load(files[0])["image"], config.data.crop)
-        shown = pictures(params, crop[None, ..., None])
+        shown = pictures(params, crop[None])
         return {name: np.asarray(volume)[0, ..., 0] for name, volume in zip(objective.picture_names, shown, strict=True)}
 
     return HeldOut(evaluate, draw, names)
@@ -111,9 +112,9 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share) ->
     return HeldOut(evaluate, draw, ("loss", "dice"))
 
 
-def volume_of(image: Shaped[np.ndarray, "x y z"]) -> Float[jax.Array, "x y z 1"]:
+def volume_of(image: Shaped[np.ndarray, "x y z c"]) -> Float[jax.Array, "x y z c"]:
     """A stored volume as a network takes it."""
-    return as_float(jnp.asarray(image)[None, ..., None])[0]
+    return as_float(jnp.asarray(image)[None])[0]
 
 
 def mean_of_counted(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k"]:

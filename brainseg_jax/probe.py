@@ -52,11 +52,11 @@ def interpolate(grid: Float[np.ndarray, "x y z f"], points: Points, size: Sequen
     return out
 
 
-def surroundings(image: Float[np.ndarray, "x y z"], points: Integer[np.ndarray, "n 3"]) -> Features:
-    """What is known without an encoder: intensities of the 27 voxels around, the place, and its square."""
-    padded = np.pad(image, 1, mode="edge")
+def surroundings(image: Float[np.ndarray, "x y z c"], points: Integer[np.ndarray, "n 3"]) -> Features:
+    """What is known without an encoder: intensities of the 27 voxels around in each channel, the place, and its square."""
+    padded = np.pad(image, [(1, 1)] * 3 + [(0, 0)], mode="edge")
     around = [padded[tuple((points + offset).T)] for offset in np.ndindex(3, 3, 3)]
-    place = points / np.array(image.shape) - 0.5
+    place = points / np.array(image.shape[:3]) - 0.5
     return np.column_stack([*around, place, place**2]).astype(np.float32)
 
 
@@ -123,7 +123,7 @@ def probe(
     target = labels.read_table(table)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            data = dataset.prepare(config.data, target, Path(folder), print, record.progress)
+            data = dataset.prepare(config.data, target, Path(folder), print, record.progress, config.channels)
         except InputError as refusal:
             raise InputError(str(refusal).replace("data.masks", "--volumes")) from None
     encoder = models.ENCODERS[config.encoder](config)
@@ -136,13 +136,14 @@ def probe(
 
     def read(entry: Any, choose: Callable[..., Integer[np.ndarray, "n 3"]]) -> tuple[dict[str, Features], Classes]:
         arrays = cache.load(entry.file)
-        image, classes = (central_crop(arrays[part], tuple(config.data.crop)) for part in ("image", "label"))
+        crop = tuple(config.data.crop)
+        image, classes = (central_crop(arrays[part], crop) for part in ("image", "label"))
         points, classes = choose(classes), classes.astype(np.int64)
         plain = surroundings(image / np.float32(255 if image.dtype == np.uint8 else 1), points)
         features = {}
         for name, params in readers.items():
-            found = maps(params, image[None, ..., None]) if params else ()
-            features[name] = np.column_stack([plain, *(interpolate(np.asarray(m)[0], points.astype(float), image.shape) for m in found)])
+            found = maps(params, image[None]) if params else ()
+            features[name] = np.column_stack([plain, *(interpolate(np.asarray(m)[0], points.astype(float), crop) for m in found)])
         return features, classes[tuple(points.T)]
 
     fitted = [read(entry, lambda classes: drawn(classes, k, rng)) for entry in data.train]

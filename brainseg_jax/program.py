@@ -82,7 +82,7 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
 def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape of each sample and stored type of what a training batch holds."""
     crop = tuple(config.data.crop)
-    parts = {"image": ((*crop, 1), np.dtype(config.data.dtype))}
+    parts = {"image": ((*crop, config.channels), np.dtype(config.data.dtype))}
     return parts | ({"label": (crop, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
 
 

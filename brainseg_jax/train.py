@@ -129,7 +129,7 @@ def idle(mesh: Mesh) -> str:
 def prepare(config: ConfigDict, target: labels.Table | None, folder: Path, share: Share, say: Callable[[str], None]) -> dataset.Dataset:
     """The data, and process 0's files about them in the run folder."""
     with tempfile.TemporaryDirectory() as nowhere:
-        return dataset.prepare(config.data, target, folder if share.index == 0 else Path(nowhere), say, record.progress)
+        return dataset.prepare(config.data, target, folder if share.index == 0 else Path(nowhere), say, record.progress, config.channels)
 
 
 def begin(state: TrainState, parts: dict[str, Any]) -> TrainState:

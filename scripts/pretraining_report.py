@@ -99,10 +99,10 @@ Written by `scripts/pretraining_report.py` from a run of
 
 
 def mean_image(files: list[Path], crop: tuple[int, int, int]) -> np.ndarray:
-    """The voxelwise mean [x y z] of the volumes' central crops, in [0, 1]."""
+    """The voxelwise mean [x y z] of the volumes' central crops, of their first channel, in [0, 1]."""
     total = np.zeros(crop)
     for file in files:
-        total += np.asarray(prepare_eval(None, {"image": jnp.asarray(central_crop(load(file)["image"], crop))})["image"])
+        total += np.asarray(prepare_eval(None, {"image": jnp.asarray(central_crop(load(file)["image"], crop))[None]})["image"])[0, ..., 0]
     return total / len(files)
 
 

@@ -23,7 +23,7 @@ def test_interpolation_of_a_single_cell_is_constant():
 
 def test_surroundings_hold_the_voxel_its_neighbours_and_its_place(rng):
     image = rng.uniform(size=(5, 5, 5)).astype(np.float32)
-    (row,) = surroundings(image, np.array([[2, 1, 4]]))
+    (row,) = surroundings(image[..., None], np.array([[2, 1, 4]]))
     assert row[13] == image[2, 1, 4]  # the middle of 27
     assert row[0] == image[1, 0, 3] and row[1] == image[1, 0, 4] and row[2] == image[1, 0, 4]  # the edge is repeated
     np.testing.assert_allclose(row[27:30], np.array([2, 1, 4]) / 5 - 0.5)

@@ -23,7 +23,7 @@ import numpy as np
 from brainseg_jax.data.labels import Table, lookup, read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels
-from brainseg_jax.data.standardize import Spec, standardize, standardize_labels
+from brainseg_jax.data.standardize import Spec, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import shorten, whole
 from brainseg_jax.runtime import cores
@@ -93,11 +93,11 @@ def build(
 def file_names(row: Row, spec: Spec, target: Table | None = None) -> tuple[str, ...]:
     """subject_session_HASH.npz of the image and, where the `target` has labels, of these.
 
-    The hash covers the version, the spec, and path, size and time of the scan's file; for labels of theirs, too, and both tables. Raises
+    The hash covers the version, the spec, and path, size and time of the scan's files; for labels of theirs, too, and both tables. Raises
     InputError for a file that is missing.
     """
     name = shorten("".join(c if c.isalnum() or c in "-_." else "-" for c in "_".join(filter(None, (row.subject, row.session)))), 80)
-    facts: list[Any] = [VERSION, asdict(spec), _facts(row.image)]
+    facts: list[Any] = [VERSION, asdict(spec), *map(_facts, row.images)]
     names = [f"{name}_{_digest(facts)}.npz"]
     if target and row.labels:
         facts += [_facts(row.labels[0]), read_table(row.scheme[0]), target]
@@ -106,12 +106,14 @@ def file_names(row: Row, spec: Spec, target: Table | None = None) -> tuple[str, 
 
 
 def load(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an entry's file, `image` and, where it has labels, `label` (classes), both [x y z], checked against their checksums.
+    """The arrays of an entry's file, `image` [x y z c] and, where it has labels, `label` (classes) [x y z], checked by their checksums.
 
     Raises InputError for a file that is damaged: remove it, and it is made again.
     """
     arrays, found = _open(file, arrays=True)
-    return arrays | load(file.with_name(found["image"])) if "image" in found else arrays
+    if "image" in found:
+        return arrays | load(file.with_name(found["image"]))
+    return {"image": arrays["image"].reshape(*arrays["image"].shape[:3], -1)}  # files of one channel may have three axes
 
 
 def record(file: Path) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def record(file: Path) -> dict[str, Any]:
 
 
 def contents(entry: Entry) -> dict[Path, str]:
-    """The SHA-256 of the bytes of an entry's image and, where it has labels, of its label map, by their paths and in this order.
+    """The SHA-256 of the bytes of an entry's images and, where it has labels, of its label map, by their paths and in this order.
 
     They were taken when the entry was made, and an entry belongs to a path, a size and a time of change: so nothing is read again, and
     whatever was replaced under its old name since has another entry, with another hash here. (Not noticed is only what keeps size and time
@@ -161,7 +163,7 @@ def _each(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, str]]:
 def _make(job: Job) -> tuple[int, str]:
     i, row, spec, target, (file, *label_file) = job
     try:
-        _, made = _image(row.image, spec, file)
+        _, made = _image(row.images, spec, file)
         if label_file:
             label = _label(row.labels[0], row.scheme[0], target, made)
             _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0])})
@@ -174,7 +176,7 @@ def _make(job: Job) -> tuple[int, str]:
     return i, ""
 
 
-def _image(path: Path, spec: Spec, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def _image(paths: Sequence[Path], spec: Spec, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """The standardised image and its record, from the cache where it is there and whole."""
     if file.exists():
         try:
@@ -182,8 +184,9 @@ def _image(path: Path, spec: Spec, file: Path) -> tuple[np.ndarray, dict[str, An
             return arrays["image"], found["standardized"]
         except InputError:
             pass  # damaged: made anew
-    made = standardize(read(path), spec, str(path))
-    _save(file, {"image": made.image}, {"standardized": made.record, "sha256": _sha256(path)})
+    made = standardize_all([read(path) for path in paths], spec, list(map(str, paths)))
+    digests = {name: digest for path in paths for name, digest in _sha256(path).items()}
+    _save(file, {"image": made.image}, {"standardized": made.record, "sha256": digests})
     return made.image, made.record
 
 

@@ -31,7 +31,11 @@ class Dataset(NamedTuple):
     @property
     def volumes_sha256(self) -> str:
         """Which volumes are trained on and which are held out, in their order: what the stream of batches depends on."""
-        names = [(side, *entry.row.key) for side, entries in (("train", self.train), ("val", self.val)) for entry in entries]
+        names = [
+            (side, *entry.row.key, *(image.name for image in entry.row.also))
+            for side, entries in (("train", self.train), ("val", self.val))
+            for entry in entries
+        ]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
     def subjects(self) -> list[str]:
@@ -40,13 +44,18 @@ class Dataset(NamedTuple):
 
 
 def prepare(
-    data: ConfigDict, target: Table | None, run: Path, say: Callable[[str], None], progress: Callable[[str], Callable[[int, int], None]]
+    data: ConfigDict,
+    target: Table | None,
+    run: Path,
+    say: Callable[[str], None],
+    progress: Callable[[str], Callable[[int, int], None]],
+    channels: int = 1,
 ) -> Dataset:
     """Everything that has to be on disk before the first batch; what is there already is not made again.
 
     With a `target` only scans with labels are used, as its classes (see `labelled`). Without one labels are not read: a damaged one is no
     reason to leave its scan out of pretraining. Writes split.tsv and, where scans were set aside, failures.csv into the folder `run`.
-    `progress(what)` gives a callback (done, total).
+    `progress(what)` gives a callback (done, total). Raises InputError where the manifest has not `channels` images a subject.
     """
     folder = Path(data.cache).expanduser() if data.cache else cache_folder()
     if data.manifest:
@@ -56,6 +65,11 @@ def prepare(
         place = folder / "sample" / f"{data.subjects}_{data.split_seed}"
         manifest = sample.make_cohort(place, data.subjects, data.split_seed, progress=progress("making the sample cohort"))
     rows = split(read_manifest(manifest), data)
+    if (found := len(rows[0].images)) != channels:
+        raise InputError(
+            f"{manifest}: its column image names {found} image{'s' * (found > 1)} a subject, and the config has channels {channels}; use "
+            f"--config.channels={found}, or give each subject {channels}, separated by ';'"
+        )
     split_sha256 = write_splits(run / "split.tsv", rows)
     wanted = [row for row in rows if row.split in ("train", "val")]
     wanted = labelled(wanted, data, target, str(manifest)) if target else [row._replace(labels=(), scheme=()) for row in wanted]

@@ -6,7 +6,7 @@ A BIDS data set gets BIDS derivatives, a folder its own tree again, a list one f
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,12 +41,36 @@ class Case(NamedTuple):
         return self.labels.with_name(stem(self.labels) + ".json")
 
 
-def find(path: Path) -> Source:
+def find(path: Path, also: Sequence[Path] = ()) -> Source:
     """The scans that a path stands for. Raises InputError where there are none.
 
     A folder is a BIDS data set if it says so (dataset_description.json) or is laid out as one; a .csv or .tsv file is a manifest.
+    `also`: where further images of the same heads are, for each channel after the first a file or, beside a folder, a folder in which
+    they have the names and places that the scans have in theirs.
     """
-    path = Path(os.path.normpath(path.absolute()))
+    given = Path(os.path.normpath(path.absolute()))
+    source = _find(given)
+    beside = tuple(Path(os.path.normpath(other.absolute())) for other in also)
+    if not beside:
+        return source
+    if source.kind in ("list", "bids"):
+        raise InputError(f"--also {also[0]}: goes with a scan or a folder; give a list that names a subject's images, separated by ';'")
+    what = "folder" if source.kind == "folder" else "file"
+    for n, other in enumerate(beside):
+        if not (other.is_dir() if what == "folder" else other.is_file()):
+            raise InputError(f"--also {other}: no such {what}; beside --i {given} it has to be one")
+        if other in (given, *beside[:n]):
+            raise InputError(f"--also {other}: is given twice; give each image of a subject once")
+    if source.kind == "scan":
+        return source._replace(rows=(source.rows[0]._replace(also=beside),))
+    rows = (row for row in source.rows if not any(map(row.image.is_relative_to, beside)))
+    rows = tuple(row._replace(also=tuple(other / row.image.relative_to(given) for other in beside)) for row in rows)
+    if not rows:
+        raise InputError(f"--i {given}: no scans found outside --also; check the two paths")
+    return source._replace(rows=rows)
+
+
+def _find(path: Path) -> Source:
     if path.is_dir():
         if (path / "dataset_description.json").exists() or any(bids_scans(path)):
             return Source(bids(path), path, "bids")
@@ -86,7 +110,7 @@ def place(source: Source, out: Path, task: str) -> tuple[Case, ...]:
     if not cases:
         raise InputError(f"--i {source.root}: no scans found outside {out}; give another --o")
     owners: dict[Path, Path] = {}
-    scans = {case.row.image for case in cases}
+    scans = {image for case in cases for image in case.row.images}
     for case in cases:
         for path in (case.labels, case.soft):
             if path in scans:

@@ -9,6 +9,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from brainseg_jax.errors import InputError, meant
 from brainseg_jax.files import write_table
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split")
+LISTS = ("image", "labels", "scheme")  # columns that may hold several, separated by ";"
 SPLIT_COLUMNS = ("dataset", "subject", "session", "image", "split")
 SPLITS = ("train", "val", "test", "excluded", "")
 # The paper holds 30 % out and divides it 858 to 1717.
@@ -23,7 +25,10 @@ FRACTIONS = {"subject": (0.7, 0.1, 0.2), "paper": (0.7, 0.3 * 858 / 2575, 0.3 * 
 
 
 class Row(NamedTuple):
-    """One scan. Paths are absolute; `scheme` names the label table of each of `labels`, or is empty; a person is (dataset, subject)."""
+    """One scan. Paths are absolute; `scheme` names the label table of each of `labels`, or is empty; a person is (dataset, subject).
+
+    `also`: further images of the same head (FLAIR beside T1), one for each channel after the first, in the order of the channels.
+    """
 
     subject: str
     session: str
@@ -32,6 +37,12 @@ class Row(NamedTuple):
     scheme: tuple[str, ...]
     dataset: str
     split: str
+    also: tuple[Path, ...] = ()
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The image of each channel; labels lie on the grid of the first."""
+        return self.image, *self.also
 
     @property
     def person(self) -> tuple[str, str]:
@@ -44,7 +55,7 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What the scan is called wherever its files lie: dataset, subject, session, file name."""
+        """What the scan is called wherever its files lie: dataset, subject, session, name of the first image."""
         return self.dataset, self.subject, self.session, self.image.name
 
 
@@ -53,22 +64,22 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
     exist yet.
 
     Raises InputError, naming line or column and the remedy, for unknown or missing columns, missing values, unknown splits, labels and
-    schemes that do not pair up, a scan listed twice, and a person in two splits.
+    schemes that do not pair up, an image listed twice, rows of more and of fewer images, and a person in two splits.
     """
     path = Path(path)
     folder = path.parent.absolute()
     rows = []
     for line, cells in _table(path, COLUMNS, required=("subject", "image")):
-        labels, scheme = (tuple(part.strip() for part in cells[name].split(";")) if cells[name] else () for name in ("labels", "scheme"))
-        for name, value in (("subject", cells["subject"]), ("image", cells["image"]), *(("labels", label) for label in labels)):
+        images, labels, scheme = (tuple(map(str.strip, cells[name].split(";"))) if cells[name] else () for name in LISTS)
+        for name, value in (("subject", cells["subject"]), *product(["image"], images or ("",)), *product(["labels"], labels)):
             if not value:
                 raise InputError(f"{path}: line {line}: {name} is empty; fill it in or remove the line")
-        image, *labels = (Path(os.path.normpath(folder / name)) for name in (cells["image"], *labels))
+        (image, *also), labels = ([Path(os.path.normpath(folder / name)) for name in names] for names in (images, labels))
         # A scheme for a scan that has no labels says nothing: people fill the column from top to bottom.
         scheme = tuple(os.path.normpath(folder / name) if name.endswith(".tsv") else name for name in scheme) if labels else ()
         if scheme and len(scheme) != len(labels):
             raise InputError(f"{path}: line {line}: {len(labels)} labels but {len(scheme)} schemes; give each label file its scheme")
-        rows.append(Row(cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"]))
+        rows.append(Row(cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"], tuple(also)))
     check_rows(rows, path)
     return tuple(rows)
 
@@ -87,19 +98,20 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
         file = file.absolute()
         text = Path(os.path.relpath(file, folder)).as_posix() if file.is_relative_to(near) else str(file)
         if ";" in text:
-            raise InputError(f"{file}: ';' separates label files in a manifest; rename the file or folder")
+            raise InputError(f"{file}: ';' separates files in a manifest; rename the file or folder")
         return text
 
     lines = []
     for row in rows:
         scheme = (spell(Path(name)) if name.endswith(".tsv") else name for name in row.scheme)
-        files = spell(row.image), ";".join(map(spell, row.labels)), ";".join(scheme)
+        files = (*(";".join(map(spell, paths)) for paths in (row.images, row.labels)), ";".join(scheme))
         lines.append((row.subject, row.session, *files, row.dataset, row.split))
     _write(path, COLUMNS, lines)
 
 
 def check_rows(rows: Sequence[Row], source: str | Path) -> None:
-    """Raises InputError, naming `source` and the row, for an unknown split, a scan listed twice, or a person in two of train, val, test."""
+    """Raises InputError, naming `source` and the row, for an unknown split, an image listed twice, another number of images than the first
+    row has, or a person in two of train, val, test."""
     if not rows:
         raise InputError(f"{source}: no scans; add at least one line below the header")
     images, keys, sides = set(), {}, {}
@@ -107,8 +119,15 @@ def check_rows(rows: Sequence[Row], source: str | Path) -> None:
         if row.split not in SPLITS:
             close = meant(row.split, SPLITS)
             raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{close}; use one of {_list(SPLITS)}")
-        if row.image in images:
-            raise InputError(f"{source}: image {row.image} is listed twice; remove one of the two")
+        for image in row.images:
+            if image in images:
+                raise InputError(f"{source}: image {image} is listed twice; remove one of the two")
+            images.add(image)
+        if len(row.images) != len(rows[0].images):
+            raise InputError(
+                f"{source}: column image has {len(row.images)} files with {row.image} and {len(rows[0].images)} with {rows[0].image}; "
+                "give every row as many, in the same order"
+            )
         if row.key in keys:
             raise InputError(
                 f"{source}: subject {row.subject!r} has two scans called {row.image.name} in session {row.session!r}, {keys[row.key]} and "
@@ -118,7 +137,6 @@ def check_rows(rows: Sequence[Row], source: str | Path) -> None:
             raise InputError(
                 f"{source}: subject {row.subject!r} of dataset {row.dataset!r} is in both {sides[row.person]} and {row.split}; choose one"
             )
-        images.add(row.image)
         keys[row.key] = row.image
 
 

@@ -42,7 +42,7 @@ def train_batches(
     threads: int = 4,
     workers: int = 0,
 ) -> Iterator[Arrays]:
-    """Endless batches from step `start` on: {"image": [b x y z 1] as stored, "label": [b x y z] of volumes that have one},
+    """Endless batches from step `start` on: {"image": [b x y z c] as stored, "label": [b x y z] of volumes that have one},
     b = batch / share.count.
 
     Each volume that is read gives `crops_per_volume` crops, which stand together in a batch.
@@ -72,22 +72,22 @@ def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
 
 
 def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = ALL) -> Iterator[Arrays]:
-    """Every volume once, its central crop: {"image": [b x y z 1], "weight": [b]}; the last batch is filled up with weight 0."""
+    """Every volume once, its central crop: {"image": [b x y z c], "weight": [b]}; the last batch is filled up with weight 0."""
     local = batch // share.count
     for first in range(0, len(files), batch):
         mine = range(first + share.index * local, first + (share.index + 1) * local)
         crops = [central_crop(load(files[min(i, len(files) - 1)])["image"], crop) for i in mine]
         weight = np.array([float(i < len(files)) for i in mine], np.float32)
-        yield {"image": np.stack(crops)[..., None], "weight": weight}
+        yield {"image": np.stack(crops), "weight": weight}
 
 
 def central_crop(volume: np.ndarray, crop: tuple[int, int, int]) -> np.ndarray:
     """The middle of a volume; of two middles the lower."""
-    return cut(volume, [(n - c) // 2 for n, c in zip(volume.shape, crop, strict=True)], crop)
+    return cut(volume, [(n - c) // 2 for n, c in zip(volume.shape[:3], crop, strict=True)], crop)
 
 
 def cut(volume: np.ndarray, start: Sequence[int], crop: Sequence[int]) -> np.ndarray:
-    """A copy of the box of size `crop` that begins at `start`."""
+    """A copy of the box of size `crop` that begins at `start`, of all channels there may be."""
     return np.ascontiguousarray(volume[tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))])
 
 
@@ -117,10 +117,9 @@ class _Crops(grain.transforms.Map):
         number, volume = element
         arrays = load(self.files[volume])
         rng = np.random.default_rng([self.seed, number])
-        room = np.array(arrays["image"].shape) - self.crop
+        room = np.array(arrays["image"].shape[:3]) - self.crop
         starts = rng.integers(0, room + 1, size=(self.crops, 3)).tolist()
-        crops = {name: np.stack([cut(arrays[name], start, self.crop) for start in starts]) for name in ("image", "label") if name in arrays}
-        return crops | {"image": crops["image"][..., None]}
+        return {name: np.stack([cut(arrays[name], start, self.crop) for start in starts]) for name in ("image", "label") if name in arrays}
 
 
 # Batches come from workers in shared memory. It is released when a run ends, also by Python's resource tracker if the run is killed; but

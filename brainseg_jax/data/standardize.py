@@ -21,6 +21,7 @@ NEAR = 1e-3  # MONAI's affine tolerance: a spacing (mm) or a grid this close to 
 # In a window of 192 mm these depths kept every brain of 141 IXI heads; the box of the whole head cut 86 of them.
 FOREHEAD_MM, OCCIPUT_MM = 60.0, 100.0
 FOREGROUND_MM = 4.0  # blocks on which the foreground's connected component is found
+SHARED = 0.5  # of the smaller of two fields of view, that both images of one head have to show
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Spec:
 
 
 class Standardized(NamedTuple):
-    """image [x y z] in the spec's dtype; affine: voxel → RAS mm of its grid; record: JSON-able, all that leads back to the scan's grid."""
+    """image [x y z], or [x y z c] of several, in the spec's dtype; affine: voxel → RAS mm of its grid; record: JSON-able, all that leads
+    back to the grid of the scan, which is the first of several."""
 
-    image: Shaped[np.ndarray, "x y z"]
+    image: Shaped[np.ndarray, "x y z *c"]
     affine: Float[np.ndarray, "4 4"]
     record: dict[str, Any]
 
@@ -81,8 +83,18 @@ def standardize(scan: Scan, spec: Spec, name: str = "scan") -> Standardized:
     InputError where the intensities leave nothing to scale: an empty or constant image.
     """
     image, affine, record = _standardize_float(scan, spec, name)
-    image = np.rint(image * np.float32(255)) if spec.dtype == "uint8" else image
-    return Standardized(image.astype(spec.dtype), affine, record)
+    return Standardized(_stored(image, spec), affine, record)
+
+
+def standardize_all(scans: Sequence[Scan], spec: Spec, names: Sequence[str]) -> Standardized:
+    """Images of one head, one or more, as the channels of one [x y z c], all on the grid of the first; the intensities of each by itself.
+
+    They need not share voxels, only millimetres: each goes by its own affine. 0 where an image does not reach. InputError, calling them
+    by `names`, as of `standardize`, and where two images show too little of the same place to be of one head.
+    """
+    first = standardize(scans[0], spec, names[0])
+    others = (_onto(scan, first.record, name, names[0]) for scan, name in zip(scans[1:], names[1:], strict=True))
+    return first._replace(image=np.stack([first.image, *others], axis=-1))
 
 
 def standardize_labels(labels: Scan, record: dict[str, Any], name: str = "labels") -> Integer[np.ndarray, "x y z"]:
@@ -124,25 +136,11 @@ def restore(volume: Shaped[np.ndarray, "x y z"], record: dict[str, Any], order: 
 
 def _standardize_float(scan: Scan, spec: Spec, name: str) -> tuple[Float[np.ndarray, "x y z"], Float[np.ndarray, "4 4"], dict[str, Any]]:
     """The standardised image before it is stored: float32 in [0, 1]."""
-    turned = reorient(scan, spec.orientation)
-    affine, shape = _resampled_grid(turned.affine, turned.voxels.shape, spec.spacing)
-    voxels = turned.voxels.astype(np.float32, copy=False)
-    if spec.antialias_above is not None:
-        voxels = _smooth_for(voxels, np.diag(np.linalg.solve(turned.affine, affine))[:3], spec.antialias_above)
-    voxels = _resample(voxels, turned.affine, affine, shape, order=1)
-    if spec.anchor == "box":
-        low, high = (float(q) for q in np.percentile(voxels, spec.percentiles))
-        _refuse_flat(low, high, spec, name)
-        start = _start_on_box(_box(voxels > np.float32(low)), spec.size)
-    else:
-        foreground, low = _foreground(voxels, spec, name)
-        high = float(np.percentile(voxels[foreground], spec.percentiles[1]))
-        _refuse_flat(low, high, spec, name)
-        start = _start_on_crown(foreground, spec)
-    # Padding comes after scaling: outside the scan is 0, not what a raw 0 would be scaled to.
-    image = np.zeros(spec.size, np.float32)
-    inner, outer = _overlap(start, voxels.shape, spec.size)
-    image[inner] = np.clip((voxels[outer] - np.float32(low)) / (np.float32(high) - np.float32(low)), 0, 1)
+    turned, affine, shape = _turned(scan, spec)
+    voxels = _resample(turned.voxels, turned.affine, affine, shape, order=1)
+    low, high, foreground = _range(voxels, spec, name)
+    start = _start_on_box(_box(foreground), spec.size) if spec.anchor == "box" else _start_on_crown(foreground, spec)
+    image = _window(voxels, start, spec.size, low, high)
     record = {
         "spec": asdict(spec) | {"size": list(spec.size), "percentiles": list(spec.percentiles)},
         "source_orientation": orientation(scan.affine),
@@ -155,6 +153,61 @@ def _standardize_float(scan: Scan, spec: Spec, name: str) -> tuple[Float[np.ndar
         "start": list(start),
     }
     return image, affine @ _shift(start), record
+
+
+def _onto(scan: Scan, record: dict[str, Any], name: str, first: str) -> Shaped[np.ndarray, "x y z"]:
+    """Another image of a head on the very grid of the one whose record is given, its intensities scaled as if it were alone."""
+    spec = spec_of(record)
+    turned, affine, shape = _turned(scan, spec)
+    low, high, _ = _range(_resample(turned.voxels, turned.affine, affine, shape, order=1), spec, name)
+    target, target_shape = np.array(record["resampled_affine"]), tuple(record["resampled_shape"])
+    matrix = np.linalg.solve(turned.affine, target)
+    matrix[np.abs(matrix) < 1e-9] = 0
+    seen = np.ones(turned.voxels.shape, np.uint8)
+    seen = ndimage.affine_transform(seen, matrix, output_shape=target_shape, order=0, mode="grid-constant", cval=0).astype(bool)
+    volumes = [abs(np.linalg.det(a[:3, :3])) * np.prod(n) for a, n in ((target, target_shape), (turned.affine, turned.voxels.shape))]
+    shared = np.count_nonzero(seen) * abs(np.linalg.det(target[:3, :3])) / min(volumes)
+    if shared < SHARED:
+        raise InputError(f"{name}: shares only {shared:.0%} of its field of view with {first}; register the two first, by their headers")
+    voxels = _resample(turned.voxels, turned.affine, target, target_shape, order=1)
+    return _stored(_window(np.where(seen, voxels, np.float32(low)), record["start"], spec.size, low, high), spec)
+
+
+def _turned(scan: Scan, spec: Spec) -> tuple[Scan, Float[np.ndarray, "4 4"], tuple[int, ...]]:
+    """The scan's axes as the spec has them, smoothed for its spacing; and the affine and shape that it has at this spacing."""
+    turned = reorient(scan, spec.orientation)
+    affine, shape = _resampled_grid(turned.affine, turned.voxels.shape, spec.spacing)
+    voxels = turned.voxels.astype(np.float32, copy=False)
+    if spec.antialias_above is not None:
+        voxels = _smooth_for(voxels, np.diag(np.linalg.solve(turned.affine, affine))[:3], spec.antialias_above)
+    return Scan(voxels, turned.affine), affine, shape
+
+
+def _range(voxels: Float[np.ndarray, "x y z"], spec: Spec, name: str) -> tuple[float, float, Bool[np.ndarray, "x y z"]]:
+    """What becomes 0 and what becomes 1, and which voxels the window is placed on."""
+    if spec.percentiles_over == "all":
+        low, high = (float(q) for q in np.percentile(voxels, spec.percentiles))
+        _refuse_flat(low, high, spec, name)
+        return low, high, voxels > np.float32(low)
+    foreground, low = _foreground(voxels, spec, name)
+    high = float(np.percentile(voxels[foreground], spec.percentiles[1]))
+    _refuse_flat(low, high, spec, name)
+    return low, high, foreground
+
+
+def _window(
+    voxels: Float[np.ndarray, "x y z"], start: Sequence[int], size: Sequence[int], low: float, high: float
+) -> Float[np.ndarray, "x2 y2 z2"]:
+    """The window of `size` voxels that begins at `start`, from `low` to `high` scaled to [0, 1] and clipped."""
+    # Padding comes after scaling: outside the scan is 0, not what a raw 0 would be scaled to.
+    image = np.zeros(size, np.float32)
+    inner, outer = _overlap(start, voxels.shape, size)
+    image[inner] = np.clip((voxels[outer] - np.float32(low)) / (np.float32(high) - np.float32(low)), 0, 1)
+    return image
+
+
+def _stored(image: Float[np.ndarray, "x y z"], spec: Spec) -> Shaped[np.ndarray, "x y z"]:
+    return (np.rint(image * np.float32(255)) if spec.dtype == "uint8" else image).astype(spec.dtype)
 
 
 def _refuse_flat(low: float, high: float, spec: Spec, name: str) -> None:

@@ -13,7 +13,7 @@ from brainseg_jax.objectives.ssl import SSL
 
 def mae(config: ConfigDict) -> MAE:
     """Masked autoencoding of the config's encoder."""
-    return MAE(ENCODERS[config.encoder](config), **config.mae)
+    return MAE(ENCODERS[config.encoder](config), channels=config.channels, **config.mae)
 
 
 def ssl(config: ConfigDict) -> SSL:

@@ -41,6 +41,7 @@ class MAE(nn.Module):
     depth: int = 4
     heads: int = 16
     normalize_targets: bool = False
+    channels: int = 1
 
     labels = False
     streams = ("mask",)
@@ -56,7 +57,7 @@ class MAE(nn.Module):
         block = {"qkv_bias": vit.qkv_bias, "eps": vit.eps, "attention": vit.attention, "dtype": vit.dtype}
         self.blocks = stack(self.depth, vit.remat, heads=self.heads, hidden=4 * self.width, **block)
         self.norm = layer_norm(vit.eps, vit.dtype, None)
-        self.predict = Linear(vit.patch**3, vit.dtype)
+        self.predict = Linear(vit.patch**3 * self.channels, vit.dtype)
 
     def _decode(
         self, tokens: Float[jax.Array, "b _ d"], keep: Int[jax.Array, "b m"], masked: Int[jax.Array, "b u"]

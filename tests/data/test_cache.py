@@ -56,7 +56,7 @@ def test_holds_what_standardisation_gives(rows, tmp_path):
     expected = standardize(read(rows[2].image), SPEC)
     arrays = cache.load(entries[2].file)
     assert set(arrays) == {"image", "label"} and arrays["image"].dtype == np.uint8
-    np.testing.assert_array_equal(arrays["image"], expected.image)
+    np.testing.assert_array_equal(arrays["image"], expected.image[..., None])
     labels = standardize_labels(read_labels(rows[2].labels[0]), expected.record)
     np.testing.assert_array_equal(arrays["label"], lookup(labels, FREESURFER, FREESURFER))
     assert cache.record(entries[2].file) == json.loads(json.dumps(expected.record))
@@ -72,6 +72,30 @@ def test_what_is_there_is_not_made_again(rows, tmp_path, monkeypatch):
     again, _ = build(rows, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert made == ["p3"] and [entry.file.stat().st_mtime_ns for entry in again[:3]] == before
     assert seen == [(3, 4), (4, 4)]
+
+
+def test_images_of_a_subject_become_channels_in_their_order(rows, tmp_path):
+    two = [rows[0]._replace(also=(rows[1].image,)), rows[0]._replace(image=rows[1].image, also=(rows[0].image,), labels=(), scheme=())]
+    (entry, swapped), _ = build(two, tmp_path)
+    image = cache.load(entry.file)["image"]
+    assert image.shape == (16, 16, 16, 2)
+    np.testing.assert_array_equal(image[..., 0], standardize(read(rows[0].image), SPEC).image)
+    alone = cache.load(build(rows[:2], tmp_path)[0][1].file)["image"]
+    assert image[..., 1].std() > 10 and entry.file != swapped.file
+    np.testing.assert_array_equal(cache.load(swapped.file)["image"][..., 0], alone[..., 0])
+    assert list(cache.contents(entry)) == [rows[0].image, rows[1].image, rows[0].labels[0]]
+
+
+def test_an_image_that_is_missing_or_elsewhere_is_named(rows, tmp_path):
+    far = tmp_path / "far.nii.gz"
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[0, 3] = 80
+    write(far, read(rows[1].image).voxels, affine)
+    _, failures = build([rows[0]._replace(also=(tmp_path / "none.nii",)), rows[1]._replace(also=(far,))], tmp_path, max_failures=1.0)
+    assert [failure.reason.partition("; ")[0] for failure in failures] == [
+        f"{tmp_path / 'none.nii'}: no such file",
+        f"{far}: shares only 17% of its field of view with {rows[1].image}",
+    ]
 
 
 @pytest.mark.slow

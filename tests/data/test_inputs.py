@@ -32,6 +32,38 @@ def test_one_scan(tmp_path, name, ending):
     assert case.sidecar == tmp_path / "x" / "mine.json"
 
 
+def test_further_images_go_with_a_scan_or_lie_in_a_folder_of_the_same_names(tmp_path):
+    touch(tmp_path, "t1/a.nii", "t1/deep/b.nii", "flair/a.nii", "t1/t2/a.nii", "x.nii", "y.nii", "z.nii")
+    x, y, z = (tmp_path / f"{name}.nii" for name in "xyz")
+    assert find(x, [y, z]).rows[0].images == (x, y, z)
+    rows = find(tmp_path / "t1", [tmp_path / "flair", tmp_path / "t1" / "t2"]).rows
+    assert [[path.relative_to(tmp_path).as_posix() for path in row.images] for row in rows] == [
+        ["t1/a.nii", "flair/a.nii", "t1/t2/a.nii"],
+        ["t1/deep/b.nii", "flair/deep/b.nii", "t1/t2/deep/b.nii"],
+    ]
+    with pytest.raises(InputError, match=r"y\.nii would be written over a scan"):
+        place(find(x, [y]), y, "four")
+
+
+@pytest.mark.parametrize(
+    ("given", "also", "message"),
+    [
+        ("x.nii", ["none.nii"], "--also .*none.nii: no such file; beside --i .*x.nii it has to be one"),
+        ("x.nii", ["t1"], "t1: no such file"),
+        ("x.nii", ["x.nii"], "x.nii: is given twice"),
+        ("x.nii", ["y.nii", "y.nii"], "y.nii: is given twice"),
+        ("t1", ["x.nii"], "x.nii: no such folder"),
+        ("t1", ["."], "no scans found outside --also"),
+        ("list.csv", ["x.nii"], "goes with a scan or a folder; give a list that names a subject's images, separated by ';'"),
+    ],
+)
+def test_further_images_that_do_not_fit_are_refused(tmp_path, given, also, message):
+    touch(tmp_path, "t1/a.nii", "x.nii", "y.nii")
+    (tmp_path / "list.csv").write_text("subject,image\n1,x.nii\n")
+    with pytest.raises(InputError, match=message):
+        find(tmp_path / given, [tmp_path / name for name in also])
+
+
 def test_a_folder_becomes_its_own_tree_again(tmp_path):
     touch(tmp_path, "in/a.nii.gz", "in/deep/er/a.mgz", "in/.hidden.nii", "in/notes.txt", "in/b.nii")
     cases = place(find(tmp_path / "in"), tmp_path / "out", "four")

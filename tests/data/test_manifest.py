@@ -82,6 +82,10 @@ def test_a_scheme_without_labels_says_nothing_and_labels_may_lack_a_scheme(tmp_p
         ("subject,image,labels,scheme\n1,x.nii,a.nii;b.nii,seg35\n", "line 2: 2 labels but 1 schemes"),
         ('subject,image\n1,"x.nii\n2,y.nii\n', "check the quotes"),
         ("subject,image\n1,x.nii\n2,./x.nii\n", "x.nii is listed twice"),
+        ("subject,image\n1,x.nii;\n", "line 2: image is empty"),
+        ("subject,image\n1,x.nii;./x.nii\n", "x.nii is listed twice"),
+        ("subject,image\n1,x.nii;f.nii\n2,f.nii;y.nii\n", "f.nii is listed twice"),
+        ("subject,image\n1,x.nii;f.nii\n2,y.nii\n", "column image has 1 files with .*y.nii and 2 with .*x.nii; give every row as many"),
         ("subject,image\n1,a/x.nii\n1,b/x.nii\n", "subject '1' has two scans called x.nii in session ''"),
         (
             "subject,image,split\n1,x.nii,training\n",
@@ -123,6 +127,15 @@ def test_write_then_read(tmp_path):
     assert [p.name for p in home.iterdir()] == ["people.tsv"]
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert read_manifest(moved / "lists" / "people.tsv")[1].labels == (moved / "labels" / "l.nii",)
+
+
+def test_images_of_one_subject_keep_their_order(tmp_path):
+    (row,) = read_manifest(manifest(tmp_path, "subject,image\n1,t1.nii; ../f.nii ;a.nii\n"))
+    assert row.images == (tmp_path / "t1.nii", tmp_path.parent / "f.nii", tmp_path / "a.nii") and row.image == row.images[0]
+    assert row.key == ("", "1", "", "t1.nii")
+    write_manifest(tmp_path / "out.tsv", [row])
+    assert "t1.nii;../f.nii;a.nii" in (tmp_path / "out.tsv").read_text()
+    assert read_manifest(tmp_path / "out.tsv") == (row,)
 
 
 def test_a_label_table_of_the_users_is_taken_from_the_manifests_folder(tmp_path, monkeypatch):

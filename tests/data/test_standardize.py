@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from brainseg_jax.data import standardize as std
 from brainseg_jax.data.nifti import Scan
@@ -307,3 +308,52 @@ def test_real_heads_keep_their_brains():
         air = np.percentile(out.image[:8, :, -20:], 95)  # a corner above the shoulders
         ventricles, white = (np.median(out.image[np.isin(moved, list(ids))]) for ids in ((51, 52), WHITE))
         assert air + 30 < ventricles < white - 40 < 255 - 40, (path.name, air, ventricles, white)
+
+
+# ---- several images of one head
+
+
+def marked(codes, spacing, shape, shift=(0.0, 0.0, 0.0)):
+    """A head of two ellipsoids, of which one image is made on any grid; its affine."""
+    axes = np.zeros((3, 3))
+    for k, letter in enumerate(codes):
+        axes["LRPAIS".index(letter) // 2, k] = 1 if letter in "RAS" else -1
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing
+    affine[:3, 3] = np.array(shift) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    at = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    head = np.sum((at / (34, 40, 38)) ** 2, -1) < 1
+    mark = np.sum(((at - (12, 8, 10)) / 9) ** 2, -1) < 1
+    return np.where(mark, 200, 100 * head).astype(np.float32) + 3, affine
+
+
+@pytest.mark.parametrize("name", ["default", "paper"])
+@pytest.mark.parametrize(("codes", "spacing"), [("LIA", (1.7, 2.3, 2.0)), ("RAS", (2.0, 2.0, 4.0))])
+def test_images_on_other_grids_lie_voxel_on_voxel(name, codes, spacing):
+    shape = tuple(int(n) for n in np.ceil(110 / np.array(spacing)))
+    scans = [Scan(*marked("PSR", (2.0, 2.1, 1.9), (54, 52, 56))), Scan(*marked(codes, spacing, shape, (3, -4, 2)))]
+    chosen = std.spec(name, 2.0, (48, 48, 48))
+    both = std.standardize_all(scans, chosen, ["t1", "flair"])
+    alone = std.standardize(scans[0], chosen)
+    np.testing.assert_array_equal(both.image[..., 0], alone.image)
+    assert both.image.shape == (48, 48, 48, 2) and both.record == alone.record
+    np.testing.assert_array_equal(std.standardize_all(scans[:1], chosen, ["t1"]).image[..., 0], alone.image)
+    centres = [np.array(ndimage.center_of_mass(both.image[..., c] > 190)) for c in range(2)]
+    np.testing.assert_allclose(*centres, atol=0.3)
+    # Scaled by itself: another gain and offset of the second image change nothing.
+    louder = scans[1]._replace(voxels=scans[1].voxels * 7 + 40)
+    np.testing.assert_allclose(std.standardize_all([scans[0], louder], chosen, ["t1", "flair"]).image[..., 1], both.image[..., 1], atol=1)
+
+
+def test_where_a_further_image_does_not_reach_is_0_and_too_little_is_refused():
+    scan = Scan(*marked("RAS", (2.0, 2.0, 2.0), (56, 56, 56)))
+    voxels, affine = marked("RAS", (2.0, 2.0, 2.0), (56, 56, 56))
+    chosen = std.spec("default", 2.0, (56, 56, 56))
+    slab = Scan(voxels[:, :, 14:42], affine @ std._shift((0, 0, 14)))  # inside the first's field of view, all of it
+    image = std.standardize_all([scan, slab], chosen, ["t1", "slab"]).image
+    start = std.standardize(scan, chosen).record["start"][2]
+    low, high = 14 - start, 42 - start
+    assert not image[:, :, :low, 1].any() and not image[:, :, high:, 1].any() and image[28, 28, low:high, 1].all()
+    away = Scan(voxels, affine @ std._shift((40, 0, 0)))
+    with pytest.raises(InputError, match="flair: shares only 29% of its field of view with t1; register the two first"):
+        std.standardize_all([scan, away], chosen, ["t1", "flair"])
