@@ -120,6 +120,7 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
         remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
         raise InputError(f"{options.manifest}: no scan of split {split!r} has labels; {remedy}")
     by = predictor([name for name in options.checkpoint.split(",") if name])
+    by.check_images(len(rows[0].images), str(options.manifest))
     by = by.mirrored() if options.tta else by
     target = read_table(options.labels) if options.labels else by.table
     chosen = [read_for(row, target, "background") for row in chosen]
@@ -220,12 +221,12 @@ def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS
 
 
 def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Scores:
-    """The scores of a scan that the predictor `by` segments, on the scan's own grid. Raises InputError as reading and standardising do."""
+    """The scores of a subject's scan that the predictor `by` segments, on its own grid. Raises InputError as reading does."""
     from brainseg_jax.prediction import segment_scan
 
     scan = read(row.image)
     labels = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
-    ids = voxel_ids(by.table)[segment_scan(by, scan, str(row.image))]
+    ids = voxel_ids(by.table)[segment_scan(by, [scan, *map(read, row.also)], list(map(str, row.images)))]
     predicted = lookup(ids, tables.prediction, tables.target, str(row.image))
     expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
     spacing = tuple(np.linalg.norm(scan.affine[:3, :3], axis=0).tolist())

@@ -72,13 +72,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Segments every scan that is not done, writes the tables and the page, and says what could not be segmented."""
-    source, networks = inputs.find(options.i), checkpoints(options)
+    source, networks = inputs.find(options.i, options.also), checkpoints(options)
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
     check_places(job)
     cases = finished(job)
     if cases is None:
         job = load(job, networks)
+        job.by.check_images(len(source.rows[0].images), f"--i {options.i}")
         cases = cases_of(job, job.by.table.name)
     results = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
     before, reasons = len(results), of_part(job.folder / "failures.csv", options.part)
@@ -194,9 +195,10 @@ def recorded(job: Job, case: Case) -> bool:
 
 
 def made_from(job: Job, case: Case) -> str:
-    """A hash of all that decides the labels: the checkpoints, the options that bear on them, and size and time of the scan's file."""
-    status, options = case.row.image.stat(), job.options
-    facts = [VERSION, job.digests, options.task, options.tta, options.islands, options.ids, status.st_size, status.st_mtime_ns]
+    """A hash of all that decides the labels: the checkpoints, the options that bear on them, and size and time of the scan's files."""
+    options, files = job.options, [image.stat() for image in case.row.images]
+    facts = [VERSION, job.digests, options.task, options.tta, options.islands, options.ids]
+    facts += [fact for status in files for fact in (status.st_size, status.st_mtime_ns)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -269,10 +271,13 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
         own = [case.labels] if shared_names(case.names) else [case.labels, case.names]
         if others := [file for file in own if file.exists()]:
             raise InputError(f"{others[0]}: exists, and not from this command; move it away, or add --overwrite")
-    image = case.row.image
-    mark = made_from(job, case) if image.exists() else ""
-    scan = read(image)
-    ready = classes_of(job, case, scan) if case in results else prepare(job.by, scan, str(image))
+    images = case.row.images
+    mark = made_from(job, case) if all(image.exists() for image in images) else ""
+    scan = read(images[0])
+    if case in results:
+        ready = classes_of(job, case, scan)
+    else:
+        ready = prepare(job.by, [scan, *map(read, images[1:])], list(map(str, images)))
     return mark, scan if job.options.qc else None, ready
 
 
@@ -318,8 +323,9 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     classes, ml, found = prediction.segment(job.by, ready)
     screening.refuse_empty(job.by.table, ml, str(image))
     findings = examine(classes, np.array(ready.record["source_affine"]), table, cohort, found.entropy)
-    of = f"bids:raw:{image.relative_to(job.source.root).as_posix()}" if job.source.kind == "bids" else str(image)
-    about = {"Sources": [of], "SpatialReference": of}
+    raw = job.source.root if job.source.kind == "bids" else None
+    of = [f"bids:raw:{path.relative_to(raw).as_posix()}" if raw else str(path) for path in case.row.images]
+    about = {"Sources": of, "SpatialReference": of[0]}
     told = about | {
         "Description": description(job),
         "MadeFrom": mark,

@@ -18,7 +18,7 @@ from brainseg_jax import inference, network, regrid, screening, weights
 from brainseg_jax.data.augment import as_float
 from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, parse_table, read_table, swap, voxel_ids
 from brainseg_jax.data.nifti import Scan, read
-from brainseg_jax.data.standardize import Spec, Standardized, spec_of, standardize
+from brainseg_jax.data.standardize import Spec, Standardized, spec_of, standardize_all
 from brainseg_jax.errors import InputError, few, meant
 from brainseg_jax.files import READY
 from brainseg_jax.islands import dissolve
@@ -33,6 +33,7 @@ Ids = Literal["freesurfer", "table", "auto"]
 class Predictor(NamedTuple):
     """Networks that answer together (the mean of their probabilities), what they take, and what their classes are.
 
+    `channels`: how many images of a subject they take, `called`: what these are, in their order, where the config said so.
     `table`: the classes that come out, `own`: those of the networks, both named for their task. `groups` adds the probabilities of the
     second up to those of the first, background included; None where the two are the same. `mirror`: each network also sees the mirror
     image. `islands`: small pieces that lie apart keep their label (see islands.py).
@@ -48,6 +49,18 @@ class Predictor(NamedTuple):
     groups: Float[np.ndarray, "k j"] | None = None
     mirror: inference.Mirror | None = None
     islands: bool = False
+    channels: int = 1
+    called: tuple[str, ...] = ()
+
+    def check_images(self, n: int, name: str) -> None:
+        """Raises InputError, calling them `name`, for `n` images of a subject where the networks take more or fewer."""
+        if n == self.channels:
+            return
+        taken = "one image" if self.channels == 1 else f"{self.channels} images"
+        called = f" ({', '.join(self.called)}, in this order)" if self.called else ""
+        ways = ("give the others with --also, or name them in the list, separated by ';'", "leave the others out")
+        given = f"{n} {'is' if n == 1 else 'are'} given"
+        raise InputError(f"{name}: the network was trained on {taken} a subject{called}, and {given}; {ways[n > self.channels]}")
 
     def trained_on(self) -> set[str]:
         """Hashes of the people that any of the networks, or the pretraining it began with, was trained on (`Row.hashed`)."""
@@ -126,13 +139,15 @@ def predict(
     scan: Any,
     checkpoint: str | Path | Sequence[str | Path] | Predictor | None = None,
     *,
+    also: Any = (),
     task: str = "",
     tta: bool = False,
     islands: bool = False,
     ids: str = "auto",
 ) -> Prediction:
     """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), an image of nibabel's, or (voxels [x y z], affine), which takes their indices to
-    RAS millimetres.
+    RAS millimetres. `also`: another image of the same head, or a list of them, for a network that was trained on several, in the order of
+    its channels; the result lies on the grid of `scan`.
 
     `checkpoint`: a folder or file, or several that answer together, by default the network that comes with the package; for many scans
     give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by default all that it knows.
@@ -147,14 +162,17 @@ def predict(
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
     by = checkpoint.asked(task, tta, islands)
     table = written(by.table, ids)
-    name = str(scan) if isinstance(scan, str | Path) else "scan"
-    given = read(scan) if isinstance(scan, str | Path) else screening.from_memory(scan)
-    classes, ml, found = segment(by, prepare(by, given, name))
-    screening.refuse_empty(by.table, ml, name)
-    names = [structure.name for structure in table.structures]
-    volumes, soft = (dict(zip(names, of[1:].tolist(), strict=True)) for of in (ml, found.volumes))
-    flags = examine(classes, given.affine, by.table, by.cohort(), found.entropy).flags
-    return Prediction(as_ids(classes, table), given.affine, volumes, soft, table, flags)
+    images = [scan, *(also if isinstance(also, tuple | list) else [also])]
+    names = [str(image) if isinstance(image, str | Path) else f"also[{n - 1}]" if n else "scan" for n, image in enumerate(images)]
+    by.check_images(len(images), names[0])
+    scans = [read(image) if isinstance(image, str | Path) else screening.from_memory(image) for image in images]
+    classes, ml, found = segment(by, prepare(by, scans, names))
+    screening.refuse_empty(by.table, ml, names[0])
+    structures = [structure.name for structure in table.structures]
+    volumes, soft = (dict(zip(structures, of[1:].tolist(), strict=True)) for of in (ml, found.volumes))
+    affine = scans[0].affine
+    flags = examine(classes, affine, by.table, by.cohort(), found.entropy).flags
+    return Prediction(as_ids(classes, table), affine, volumes, soft, table, flags)
 
 
 def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
@@ -171,17 +189,20 @@ def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
         cards.append(loaded.card)
         with weights.reading(Path(folder)):
             table = parse_table(loaded.card["labels"], f"{folder}: its label table")._replace(name=_task(loaded.config.data.labels))
-            kinds.append((spec_of(loaded.card), table, loaded.config.segmentation))
+            kinds.append((spec_of(loaded.card), table, loaded.config))
             if len(table.structures) + 1 != loaded.config.classes:
                 what = f"{len(table.structures)} structures for {loaded.config.classes - 1} classes"
                 raise InputError(f"{folder}: its label table has {what}; use a checkpoint as its run wrote it")
             _check_lists(loaded.card)
-    spec, table, settings = kinds[0]
-    for folder, (other_spec, other_table, _) in zip(checkpoints, kinds, strict=True):
-        if other_spec != spec or other_table.structures != table.structures:
-            what = "labels" if other_spec == spec else "standardisation"
+    spec, table, config = kinds[0]
+    images = config.channels, tuple(config.data.channel_names)
+    for folder, (other_spec, other_table, other) in zip(checkpoints, kinds, strict=True):
+        same = other_spec == spec, other_table.structures == table.structures, (other.channels, tuple(other.data.channel_names)) == images
+        if not all(same):
+            what = ("standardisation", "labels", "channels")[same.index(False)]
             raise InputError(f"{folder}: was trained with other {what} than {checkpoints[0]}; predict with each by itself")
-    return Predictor(tuple(models), spec, table, table, settings.overlap, settings.blend, tuple(cards))
+    settings, taken = config.segmentation, {"channels": images[0], "called": images[1]}
+    return Predictor(tuple(models), spec, table, table, settings.overlap, settings.blend, tuple(cards), **taken)
 
 
 def _check_lists(card: dict[str, Any]) -> None:
@@ -194,21 +215,24 @@ def _check_lists(card: dict[str, Any]) -> None:
         raise ValueError(f"{COHORT} has other than means, deviations and counts")
 
 
-def segment_scan(by: Predictor, scan: Scan, name: str) -> UInt[np.ndarray, "x y z"]:
-    """Class numbers of the predictor's table on the scan's own grid; background where the standardised window did not reach.
+def segment_scan(by: Predictor, scans: Sequence[Scan], names: Sequence[str]) -> UInt[np.ndarray, "x y z"]:
+    """Class numbers of the predictor's table on the grid of a subject's first image; background where the window did not reach.
 
-    `name` is what errors call the scan. Raises InputError for a scan that cannot be standardised.
+    `names` are what errors call the images. Raises InputError for images that cannot be standardised, or are not as many as channels.
     """
-    return segment(by, standardize(scan, by.spec, name)).classes
+    by.check_images(len(scans), names[0])
+    return segment(by, standardize_all(scans, by.spec, names)).classes
 
 
 # ---- the steps
 
 
-def prepare(by: Predictor, scan: Scan, name: str) -> Standardized:
-    """A scan as the networks take it. Raises InputError, calling it `name`, where it cannot be an MRI of a head."""
-    screening.refuse(scan, name)
-    return standardize(scan, by.spec, name)
+def prepare(by: Predictor, scans: Sequence[Scan], names: Sequence[str]) -> Standardized:
+    """A subject's images as the networks take them. Raises InputError, calling them by `names`, for what cannot be MRI of a head."""
+    by.check_images(len(scans), names[0])
+    for scan, name in zip(scans, names, strict=True):
+        screening.refuse(scan, name)
+    return standardize_all(scans, by.spec, names)
 
 
 def segment(by: Predictor, ready: Standardized) -> Segmented:
@@ -220,7 +244,7 @@ def segment(by: Predictor, ready: Standardized) -> Segmented:
 
 def compile_ahead(by: Predictor) -> None:
     """Compiles the networks, which `find` would do with the first scan."""
-    like = jax.ShapeDtypeStruct((*by.spec.size, 1), np.float32)
+    like = jax.ShapeDtypeStruct((*by.spec.size, by.channels), np.float32)
     inference.compile_ahead(by.models, like, overlap=by.overlap, blend=by.blend, mirror=by.mirror)
 
 
@@ -232,8 +256,8 @@ def find(by: Predictor, ready: Standardized) -> Found:
 def find_each(groupings: Sequence[Predictor], ready: Standardized) -> list[Found]:
     """What the same networks see, grouped in several ways (`Predictor.grouped`), for one look."""
     by = groupings[0]
-    volume = as_float(jnp.asarray(ready.image)[None, ..., None])[0]
-    soft = [np.empty((len(one.table.structures) + 1, *ready.image.shape), np.uint8) for one in groupings]
+    volume = as_float(jnp.asarray(ready.image).reshape(1, *ready.image.shape[:3], -1))[0]
+    soft = [np.empty((len(one.table.structures) + 1, *ready.image.shape[:3]), np.uint8) for one in groupings]
     unsure: list[list[np.ndarray]] = [[] for _ in groupings]
 
     def keep(rows: slice, probabilities: jax.Array) -> None:

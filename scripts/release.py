@@ -104,7 +104,7 @@ def look(tasks: list[Predictor], rows: list[Row]) -> dict[str, tuple[Predictor, 
         show(n, len(rows))
         scan = read(row.image)
         reference = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
-        ready = prepare(tasks[0], scan, str(row.image))
+        ready = prepare(tasks[0], [scan, *map(read, row.also)], list(map(str, row.images)))
         for (by, found), more in zip(seen.values(), find_each(tasks, ready), strict=True):
             classes = labelled(by, more, ready)
             found.ml.append(voxel_volumes(classes, by.table, scan.affine))

@@ -154,7 +154,7 @@ def pointing(codes: str, voxels: np.ndarray, labels: np.ndarray, affine: np.ndar
 def judged(by: Predictor, head: Head, source: Table, name: str) -> dict[str, float]:
     """Dice of each task, the mean of the structures that the labels have."""
     scan = Scan(head.voxels.astype(np.float32), head.affine)
-    found = voxel_ids(by.table)[segment(by, prepare(by, scan, name)).classes]
+    found = voxel_ids(by.table)[segment(by, prepare(by, [scan], [name])).classes]
     means = {}
     for task, table in TASKS.items():
         table = read_table(table)
