@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 from brainseg_jax import checkpoint
 from brainseg_jax.config import flat, of_card
 from brainseg_jax.errors import InputError
-from brainseg_jax.trees import count, paths
+from brainseg_jax.trees import count, paths, tree
 
 # Keys that change how a network trains, not what it computes.
 OF_TRAINING = ("vit.drop_path", "swin.drop_path")
+# Parameters that meet the image; channels are the fastest part of their last axis but one.
+OF_IMAGE = ("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel")
 
 
 def transfer(params: Any, config: ConfigDict, say: Callable[[str], None]) -> Any:
@@ -42,6 +44,10 @@ def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str
     for part in config.init.parts:
         if part not in found:
             raise InputError(f"{folder}: has no {part}; it has {', '.join(found)}: set init.parts to some of these")
+    if theirs.channels != config.channels:
+        found = _spread(folder, {part: found[part] for part in config.init.parts}, theirs.channels, config)
+        say(f"note: {folder} was trained on {theirs.channels} channels: {config.channels} channels share its first layers' mean kernel")
+    for part in config.init.parts:
         _check_same_shapes(folder, part, found[part], like[part])
     for key in ("data.spec", "data.spacing"):
         before, now = flat(theirs)[key], flat(config)[key]
@@ -51,6 +57,23 @@ def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str
     new = [name for name in like if name not in parts]
     say(f"{', '.join(parts)} from {folder}: all {count(parts):,} numbers; from scratch: {', '.join(new) or 'nothing'}")
     return parts
+
+
+def spread(leaves: dict[str, np.ndarray], old: int, new: int) -> dict[str, np.ndarray]:
+    """Parameters by path, of a network for images of `old` channels, as those of one for `new`: all take the mean kernel, scaled.
+
+    An image whose channels are all alike then gives what it gave before. Raises InputError where a decoder would need another shortcut.
+    """
+
+    def mean(kernel: np.ndarray) -> np.ndarray:
+        by_channel = kernel.reshape(*kernel.shape[:-2], -1, old, kernel.shape[-1])
+        repeated = np.repeat(by_channel.mean(axis=-2, keepdims=True), new, axis=-2) * np.float32(old / new)
+        return repeated.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
+
+    width = leaves[OF_IMAGE[1]].shape[-1] if OF_IMAGE[1] in leaves else 0
+    if width in (old, new):
+        raise InputError(f"a decoder of {width} channels adds its image without a convolution, so {new} channels need one trained anew")
+    return {path: mean(leaf) if path in OF_IMAGE else leaf for path, leaf in leaves.items()}
 
 
 def put(params: Any, parts: dict[str, Any]) -> Any:
@@ -83,6 +106,19 @@ def _check_same_network(folder: Path, theirs: ConfigDict, ours: ConfigDict) -> N
         there, here = (", ".join(f"{key} {of[key]}" for key in differ) for of in (before, now))
         flags = " ".join(shlex.quote(f"--config.{key}={before[key]}") for key in differ)
         raise InputError(f"{folder}: was trained with {there}, this config has {here}; add {flags}")
+
+
+def _spread(folder: Path, parts: dict[str, Any], old: int, config: ConfigDict) -> dict[str, Any]:
+    """The parts for images of the config's channels, if it asks for that."""
+    if config.init.channels != "repeat":
+        raise InputError(
+            f"{folder}: was trained on images of channels {old}, this config has channels {config.channels}; add "
+            "--config.init.channels=repeat to repeat its first layers' kernels over them"
+        )
+    try:
+        return tree(spread(jax.tree.map(np.asarray, paths(parts)), old, config.channels))
+    except InputError as refusal:
+        raise InputError(f"{folder}: {refusal}; leave decoder out of init.parts") from None
 
 
 def _check_same_shapes(folder: Path, part: str, found: Any, wanted: Any) -> None:

@@ -36,23 +36,15 @@ def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> 
 
 
 def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
-    """The network for images of `new` channels: an image whose channels are all alike gives what it gave before.
+    """The network for images of `new` channels (see `transfer.spread`). Raises InputError for heads that reconstruct the image, too."""
+    from brainseg_jax.transfer import spread
 
-    Raises InputError for heads that reconstruct the image, and where a decoder would need another shortcut.
-    """
     if any(path.split("/")[0] not in ("encoder", "decoder", "head") for path in leaves):
         raise InputError("--to-channels: the heads of pretraining reconstruct the image they were trained on; leave it out")
-
-    def mean(kernel: np.ndarray) -> np.ndarray:
-        by_channel = kernel.reshape(*kernel.shape[:-2], -1, old, kernel.shape[-1])
-        spread = np.repeat(by_channel.mean(axis=-2, keepdims=True), new, axis=-2) * np.float32(old / new)
-        return spread.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
-
-    first = ("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel")
-    width = leaves["decoder/encoder1/conv1/kernel"].shape[-1] if first[1] in leaves else 0
-    if width in (old, new):
-        raise InputError(f"--to-channels {new}: a decoder of {width} channels adds its image without a convolution; train it anew")
-    return {path: mean(leaf) if path in first else leaf for path, leaf in leaves.items()}
+    try:
+        return spread(leaves, old, new)
+    except InputError as refusal:
+        raise InputError(f"--to-channels {new}: {refusal}") from None
 
 
 def to_crop(leaves: Leaves, patch: int, old: tuple[int, int, int], new: tuple[int, int, int]) -> Leaves:
