@@ -9,11 +9,8 @@ decides the content, so nothing stale is ever read; a record says how it was mad
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
@@ -23,10 +20,10 @@ import numpy as np
 from brainseg_jax.data.labels import Table, lookup, read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels
+from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import Spec, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import shorten, whole
-from brainseg_jax.runtime import cores
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 2  # of what a cached file holds: raise it whenever the same scan and spec would give another
@@ -79,7 +76,7 @@ def build(
             failures[i] = str(error)
     done = len(rows) - len(missing)
     progress(done, len(rows))
-    for i, reason in _each([(i, rows[i], spec, target, files[i]) for i in missing], workers):
+    for i, reason in each(_make, [(i, rows[i], spec, target, files[i]) for i in missing], workers, "standardised scans"):
         if reason:
             failures[i] = reason
             if len(failures) >= SUSPECT and len(failures) > max_failures * len(rows):
@@ -140,24 +137,6 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
         writer = csv.writer(file)
         writer.writerow(("subject", "session", "image", "reason"))
         writer.writerows((f.row.subject, f.row.session, f.row.image, f.reason) for f in failures)
-
-
-def _each(jobs: list[Job], workers: int | None) -> Iterator[tuple[int, str]]:
-    """(index, reason of failure or "") as scans are done, here or in processes."""
-    workers = min(workers or cores(), len(jobs))
-    if workers <= 1:
-        yield from (_make(job) for job in jobs)
-        return
-    # Spawned, not forked: JAX's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_make, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise InputError("a process that standardised scans was killed, likely for memory; run again on fewer cores") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _make(job: Job) -> tuple[int, str]:

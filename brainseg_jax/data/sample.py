@@ -6,10 +6,8 @@ The recipe (smooth random warp, random contrast, bias field, noise, resolution) 
 
 import hashlib
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +20,10 @@ from scipy.spatial.transform import Rotation
 
 from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
+from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import along_axis
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_text
-from brainseg_jax.runtime import cores
 
 VERSION = 1  # of the recipe: raise it whenever the same seed would give other voxels
 NOTICE = (
@@ -72,8 +70,7 @@ def make_cohort(
 
     Subject i depends on (seed, i) only. The last two are the validation split (one of two, none of one). What is already there is kept, so
     a second call returns at once and an interrupted one goes on. `workers` processes share the work (default: one for each core this
-    process may use; a script that calls this needs its `if __name__ == "__main__"`). `progress(done, subjects)` is called after each head.
-    About 5 MB and 2 to 4 core-seconds a head.
+    process may use). `progress(done, subjects)` is called after each head. About 5 MB and 2 to 4 core-seconds a head.
 
     InputError where the folder holds another manifest, or subjects is not positive.
     """
@@ -99,7 +96,7 @@ def make_cohort(
     # Before the first head: what a resumed run finds is then known to be of this recipe.
     write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": 0}))
     done = subjects - len(missing)
-    for _ in _each(missing, folder, seed, workers):
+    for _ in each(partial(_save_subject, folder, seed), missing, workers, "made the sample cohort"):
         done += 1
         if progress is not None:
             progress(done, subjects)
@@ -113,19 +110,6 @@ def make_cohort(
     write_manifest(manifest, rows)
     write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": subjects}))
     return manifest
-
-
-def _each(missing: list[int], folder: Path, seed: int, workers: int | None) -> Iterator[int]:
-    """Make the missing subjects, in this process or in several, and yield each as it is done."""
-    workers = min(workers or cores(), len(missing))
-    if workers <= 1:
-        for i in missing:
-            yield _save_subject(folder, seed, i)
-        return
-    # spawn: a fork of a process in which JAX runs threads may hang.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for job in as_completed([pool.submit(_save_subject, folder, seed, i) for i in missing]):
-            yield job.result()
 
 
 def _save_subject(folder: Path, seed: int, i: int) -> int:
