@@ -4,15 +4,20 @@ import csv
 import hashlib
 import io
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from brainseg_jax.errors import InputError
 
 READY = Path(__file__).with_name("ready_files") / "t1.safetensors"  # the network that comes with the package
+ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's, whatever machine it is of
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
 
 
@@ -20,7 +25,8 @@ SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
 def whole(path: Path) -> Iterator[Path]:
     """A place to write to; what was written there takes `path`'s place when the block ends without an error. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _sweep(path.parent)
+    part = path.with_name(f".{shorten(path.name, 200)}.{_machine()}-{os.getpid()}.part")
     try:
         yield part
         part.replace(path)
@@ -30,6 +36,34 @@ def whole(path: Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Removes, once, what killed programs left unfinished in a folder: of this machine's processes that are gone, and what is a day old."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # another process was faster
+            if match := re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d{1,9})\.part", part.name):
+                gone = match[1] == _machine() and not _runs(int(match[2]))
+                if gone or time.time() - part.stat().st_mtime > ABANDONED:
+                    part.unlink()
+
+
+@cache
+def _machine() -> str:
+    """What tells machines apart that share a folder, and containers of one machine, whose process numbers are their own."""
+    space = Path("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {space.stat().st_ino if space.exists() else ''}".encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
 
 
 def shorten(name: str, most: int) -> str:

@@ -1,9 +1,13 @@
 """A file is the old one or the new one, never half of either."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from brainseg_jax import files
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import check_place, shorten, whole, write_text
 
@@ -29,6 +33,30 @@ def test_a_fault_names_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(OSError) as fault:
         write_text(tmp_path / "out.tsv", "text")
     assert (fault.value.filename, list(tmp_path.iterdir())) == (str(tmp_path / "out.tsv"), [tmp_path / "out.tsv"])
+
+
+def test_what_killed_programs_left_is_removed_and_what_is_under_way_is_not(tmp_path):
+    with whole(tmp_path / "mine.txt") as mine:
+        mine.write_text("under way")
+        files._sweep.cache_clear()
+        child = subprocess.Popen([sys.executable, "-c", "pass"])
+        child.wait()
+        machine, _, process = mine.name.removesuffix(".part").rpartition(".")[2].partition("-")
+        assert int(process) == os.getpid()
+        kept = [tmp_path / f".a.npz.00000000-{child.pid}.part", tmp_path / ".notes.part", tmp_path / "b.part"]
+        gone = [tmp_path / f".{'x' * n}.{machine}-{child.pid}.part" for n in (1, 200)]
+        old = tmp_path / f".c.npz.00000000-{os.getpid()}.part"
+        for file in (*kept, *gone, old):
+            file.touch()
+        os.utime(old, (0, 0))
+        write_text(tmp_path / "other.txt", "")
+        assert sorted(tmp_path.iterdir()) == sorted([*kept, mine, tmp_path / "other.txt"])
+    assert (tmp_path / "mine.txt").read_text() == "under way"
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    write_text(tmp_path / ("x" * 255), "text")
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
 
 
 def test_places_are_tried_and_left_as_they_were(tmp_path):

@@ -235,6 +235,9 @@ def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[
         raise InputError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}: line {line}: holds a zero byte, which is no text; save the table as CSV in UTF-8")
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
     # Strict, or a quote that is never closed swallows the rest of the file without a word.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -63,6 +63,8 @@ def read_pairs(path: Path) -> list[Pair]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
+    if "\0" in text:
+        raise InputError(f"{path}: holds a zero byte, which is no text; save it as CSV in UTF-8")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
     if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
         raise InputError(

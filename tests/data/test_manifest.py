@@ -81,6 +81,7 @@ def test_a_scheme_without_labels_says_nothing_and_labels_may_lack_a_scheme(tmp_p
         ("subject,image,labels\n1,x.nii,a.nii;;b.nii\n", "line 2: labels is empty"),
         ("subject,image,labels,scheme\n1,x.nii,a.nii;b.nii,seg35\n", "line 2: 2 labels but 1 schemes"),
         ('subject,image\n1,"x.nii\n2,y.nii\n', "check the quotes"),
+        ("subject,image\n1,x.nii\n2,y\0.nii\n", "line 3: holds a zero byte"),
         ("subject,image\n1,x.nii\n2,./x.nii\n", "x.nii is listed twice"),
         ("subject,image\n1,x.nii;\n", "line 2: image is empty"),
         ("subject,image\n1,x.nii;./x.nii\n", "x.nii is listed twice"),

@@ -108,6 +108,7 @@ def test_a_list(tmp_path, text):
         ("subject,pred,ref\n1,x.nii,y.nii,z\n", "line 2: a cell each is expected"),
         ("subject,pred,ref\n1,x.nii,y.nii\n1,a.nii,b.nii\n", "subject '1' is listed twice"),
         ("subject,pred,ref\né,x.nii,y.nii\n", "is not UTF-8 text"),
+        ("subject,pred,ref\n1,x\0.nii,y.nii\n", "holds a zero byte"),
     ],
 )
 def test_a_bad_list_is_refused(tmp_path, text, reason):
