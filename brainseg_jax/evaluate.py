@@ -11,12 +11,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -27,13 +25,13 @@ from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
 from brainseg_jax.data.makers import stem
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
-from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
+from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
+from brainseg_jax.data.standardize import on_grid
 from brainseg_jax.errors import InputError, exit_code, few, meant
 from brainseg_jax.files import check_own, check_place, write_table
 from brainseg_jax.metrics import METRICS, PerClass, definitions, score
 
-NEAR = 0.1  # voxels by which the corners of two grids may lie apart and be one grid
 COLUMNS = ("subject", "structure", "id")  # of the table, before its numbers
 OF_FILES = ("pred", "ref", "pairs", "pred_scheme", "ref_scheme", "subject_regex", "partial")  # flags of label maps that are there
 OF_CHECKPOINT = ("manifest", "split", "splits", "tta")
@@ -213,7 +211,7 @@ def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
 def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Scores:
     """The scores of two files. Raises InputError for files that cannot be read, ids that their table lacks, and two grids."""
     reference = read_labels(scan.reference)
-    prediction = on_grid(read_labels(scan.prediction), reference, str(scan.prediction))
+    prediction = on_grid(read_labels(scan.prediction), reference.voxels.shape, reference.affine, str(scan.prediction), "reference")
     predicted = lookup(prediction, tables.prediction, tables.target, str(scan.prediction))
     expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
     spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
@@ -225,26 +223,12 @@ def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = M
     from brainseg_jax.prediction import segment_scan
 
     scan = read(row.image)
-    labels = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
+    labels = on_grid(read_labels(row.labels[0]), scan.voxels.shape, scan.affine, str(row.labels[0]))
     ids = voxel_ids(by.table)[segment_scan(by, [scan, *map(read, row.also)], list(map(str, row.images)))]
     predicted = lookup(ids, tables.prediction, tables.target, str(row.image))
     expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
     spacing = tuple(np.linalg.norm(scan.affine[:3, :3], axis=0).tolist())
     return score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
-
-
-def on_grid(labels: Scan, reference: Scan, name: str) -> Shaped[np.ndarray, "x y z"]:
-    """The labels' voxels in the reference's order: flips and permutations only. Raises InputError, naming `name`, for another grid."""
-    # As seen from the reference's own axes, so that oblique grids are turned as straight ones are.
-    turned = reorient(Scan(labels.voxels, np.linalg.solve(reference.affine, labels.affine)), "RAS")
-    remedy = "resample them by nearest neighbour onto the reference's grid"
-    if turned.voxels.shape != reference.voxels.shape:
-        raise InputError(f"{name}: its {turned.voxels.shape} voxels are not the {reference.voxels.shape} of its reference; {remedy}")
-    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in turned.voxels.shape))])
-    away = np.linalg.norm(corners @ (turned.affine - np.eye(4)).T, axis=1).max()
-    if away > NEAR:
-        raise InputError(f"{name}: its corners lie up to {away:.2g} voxels away from those of its reference; {remedy}")
-    return turned.voxels
 
 
 # ---- the tables

@@ -11,8 +11,9 @@ import pytest
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, reorient, write
+from brainseg_jax.data.standardize import on_grid
 from brainseg_jax.errors import InputError
-from brainseg_jax.evaluate import comparison, main, named, on_grid, seen, write_scores
+from brainseg_jax.evaluate import comparison, main, named, seen, write_scores
 from brainseg_jax.metrics import score
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0]) + np.array([[0, 0, 0, -7.0], [0, 0, 0, 11], [0, 0, 0, 2], [0, 0, 0, 0]])
@@ -170,7 +171,7 @@ def test_another_orientation_of_the_same_grid_is_the_same(rng, codes, degrees):
     scan = Scan(rng.integers(0, 9, (5, 6, 7)), AFFINE)
     flipped = reorient(scan, codes)
     assert flipped.voxels.shape != (5, 6, 7) or codes == "LPS"
-    found = on_grid(Scan(flipped.voxels, turn @ flipped.affine), Scan(scan.voxels, turn @ scan.affine), "x")
+    found = on_grid(Scan(flipped.voxels, turn @ flipped.affine), scan.voxels.shape, turn @ scan.affine, "x")
     assert np.array_equal(found, scan.voxels)
 
 

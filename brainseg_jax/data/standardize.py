@@ -17,6 +17,7 @@ from brainseg_jax.data.nifti import Scan, orientation, reorient
 from brainseg_jax.errors import InputError
 
 NEAR = 1e-3  # MONAI's affine tolerance: a spacing (mm) or a grid this close to the wanted one is kept as it is, not interpolated
+ONE_GRID = 0.1  # voxels by which the corners of two grids may lie apart and be one grid
 # How deep under the vertex forehead and occiput are looked for; lower come nose, chin and neck, which say nothing about where the brain is.
 # In a window of 192 mm these depths kept every brain of 141 IXI heads; the box of the whole head cut 86 of them.
 FOREHEAD_MM, OCCIPUT_MM = 60.0, 100.0
@@ -101,21 +102,13 @@ def standardize_labels(labels: Scan, record: dict[str, Any], name: str = "labels
     """Labels [x y z] on the very grid of the image whose record is given: nearest neighbour, 0 outside the scan, smallest integer dtype.
 
     Of two equally near voxels the one with the even index is taken. InputError where the labels are not whole numbers or lie on another
-    grid than the image (another shape, or a corner displaced by more than a tenth of a voxel).
+    grid than the image (see `on_grid`).
     """
-    source = np.array(record["source_affine"])
-    if labels.voxels.shape != tuple(record["source_shape"]):
-        raise InputError(
-            f"{name}: shape {labels.voxels.shape} but its image has {tuple(record['source_shape'])}; "
-            "resample the labels onto the image's grid"
-        )
-    away = _corner_distance(labels.affine, source, labels.voxels.shape)
-    if away > 0.1 * _spacing(source).min():
-        raise InputError(f"{name}: its affine differs from its image's by up to {away:.2g} mm; resample the labels onto the image's grid")
     if not np.issubdtype(labels.voxels.dtype, np.integer):
         raise InputError(f"{name}: labels of type {labels.voxels.dtype}; read them as whole numbers with nifti.read_labels")
-    # The image's affine decides, so that headers that differ by rounding cannot turn image and labels two ways.
-    turned = reorient(Scan(labels.voxels, source), record["spec"]["orientation"])
+    # From here on the image's affine decides, so that headers that differ by rounding cannot turn image and labels two ways.
+    source = np.array(record["source_affine"])
+    turned = reorient(Scan(on_grid(labels, record["source_shape"], source, name), source), record["spec"]["orientation"])
     narrow = turned.voxels.astype(_smallest_integer(turned.voxels))
     resampled = _resample(narrow, turned.affine, np.array(record["resampled_affine"]), tuple(record["resampled_shape"]), order=0)
     size = tuple(record["spec"]["size"])
@@ -123,6 +116,24 @@ def standardize_labels(labels: Scan, record: dict[str, Any], name: str = "labels
     window = np.zeros(size, resampled.dtype)
     window[inner] = resampled[outer]
     return window
+
+
+def on_grid(
+    labels: Scan, shape: Sequence[int], affine: Float[np.ndarray, "4 4"], name: str, of: str = "image"
+) -> Shaped[np.ndarray, "x y z"]:
+    """The labels' voxels in the order of the grid that shape and affine say, which `of` has: flips and permutations only.
+
+    Raises InputError, naming `name`, for another shape, and where a corner lies more than a tenth of a voxel away.
+    """
+    # As seen from the grid's own axes, so that oblique grids are turned as straight ones are.
+    turned = reorient(Scan(labels.voxels, np.linalg.solve(affine, labels.affine)), "RAS")
+    remedy = f"resample them by nearest neighbour onto the {of}'s grid"
+    if turned.voxels.shape != tuple(shape):
+        raise InputError(f"{name}: its {turned.voxels.shape} voxels are not the {tuple(shape)} of its {of}; {remedy}")
+    away = _corner_distance(turned.affine, np.eye(4), shape)
+    if away > ONE_GRID:
+        raise InputError(f"{name}: its corners lie up to {away:.2g} voxels away from those of its {of}; {remedy}")
+    return turned.voxels
 
 
 def restore(volume: Shaped[np.ndarray, "x y z"], record: dict[str, Any], order: int = 0) -> Shaped[np.ndarray, "x2 y2 z2"]:

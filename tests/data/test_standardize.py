@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from brainseg_jax.data import standardize as std
-from brainseg_jax.data.nifti import Scan
+from brainseg_jax.data.nifti import Scan, reorient
 from brainseg_jax.errors import InputError
 
 IXI = Path(os.environ.get("BRAINSEG_IXI2MM", "ixi2mm"))
@@ -181,16 +181,28 @@ def test_labels_come_back_to_the_scans_grid(name):
     np.testing.assert_array_equal(back, labels)
 
 
+@pytest.mark.parametrize("codes", ["LAS", "PSR", "SAL"])
+def test_labels_in_another_order_of_voxels_are_turned_onto_the_images(codes):
+    scan = Scan(head((20, 24, 22)), affine_of((1.5, 1, 1.2), (8, -12, 5), "RSP"))
+    record = std.standardize(scan, std.spec("default", 1.0, (16, 16, 16))).record
+    labels = Scan(np.random.default_rng(2).integers(1, 9, scan.voxels.shape), scan.affine)
+    turned = reorient(labels, codes)
+    assert not np.array_equal(turned.affine, scan.affine)
+    np.testing.assert_array_equal(std.standardize_labels(turned, record), std.standardize_labels(labels, record))
+
+
 def test_labels_on_another_grid_are_refused():
     scan = Scan(head((20, 20, 20)), affine_of((1, 1, 1)))
     record = std.standardize(scan, std.spec("paper", 1.0, (16, 16, 16))).record
     labels = np.ones((20, 20, 20), np.int32)
-    std.standardize_labels(Scan(labels, scan.affine.astype(np.float32).astype(np.float64) + 1e-4), record)
-    with pytest.raises(InputError, match=r"a\.nii: shape \(20, 20, 19\) but its image has \(20, 20, 20\)"):
+    rounded = scan.affine.astype(np.float32).astype(np.float64)
+    rounded[:3] += 1e-4
+    std.standardize_labels(Scan(labels, rounded), record)
+    with pytest.raises(InputError, match=r"a\.nii: its \(20, 20, 19\) voxels are not the \(20, 20, 20\) of its image; re"):
         std.standardize_labels(Scan(labels[..., 1:], scan.affine), record, "a.nii")
-    with pytest.raises(InputError, match=r"by up to 0\.5 mm"):
+    with pytest.raises(InputError, match=r"up to 0\.5 voxels away"):
         std.standardize_labels(Scan(labels, affine_of((1, 1, 1), translation=(-40.5, 25, 12.5))), record)
-    with pytest.raises(InputError, match="mm"):
+    with pytest.raises(InputError, match="voxels away"):
         std.standardize_labels(Scan(labels, affine_of((1, 1, 1), axes="LAS")), record)
     with pytest.raises(InputError, match="read_labels"):
         std.standardize_labels(Scan(labels.astype(np.float32), scan.affine), record)
