@@ -4,8 +4,10 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,19 +27,39 @@ def marked(name: str) -> str:
 
 def test_set_up_main_job_and_tests_are_single_lines_that_make_their_own_environment():
     assert len(BLOCKS[0].splitlines()) == len(BLOCKS[1].splitlines()) == 1
-    for name in ("main", "test"):
+    for name in ("main", "test", "parity"):
         assert len(marked(name).splitlines()) == 1
         assert marked(name).startswith("python3 -m venv .venv && .venv/bin/pip install ")
     assert "python -m brainseg_jax.main --config=configs/pretrain_vit.py" in marked("main")
 
 
-def test_ci_runs_the_test_command_of_the_readme(tmp_path):
-    script = (ROOT / ".ci" / "run").read_text().replace("bash -euo pipefail -c", "echo")
-    (tmp_path / ".ci").mkdir()
-    (tmp_path / ".ci" / "run").write_text(script)
+def test_ci_runs_the_readmes_commands_and_the_newest_python(tmp_path):
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     (tmp_path / "README.md").write_text(TEXT)
+    script = (ROOT / ".ci" / "run").read_text().replace("bash -euo pipefail -c", "echo")
+    (tmp_path / ".ci" / "run").write_text(script)
+    (tmp_path / ".ci" / "newest").write_text('echo "$(.ci/command test)"')
     done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == marked("test")
+    ran = [line for line in done.stdout.splitlines() if not line.startswith("+ ")]
+    assert ran == [marked("test"), marked("parity"), marked("test")]
+
+
+@pytest.mark.parametrize(("missing", "said"), [("root", "has to run as root"), ("apt-get", "apt-get is missing")])
+def test_where_the_newest_python_cannot_be_had_is_said_in_a_line(tmp_path, missing, said):
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {1000 if missing == 'root' else 0}\n")
+    (tmp_path / "id").chmod(0o755)
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = subprocess.run([".ci/newest"], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith(".ci/newest: ") and said in done.stderr
+
+
+def test_every_dependency_has_an_oldest_release():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    names = [re.match(r"[\w-]+", need)[0] for need in (*project["dependencies"], *extras["view"], *extras["test"])]
+    floors = subprocess.run([sys.executable, ".ci/floors"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert [floor.partition("==")[0] for floor in floors] == [name for name in names if name != "brainseg_jax"]
 
 
 def test_extras_in_commands_exist():
