@@ -61,7 +61,8 @@ def base() -> ConfigDict:
     c.data.threads = 4  # that read ahead, in each process
     c.data.workers = 0  # processes that read ahead; 0: threads only
 
-    # Augmentation of training crops, on the device. Every chance is for each crop anew; 0: never.
+    # Augmentation of training crops, on the device. Every chance is for each crop anew; 0: never. Affine and elastic deformations move what
+    # lies around a crop in its volume into it.
     c.augment = ConfigDict()
     c.augment.scale = 0.1  # values times 1 ± this at most
     c.augment.shift = 0.1  # values plus or minus this at most

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax import optim, sharding
 from brainseg_jax.data import labels
-from brainseg_jax.data.augment import prepare_eval, prepare_train
+from brainseg_jax.data.augment import patch, prepare_eval, prepare_train
 from brainseg_jax.errors import InputError
 from brainseg_jax.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_train_step
 
@@ -80,12 +80,19 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
 
 
 def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape of each sample and stored type of what a training batch holds."""
-    crop = tuple(config.data.crop)
-    parts = {"image": ((*crop, config.channels), np.dtype(config.data.dtype))}
-    return parts | ({"label": (crop, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
+    """Shape of each sample and stored type of what a training batch holds: crops, or patches and where in each the crop begins."""
+    size = patch(config)
+    place = {"place": ((3,), np.dtype(np.int32))} if size != tuple(config.data.crop) else {}
+    return parts_of_sample(config, size) | place
+
+
+def parts_of_sample(config: ConfigDict, size: tuple[int, int, int]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and stored type of what is known of a box of so many voxels."""
+    parts = {"image": ((*size, config.channels), np.dtype(config.data.dtype))}
+    return parts | ({"label": (size, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
 
 
 def sample_of(config: ConfigDict) -> Batch:
     """A batch of one empty sample as an objective sees it, for shapes."""
-    return prepare_eval(jax.random.key(0), {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts_of_batch(config).items()})
+    parts = parts_of_sample(config, tuple(config.data.crop))
+    return prepare_eval(jax.random.key(0), {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts.items()})

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import checkpoint, distributed, heldout, optim, record, report, sharding
 from brainseg_jax.config import FORMAT, check, differing, known
 from brainseg_jax.data import dataset, labels
+from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.heldout import HeldOut
@@ -264,6 +265,7 @@ def batches_from(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
     return train_batches(
         [entry.file for entry in run.data.train],
         crop=data.crop,
+        patch=patch(run.config),
         crops_per_volume=data.crops_per_volume,
         batch=data.batch,
         seed=run.config.seed,

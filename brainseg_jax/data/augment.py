@@ -2,19 +2,22 @@
 
 Each happens to each sample by its own chance, and what does not happen to a sample is not computed. Draws go by a sample's place in the
 whole batch, so they are the same however the batch lies on devices, each of which changes its own samples, one after the other.
+
+Where crops may be deformed, a sample arrives as a patch, the crop with what lies around it, so that a turned crop shows more of the head
+at its corners and not the zeros of a box that was cut before (as nnU-Net does it).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped
+from jaxtyping import Float, Integer, Shaped
 from ml_collections import ConfigDict
 
 from brainseg_jax.data import appearance, deform
-from brainseg_jax.data.deform import Image, Labels
+from brainseg_jax.data.deform import Image, Labels, Place
 from brainseg_jax.data.standardize import spec
 from brainseg_jax.sharding import apart
 
@@ -22,7 +25,16 @@ Batch = dict[str, jax.Array]
 Change = Callable[[jax.Array, Image, Labels], tuple[Image, Labels]]  # of one sample: (key, image, labels or None)
 
 
-def as_float(image: Shaped[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z c"]:
+def patch(config: ConfigDict) -> tuple[int, int, int]:
+    """Voxels of the box of a volume that a training crop is made from: the crop and all that a deformation may move into it."""
+    c, mm = config.augment, config.data.spacing
+    still = (0.0, 0.0, 0.0)
+    limits = (c.affine.rotation, c.affine.scaling, c.affine.shear, in_voxels(c.affine.translation, mm)) if c.affine.chance else (still,) * 4
+    margin = deform.reach(config.data.crop, *limits, c.elastic.mm / mm if c.elastic.chance else 0.0)
+    return tuple(min(n + 2 * m, size) for n, m, size in zip(config.data.crop, margin, config.data.size, strict=True))
+
+
+def as_float(image: Shaped[jax.Array, "*b x y z c"]) -> Float[jax.Array, "*b x y z c"]:
     """Stored intensities as float32 in [0, 1]; uint8 holds round(255·value)."""
     return image.astype(jnp.float32) / (255.0 if image.dtype == jnp.uint8 else 1.0)
 
@@ -30,25 +42,32 @@ def as_float(image: Shaped[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z
 def prepare_train(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None = None) -> Callable[[jax.Array, Batch], Batch]:
     """What a training batch undergoes before the objective: `(key, batch) → batch`; a label it may have is changed with the image.
 
+    Images and labels that are larger than the crop are patches; then the batch's `place` [b 3] says where in each the crop begins.
     swap: for each class its partner on the other side, or itself; batches with labels cannot be mirrored without it.
     """
     c = config.augment
+    moved = deformation(c.affine, c.elastic, config.data.spacing, tuple(config.data.crop))
     steps = changes(config, swap)
 
-    def one(sample: tuple[jax.Array, Image, Labels]) -> tuple[Image, Labels]:
-        key, image, labels = sample
-        for step, stream in zip(steps, jax.random.split(key, len(steps)), strict=True):
+    def one(sample: tuple[jax.Array, jax.Array, jax.Array | None, Place]) -> tuple[Image, Labels]:
+        key, image, labels, place = sample
+        first, *streams = jax.random.split(key, 1 + len(steps))
+        image, labels = moved(first, image, labels, place) if moved else (as_float(image), labels)
+        for step, stream in zip(steps, streams, strict=True):
             image, labels = step(stream, image, labels) if step else (image, labels)
         return image, labels
 
     def prepare(key: jax.Array, batch: Batch) -> Batch:
-        image, labels = as_float(batch["image"]), batch.get("label")
-        if any(steps):
+        image, labels, place = batch["image"], batch.get("label"), batch.get("place")
+        if moved or any(steps):
             # 0 to 3 would be the streams of `intensity`.
             keys = jax.random.split(jax.random.fold_in(key, 4), len(image))
-            image, labels = apart(lambda *samples: jax.lax.map(one, samples))(keys, image, labels)
+            image, labels = apart(lambda *samples: jax.lax.map(one, samples))(keys, image, labels, place)
+        else:
+            image = as_float(image)
         image = appearance.intensity(key, image, c.scale, c.shift, c.chance) if c.chance else image
-        return batch | {"image": image} | ({} if labels is None else {"label": labels})
+        rest = {name: part for name, part in batch.items() if name != "place"}
+        return rest | {"image": image} | ({} if labels is None else {"label": labels})
 
     return prepare
 
@@ -59,7 +78,7 @@ def prepare_eval(key: jax.Array, batch: Batch) -> Batch:
 
 
 def changes(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[Change | None, ...]:
-    """Every change there is, None where its chance is 0, in the order in which they arise: head, contrast, coil, scanner, file.
+    """Every change of a crop there is, None where its chance is 0, in the order in which they arise: head, contrast, coil, scanner, file.
 
     A scanner's resolution limits first what is there, then comes noise, and thick slices are interpolated with the noise they have.
     """
@@ -75,7 +94,6 @@ def changes(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[
 
     return (
         *(mirror(axis) for axis in range(3)),
-        deformation(c.affine, c.elastic, mm),
         look(c.contrast.chance, appearance.gamma, c.contrast.gamma),
         look(c.contrast.chance, appearance.curve, c.contrast.curve),
         look(c.bias.chance, appearance.bias, c.bias.log, c.bias.nodes / mm),
@@ -86,36 +104,41 @@ def changes(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[
     )
 
 
-def deformation(affine: ConfigDict, elastic: ConfigDict, mm: float) -> Change | None:
-    """Both deformations, each by its own chance, as one resampling."""
+def deformation(
+    affine: ConfigDict, elastic: ConfigDict, mm: float, crop: tuple[int, int, int]
+) -> Callable[[jax.Array, jax.Array, jax.Array | None, Place], tuple[Image, Labels]] | None:
+    """Both deformations, each by its own chance, as one resampling of a patch about the middle of the crop that begins at `place` in it.
 
-    def change(key: jax.Array, image: Image, labels: Labels) -> tuple[Image, Labels]:
+    Gives crops, deformed or not; without a place the patch is the crop. Only what is used of a patch becomes float.
+    """
+
+    def change(key: jax.Array, image: jax.Array, labels: jax.Array | None, place: Place) -> tuple[Image, Labels]:
         keys = jax.random.split(key, 4)
         turned, bent = jax.random.bernoulli(keys[0], affine.chance), jax.random.bernoulli(keys[1], elastic.chance)
+        still, still_labels = deform.box(image, labels, place, crop)
+        still = as_float(still)
 
-        def both(image: Image, labels: Labels) -> tuple[Image, Labels]:
-            shift = [t / mm for t in affine.translation]
-            moves = deform.random_affine(keys[2], turned, affine.rotation, affine.scaling, affine.shear, shift)
-            bend = deform.random_bend(keys[3], bent, image, elastic.nodes / mm, elastic.mm / mm)
-            return deform.resample(image, labels, deform.coordinates(*moves, bend))
+        def both(image: jax.Array, labels: jax.Array | None) -> tuple[Image, Labels]:
+            limits = affine.rotation, affine.scaling, affine.shear, in_voxels(affine.translation, mm)
+            matrix, shift = deform.random_affine(keys[2], turned, *limits)
+            bend = deform.random_bend(keys[3], bent, still, elastic.nodes / mm, elastic.mm / mm)
+            return deform.resample(as_float(image), labels, deform.coordinates(matrix, shift if place is None else shift + place, bend))
 
-        return if_it_happens(turned | bent, both, image, labels)
+        return jax.lax.cond(turned | bent, both, lambda *_: (still, still_labels), image, labels)
 
     return change if affine.chance or elastic.chance else None
 
 
+def in_voxels(lengths: Sequence[float | int], mm: float) -> list[float]:
+    """Millimetres along each axis as voxels of so many mm."""
+    return [length / mm for length in lengths]
+
+
 def sometimes(chance: float, change: Change) -> Change | None:
-    """The change with this chance; None if that is 0."""
+    """The change with this chance, computed only where it happens; None if the chance is 0."""
 
     def perhaps(key: jax.Array, image: Image, labels: Labels) -> tuple[Image, Labels]:
         whether, how = jax.random.split(key)
-        return if_it_happens(jax.random.bernoulli(whether, chance), partial(change, how), image, labels)
+        return jax.lax.cond(jax.random.bernoulli(whether, chance), partial(change, how), lambda *sample: sample, image, labels)
 
     return perhaps if chance else None
-
-
-def if_it_happens(
-    happens: Bool[jax.Array, ""], change: Callable[[Image, Labels], tuple[Image, Labels]], image: Image, labels: Labels
-) -> tuple[Image, Labels]:
-    """Changed if it happens; else nothing is computed."""
-    return jax.lax.cond(happens, change, lambda image, labels: (image, labels), image, labels)

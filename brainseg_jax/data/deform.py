@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Shaped
 
 from brainseg_jax.data.fields import drawn, smooth_noise
 from brainseg_jax.errors import InputError
 
 Image = Float[jax.Array, "x y z c"]
 Labels = Integer[jax.Array, "x y z"] | None
+Place = Integer[jax.Array, "3"] | None  # where in a larger box a crop begins; None: it is the box
 Vector = Float[jax.Array, "3"]
 Limits = Sequence[float | int]  # one for each axis
 
@@ -71,6 +72,24 @@ def random_bend(key: jax.Array, happens: Bool[jax.Array, ""], like: Image, nodes
     return smooth_noise(key, like, nodes, 3) * (limit * happens)
 
 
+def reach(crop: Sequence[int], rotation: Limits, scaling: Limits, shear: Limits, shift: Limits, bend: float) -> tuple[int, int, int]:
+    """Voxels beyond a crop, at each end of each axis, that content may come from under any deformation within these limits.
+
+    Limits as in `random_affine`; shift and bend in voxels.
+    """
+    half = (np.asarray(crop) - 1) / 2
+    # The corner that `affine` takes farthest, each term of its sums with its largest absolute value; turning keeps its distance.
+    corner = half + bend
+    corner = (1 + np.asarray(scaling)) * (corner + np.asarray(shear) * np.roll(corner, -1))
+    distance = np.linalg.norm(corner)
+    for axis, degrees in enumerate(rotation):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        sin = np.sin(np.radians(min(degrees, 90)))
+        corner[i], corner[j] = corner[i] + sin * corner[j], sin * corner[i] + corner[j]
+    beyond = np.minimum(corner, distance if any(rotation) else np.inf) + np.asarray(shift) - half
+    return tuple(int(n) for n in np.ceil(beyond))
+
+
 def coordinates(matrix: Float[jax.Array, "3 3"], shift: Vector, bend: Float[jax.Array, "x y z 3"]) -> Float[jax.Array, "x y z 3"]:
     """Where each voxel's content comes from: displaced by `bend`, then by the matrix about the volume's centre, then shifted."""
     size = bend.shape[:3]
@@ -85,7 +104,9 @@ def coordinates(matrix: Float[jax.Array, "3 3"], shift: Vector, bend: Float[jax.
     return jnp.stack([component(i) for i in range(3)], axis=-1)
 
 
-def resample(image: Image, labels: Labels, at: Float[jax.Array, "i j k 3"]) -> tuple[Image, Labels]:
+def resample(
+    image: Image, labels: Labels, at: Float[jax.Array, "i j k 3"]
+) -> tuple[Float[jax.Array, "i j k c"], Integer[jax.Array, "i j k"] | None]:
     """Image and labels at places given in voxels: linear and nearest; 0 outside, towards which an image falls off within one voxel."""
 
     def take(volume: jax.Array, order: int) -> jax.Array:
@@ -93,6 +114,16 @@ def resample(image: Image, labels: Labels, at: Float[jax.Array, "i j k 3"]) -> t
 
     channels = [take(image[..., c], 1) for c in range(image.shape[-1])]
     return jnp.stack(channels, axis=-1), None if labels is None else take(labels, 0)
+
+
+def box(
+    image: Shaped[jax.Array, "x y z c"], labels: Labels, place: Place, size: tuple[int, int, int]
+) -> tuple[Shaped[jax.Array, "i j k c"], Integer[jax.Array, "i j k"] | None]:
+    """The box of so many voxels that begins at `place`; all, if that is None."""
+    if place is None:
+        return image, labels
+    take = lambda volume, *rest: jax.lax.dynamic_slice(volume, (*place, *(0 for _ in rest)), (*size, *rest))  # noqa: E731
+    return take(image, image.shape[-1]), None if labels is None else take(labels)
 
 
 def cut(key: jax.Array, image: Image, labels: Labels, share: float) -> tuple[Image, Labels]:

@@ -38,6 +38,7 @@ def train_batches(
     batch: int,
     seed: int,
     start: int,
+    patch: tuple[int, int, int] | None = None,
     share: Share = ALL,
     threads: int = 4,
     workers: int = 0,
@@ -45,12 +46,13 @@ def train_batches(
     """Endless batches from step `start` on: {"image": [b x y z c] as stored, "label": [b x y z] of volumes that have one},
     b = batch / share.count.
 
-    Each volume that is read gives `crops_per_volume` crops, which stand together in a batch.
+    Each volume that is read gives `crops_per_volume` crops, which stand together in a batch. With a `patch` larger than the crop (voxels)
+    each comes with what lies around it, and "place" [b 3] says where in that box the crop begins; crops are the same with and without.
     """
     volumes = batch // crops_per_volume // share.count
     order = grain.MapDataset.range(len(files)).seed(seed).shuffle().repeat()
     data = grain.MapDataset.source(_Order(order, share, volumes))[start * volumes :]
-    data = data.map(_Crops(tuple(files), crop, crops_per_volume, seed))
+    data = data.map(_Crops(tuple(files), crop, patch or crop, crops_per_volume, seed))
     stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:
         _forget_dead()
@@ -108,18 +110,22 @@ class _Order:
 
 
 class _Crops(grain.transforms.Map):
-    """Reads a volume and cuts crops from it, at places drawn from the element's own generator."""
+    """Reads a volume and cuts crops from it, or patches that hold them, at places drawn from the element's own generator."""
 
-    def __init__(self, files: tuple[Path, ...], crop: tuple[int, int, int], crops: int, seed: int):
-        self.files, self.crop, self.crops, self.seed = files, crop, crops, seed
+    def __init__(self, files: tuple[Path, ...], crop: tuple[int, int, int], patch: tuple[int, int, int], crops: int, seed: int):
+        self.files, self.crop, self.patch, self.crops, self.seed = files, crop, patch, crops, seed
 
     def map(self, element: tuple[int, int]) -> Any:
         number, volume = element
         arrays = load(self.files[volume])
         rng = np.random.default_rng([self.seed, number])
-        room = np.array(arrays["image"].shape[:3]) - self.crop
-        starts = rng.integers(0, room + 1, size=(self.crops, 3)).tolist()
-        return {name: np.stack([cut(arrays[name], start, self.crop) for start in starts]) for name in ("image", "label") if name in arrays}
+        size, crop, patch = (np.array(shape) for shape in (arrays["image"].shape[:3], self.crop, self.patch))
+        starts = rng.integers(0, size - crop + 1, size=(self.crops, 3))
+        corners = np.clip(starts - (patch - crop) // 2, 0, size - patch)
+        names = [name for name in ("image", "label") if name in arrays]
+        boxes = {name: np.stack([cut(arrays[name], corner, self.patch) for corner in corners.tolist()]) for name in names}
+        place = {"place": (starts - corners).astype(np.int32)} if self.patch != self.crop else {}
+        return boxes | place
 
 
 # Batches come from workers in shared memory. It is released when a run ends, also by Python's resource tracker if the run is killed; but

@@ -63,16 +63,19 @@ def each_change(steps: int, folder: Path) -> Result:
     import jax.numpy as jnp
 
     from brainseg_jax.config import c_get
-    from brainseg_jax.data.augment import prepare_train
+    from brainseg_jax.data.augment import patch, prepare_train
     from brainseg_jax.data.labels import read_table, swap
+    from brainseg_jax.program import parts_of_batch
 
-    config = configured(folder)
-    classes, partners = config.classes, swap(read_table("seg33"))
-    image = jax.random.randint(jax.random.key(0), (1, *config.data.crop, 1), 0, 255, jnp.uint8)
-    batch = {"image": image, "label": jax.random.randint(jax.random.key(1), image.shape[:-1], 0, classes, jnp.uint8)}
+    config, partners = configured(folder), swap(read_table("seg33"))
 
     def seconds(values: dict[str, float]) -> list[float]:
-        prepare = jax.jit(prepare_train(chances(configured(folder), values), partners))
+        changed = chances(configured(folder), values)
+        prepare = jax.jit(prepare_train(changed, partners))
+        # The first corner of a patch is a place like any other.
+        most = {"image": 255, "label": config.classes, "place": 1}
+        parts = parts_of_batch(changed) | {"label": (patch(changed), jnp.uint8)}
+        batch = {name: jax.random.randint(jax.random.key(0), (1, *shape), 0, most[name], dtype) for name, (shape, dtype) in parts.items()}
         return timed(lambda: jax.block_until_ready(prepare(jax.random.key(2), batch)), steps)[0]
 
     found = {name: {"seconds": seconds({name: 1.0}), "chance": c_get(config, key)} for name, key in CHANCES.items()}

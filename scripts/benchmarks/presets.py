@@ -311,6 +311,7 @@ def load(steps: int, folder: Path) -> Result:
     """Crops per second of the pipeline, after what was read ahead."""
     from brainseg_jax import record
     from brainseg_jax.data import dataset, labels
+    from brainseg_jax.data.augment import patch
     from brainseg_jax.data.pipeline import train_batches
 
     config = configured(folder)
@@ -318,9 +319,8 @@ def load(steps: int, folder: Path) -> Result:
     table = labels.read_table(data.labels) if config.objective == "segmentation" else None
     ready = dataset.prepare(data, table, folder, lambda _: None, record.progress)
     files = [entry.file for entry in ready.train]
-    batches = train_batches(
-        files, crop=data.crop, crops_per_volume=data.crops_per_volume, batch=data.batch, seed=0, start=0, threads=data.threads
-    )
+    how = {"crop": data.crop, "patch": patch(config), "crops_per_volume": data.crops_per_volume}
+    batches = train_batches(files, **how, batch=data.batch, seed=0, start=0, threads=data.threads)
     size = sum(part.nbytes for part in next(batches).values())
     rate = data.batch * per_second(batches, 2 * data.threads + 1, steps)
     return {"threads": data.threads, "rate": rate, "bytes": size / data.batch}

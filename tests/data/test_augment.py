@@ -7,7 +7,8 @@ import pytest
 
 from brainseg_jax.config import base
 from brainseg_jax.data.appearance import intensity
-from brainseg_jax.data.augment import as_float, prepare_eval, prepare_train, sometimes
+from brainseg_jax.data.augment import as_float, patch, prepare_eval, prepare_train, sometimes
+from brainseg_jax.data.pipeline import cut
 from brainseg_jax.errors import InputError
 from brainseg_jax.planning.hlo import facts
 from brainseg_jax.sharding import batch_sharding, make_mesh, replicated
@@ -149,6 +150,55 @@ def test_moved_labels_stay_with_their_image_and_none_appear(rng):
     white, black = image > 0.875 + 1e-5, image < 0.125 - 1e-5
     assert (carried[white] == 3).all() and (carried[black] == 0).all()
     assert white.mean() > 0.1 and (white | black).mean() > 0.6
+
+
+def test_what_is_deformed_is_the_volume_and_not_the_crop(rng):
+    """Crops made of patches are what they are when each comes with all of its volume, at the volume's ends too."""
+    c = base()
+    c.data.spacing, c.data.size, c.data.crop = 4.0, (40, 36, 32), (8, 10, 12)
+    c.augment.chance, c.augment.affine.chance, c.augment.elastic.chance, c.augment.mirror.sides = 0.0, 0.7, 0.7, 0.5
+    size, crop, small = np.array(c.data.size), np.array(c.data.crop), np.array(patch(c))
+    assert (small > crop + 8).all() and (small < size).all()
+    prepare = jax.jit(prepare_train(c, np.arange(256)))
+
+    def crops(boxes, places):
+        batch = {"image": jnp.asarray(boxes[..., None]), "label": jnp.asarray(boxes), "place": jnp.asarray(places, jnp.int32)}
+        return prepare(jax.random.key(2), batch)
+
+    volume = rng.integers(0, 256, size).astype(np.uint8)
+    starts = np.concatenate([rng.integers(0, size - crop + 1, (14, 3)), [[0, 0, 0], size - crop]])
+    corners = np.clip(starts - (small - crop) // 2, 0, size - small)
+    boxes = np.stack([cut(volume, corner, patch(c)) for corner in corners.tolist()])
+    found, whole = crops(boxes, starts - corners), crops(np.broadcast_to(volume, (16, *size)), starts)
+    assert set(found) == {"image", "label"} and found["image"].shape == (16, *crop, 1)
+    np.testing.assert_array_equal(found["label"], whole["label"])
+    np.testing.assert_allclose(found["image"], whole["image"], atol=1e-5)
+    plain = np.stack([cut(volume, start, c.data.crop) for start in starts.tolist()])
+    as_they_were = sum(any(map(np.array_equal, (label, label), (p, p[::-1]))) for label, p in zip(found["label"], plain, strict=True))
+    assert 0 < as_they_were < 6  # about one of eleven
+
+
+def test_no_outside_enters_a_crop_from_within_a_volume():
+    c = base()
+    c.data.spacing, c.data.size, c.data.crop = 4.0, (40, 40, 40), (8, 8, 8)
+    c.augment.chance, c.augment.affine.chance, c.augment.elastic.chance = 0.0, 1.0, 1.0
+    prepare = jax.jit(prepare_train(c))
+    box, place = jnp.full((16, *patch(c), 1), 255, jnp.uint8), (jnp.array(patch(c), jnp.int32) - 8) // 2
+    np.testing.assert_allclose(prepare(jax.random.key(2), {"image": box, "place": jnp.tile(place, (16, 1))})["image"], 1, atol=1e-6)
+    # Into a crop without its surroundings much of it comes.
+    alone = prepare(jax.random.key(2), {"image": box[:, :8, :8, :8]})["image"]
+    assert (np.asarray(alone) < 0.5).mean() > 0.05
+
+
+def test_patches_are_crops_where_nothing_is_deformed_and_no_larger_than_volumes():
+    c = base()
+    c.data.size, c.data.crop = (96, 96, 96), (64, 64, 96)
+    c.augment.mirror.sides = c.augment.noise.chance = 1.0
+    assert patch(c) == (64, 64, 96)
+    c.augment.elastic.chance = 0.1
+    assert patch(c) == (80, 80, 96)
+    c.augment.affine.chance = 0.1
+    assert patch(c) == (96, 96, 96)
 
 
 @pytest.mark.slow

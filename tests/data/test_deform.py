@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brainseg_jax.data.deform import affine, coordinates, cut, mirror, random_affine, random_bend, resample
+from brainseg_jax.data.deform import affine, coordinates, cut, mirror, random_affine, random_bend, reach, resample
 from brainseg_jax.errors import InputError
 
 # Background, a left and a right structure, one in the middle.
@@ -169,6 +169,23 @@ def test_limits_are_for_each_axis():
     assert abs(np.median(factors[:, 0]) - 1) < 0.1
     matrix, _ = draw(none, none, (0.2, 0, 0), none)
     np.testing.assert_allclose(np.abs(np.asarray(matrix) - np.eye(3)).max(0), [[0, 0.2, 0], [0, 0, 0], [0, 0, 0]], atol=0.01)
+
+
+@pytest.mark.parametrize("limits", [(10, 0.1, 0.05, 3), (30, 0.3, 0.2, 0), (170, 0, 0, 1), (0, 0, 0, 0)])
+def test_nothing_comes_from_farther_than_the_reach_and_from_nearly_as_far_something_does(limits):
+    crop, most = (6, 9, 12), 2.0
+    limits = [(limit,) * 3 for limit in limits]
+
+    def beyond(key):
+        turn, bend = jax.random.split(key)
+        # The corners of the crop, pulled about as far as a bend can.
+        pull = most * jnp.sign(jax.random.normal(bend, (3,)))
+        at = coordinates(*random_affine(turn, jnp.bool_(True), *limits), jnp.broadcast_to(pull, (*crop, 3)))
+        return jnp.maximum(-at.min((0, 1, 2)), at.max((0, 1, 2)) - (jnp.array(crop) - 1))
+
+    farthest = np.asarray(jax.jit(jax.vmap(beyond))(jax.random.split(jax.random.key(0), 4000))).max(0)
+    bound = np.array(reach(crop, *limits, most))
+    assert (farthest <= bound).all() and (farthest > 0.6 * bound - 1).all()
 
 
 def test_labels_are_never_mixed_and_stay_on_their_image(rng):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from brainseg_jax.data import pipeline as module
+from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, central_crop, eval_batches, train_batches
+from brainseg_jax.program import parts_of_batch
 
 SIZE, CROP = (8, 9, 10), (4, 4, 4)
 
@@ -117,6 +119,30 @@ def test_crops_are_boxes_of_the_volume_at_every_place(volumes):
     for axis, size in enumerate(SIZE):
         counts = Counter(starts[axis])
         assert set(counts) == set(range(size - 4 + 1)) and max(counts.values()) < 2 * min(counts.values())
+
+
+def test_a_patch_is_its_crop_with_all_that_lies_around_it_in_the_volume(volumes):
+    """The crops are those that come without patches; each lies in the middle of its box, or nearer to the volume's end."""
+    patch = (8, 7, 8)
+    how = {"crop": CROP, "crops_per_volume": 2, "batch": 4, "seed": 0, "start": 0, "threads": 1}
+    plain, wide = train_batches(volumes, **how), train_batches(volumes, **how, patch=patch)
+    for _ in range(10):
+        crops, boxes = next(plain), next(wide)
+        assert boxes["image"].shape == (4, *patch, 1) and boxes["place"].dtype == np.int32 and "place" not in crops
+        for crop, box, place in zip(crops["image"], boxes["image"], boxes["place"], strict=True):
+            np.testing.assert_array_equal(box[tuple(slice(p, p + n) for p, n in zip(place, CROP, strict=True))], crop)
+            begins = np.array(np.unravel_index(int(box[0, 0, 0, 0]) % 1000, SIZE)) + place
+            np.testing.assert_array_equal(begins - place, np.clip(begins - [2, 1, 2], 0, np.array(SIZE) - patch))
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5])
+def test_batches_are_what_the_step_is_compiled_for(cohort, small, chance):
+    """With and without deformations, which need what lies around a crop."""
+    config = small(**{"augment.elastic.chance": chance})
+    files = sorted((cohort.parent / "volumes").rglob("*.npz"))
+    batch = next(train_batches(files, crop=config.data.crop, patch=patch(config), crops_per_volume=1, batch=2, seed=0, start=0, threads=1))
+    assert {name: (part.shape[1:], part.dtype) for name, part in batch.items()} == parts_of_batch(config)
+    assert ("place" in batch) == (chance > 0)
 
 
 def test_a_crop_as_large_as_the_volume_is_the_volume(volumes):
