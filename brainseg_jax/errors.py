@@ -3,7 +3,7 @@
 import difflib
 import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class InputError(Exception):
@@ -20,6 +20,12 @@ def few(names: Iterable[object], most: int = 3) -> str:
     """The first of the names, and how many more there are."""
     names = [str(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def warnings(lines: Sequence[str], most: int = 10) -> list[str]:
+    """The lines as they are printed: the first of them, and how many more there are."""
+    more = len(lines) - most
+    return [f"warning: {line}" for line in lines[:most]] + [f"warning: … and {more} more of this kind"] * (more > 0)
 
 
 def exit_code(command: Callable[[], int]) -> int:

@@ -13,13 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from brainseg_jax import record
-from brainseg_jax.data.cache import VOLUMES, build, write_failures
+from brainseg_jax.data.cache import VOLUMES, build, remarks, write_failures
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, read_table
+from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.makers import MAKERS, stem, volumes
 from brainseg_jax.data.manifest import FRACTIONS, SPLITS, Row, assign_splits, check_rows, read_manifest, write_manifest, write_splits
 from brainseg_jax.data.standardize import spec
-from brainseg_jax.errors import InputError, exit_code, few
+from brainseg_jax.errors import InputError, exit_code, few, warnings
 from brainseg_jax.files import check_place, whole
 from brainseg_jax.recipes import TASKS
 from brainseg_jax.runtime import cache_folder
@@ -71,10 +72,11 @@ def manifest(args: argparse.Namespace) -> None:
     if args.split != "none":
         rows = assign_splits(rows, seed=args.seed or 0, fractions=args.fractions, rule=args.split)
     check_rows(rows, args.root)
+    leaking = warnings(leaks(rows, args.root))
     done = write(args.out, rows, args.split != "none", args.force)
-    noted = remarks(rows, args)
+    noted = unpaired(rows, args)
     next_ = [] if any(line.startswith(LACKING) for line in noted) else ["", f"next: {following(rows, args.out)}"]
-    print("\n".join([table(rows), *noted, "", *done, *next_]))
+    print("\n".join([table(rows), *noted, *[""] * bool(leaking), *leaking, "", *done, *next_]))
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -119,7 +121,7 @@ def write(out: Path, rows: Sequence[Row], split: bool, force: bool) -> list[str]
     return done
 
 
-def remarks(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
+def unpaired(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
     """What may have been expected otherwise of labels: scans and splits without any, where others have some; label files of no scan."""
     lines = []
     bare = [row.image for row in rows if not row.labels]
@@ -201,6 +203,7 @@ def cache(args: argparse.Namespace) -> int:
     if args.lacking and not args.labels:
         raise InputError("--lacking: is about labels; give --labels too, or leave it out")
     rows = [row for row in read_manifest(args.manifest) if row.split != "excluded"]
+    leaking = leaks(rows, args.manifest)
     target = read_table(args.labels) if args.labels else None
     if target:
         try:
@@ -220,7 +223,11 @@ def cache(args: argparse.Namespace) -> int:
         write_failures(report, failures)
     if not entries:
         raise InputError(f"none of {len(rows)} scans can be used, reasons in {report}; the first: {failures[0].reason}")
-    print(f"{len(entries)} of {len(rows)} scans are ready in {args.cache}")
+    print(
+        "\n".join(
+            [*warnings([*leaking, *remarks(entries, args.manifest)]), f"{len(entries)} of {len(rows)} scans are ready in {args.cache}"]
+        )
+    )
     if failures:
         print("\n".join([f"{len(failures)} cannot be used, reasons in {report}; the first:", *(f.reason for f in failures[:3])]))
     return 3 if failures else 0

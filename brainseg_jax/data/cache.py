@@ -9,6 +9,7 @@ decides the content, so nothing stale is ever read; a record says how it was mad
 import csv
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,16 +18,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brainseg_jax.data.doubts import doubts
 from brainseg_jax.data.labels import Table, lookup, read_table
+from brainseg_jax.data.leakage import shared
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.pool import each
-from brainseg_jax.data.standardize import Spec, standardize_all, standardize_labels
+from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import shorten, whole
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
-VERSION = 2  # of what a cached file holds: raise it whenever the same scan and spec would give another
+VERSION = 3  # of what a cached file holds: raise it whenever the same scan and spec would give another
 SUSPECT = 20  # failures after which the share of bad scans is judged before all are done
 
 
@@ -126,9 +129,19 @@ def contents(entry: Entry) -> dict[Path, str]:
     whatever was replaced under its old name since has another entry, with another hash here. (Not noticed is only what keeps size and time
     to the nanosecond.) A copied data set has other paths and equal hashes: compare by the row's key and the place in this order.
     """
-    found = _open(entry.file)[1]
-    image = _open(entry.file.with_name(found["image"]))[1] if "image" in found else {"sha256": {}}
-    return {Path(path): digest for path, digest in (image["sha256"] | found["sha256"]).items()}
+    return {Path(path): digest for path, digest in _told(entry)["sha256"].items()}
+
+
+def remarks(entries: Sequence[Entry], source: str | Path) -> list[str]:
+    """A line for each label map that is odd (see `doubts`), and on entries that have the same voxels, whatever their files are called.
+
+    Raises InputError, naming `source`, where those are on two sides of the split.
+    """
+    told, same = [_told(entry) for entry in entries], defaultdict(list)
+    for i, one in enumerate(told):
+        same[one["voxels"]].append(i)
+    lines = shared([entry.row for entry in entries], [group for group in same.values() if len(group) > 1], source)
+    return lines + [f"{entry.row.labels[0]}: {doubt}" for entry, one in zip(entries, told, strict=True) for doubt in one.get("doubts", ())]
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
@@ -144,8 +157,8 @@ def _make(job: Job) -> tuple[int, str]:
     try:
         _, made = _image(row.images, spec, file)
         if label_file:
-            label = _label(row.labels[0], row.scheme[0], target, made)
-            _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0])})
+            label, found = _label(row, target, made)
+            _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0]), "doubts": found})
     except InputError as error:
         return i, str(error)
     except MemoryError:
@@ -165,17 +178,20 @@ def _image(paths: Sequence[Path], spec: Spec, file: Path) -> tuple[np.ndarray, d
             pass  # damaged: made anew
     made = standardize_all([read(path) for path in paths], spec, list(map(str, paths)))
     digests = {name: digest for path in paths for name, digest in _sha256(path).items()}
-    _save(file, {"image": made.image}, {"standardized": made.record, "sha256": digests})
+    voxels = hashlib.sha256(np.ascontiguousarray(made.image)).hexdigest()
+    _save(file, {"image": made.image}, {"standardized": made.record, "sha256": digests, "voxels": voxels})
     return made.image, made.record
 
 
-def _label(path: Path, scheme: str, target: Table, made: dict[str, Any]) -> np.ndarray:
-    """Labels as classes of the target, on the grid of the image that was `made` so."""
-    label = lookup(standardize_labels(read_labels(path), made, str(path)), read_table(scheme), target, str(path))
+def _label(row: Row, target: Table, made: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
+    """Labels as classes of the target, on the grid of the image that was `made` so, and what is odd about them."""
+    path, table, labels = row.labels[0], read_table(row.scheme[0]), read_labels(row.labels[0])
+    label = lookup(standardize_labels(labels, made, str(path)), table, target, str(path))
     # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
     if not label.any() and all(structure.freesurfer for structure in target.structures):
         raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
-    return label
+    image = read(row.image)
+    return label, doubts(on_grid(labels, image.voxels.shape, image.affine, str(path)), image.voxels, image.affine, table)
 
 
 def _save(file: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
@@ -193,6 +209,13 @@ def _open(file: Path, arrays: bool = False) -> tuple[dict[str, np.ndarray], dict
     except Exception as error:  # a flipped bit may ask for another compression, a password, a pickle, a huge array
         reason = " ".join(str(error).split())
         raise InputError(f"{file}: the cached volume is damaged ({reason}); remove it and start again, it will be made anew") from None
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    """The record of an entry's image and that of its labels in one; of both the hashes of their files, images first."""
+    own = _open(entry.file)[1]
+    image = _open(entry.file.with_name(own["image"]))[1] if "image" in own else own
+    return image | own | {"sha256": image["sha256"] | own["sha256"]}
 
 
 def _facts(path: Path) -> tuple[str, int, int]:

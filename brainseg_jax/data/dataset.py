@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.data import cache, sample
 from brainseg_jax.data.labels import Table, missing, read_table
+from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, write_splits
 from brainseg_jax.data.standardize import Spec, spec
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, warnings
 from brainseg_jax.runtime import cache_folder
 
 
@@ -70,6 +71,8 @@ def prepare(
             f"{manifest}: its column image names {found} image{'s' * (found > 1)} a subject, and the config has channels {channels}; use "
             f"--config.channels={found}, or give each subject {channels}, separated by ';'"
         )
+    for line in warnings(leaks(rows, manifest)):
+        say(line)
     split_sha256 = write_splits(run / "split.tsv", rows)
     wanted = [row for row in rows if row.split in ("train", "val")]
     wanted = labelled(wanted, data, target, str(manifest)) if target else [row._replace(labels=(), scheme=()) for row in wanted]
@@ -85,6 +88,8 @@ def prepare(
         judge(len(wanted), entries, failures, data.max_failures, report, manifest)
         say(f"{len(failures)} of {len(wanted)} scans set aside, reasons in {report}; the first: {failures[0].reason}")
     check_sides({entry.row.split for entry in entries}, target, data, manifest)
+    for line in warnings(cache.remarks(entries, manifest)):
+        say(line)
     train, val = (tuple(entry for entry in entries if entry.row.split == side) for side in ("train", "val"))
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     return Dataset(train, val, chosen, failures, str(manifest), digest, split_sha256, target)

@@ -12,7 +12,7 @@ import pytest
 from brainseg_jax.data import cache
 from brainseg_jax.data.labels import lookup, read_table
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import read, read_labels, write
+from brainseg_jax.data.nifti import read, read_labels, reorient, write
 from brainseg_jax.data.standardize import spec, standardize, standardize_labels
 from brainseg_jax.errors import InputError
 
@@ -108,11 +108,11 @@ def test_processes_make_the_same(rows, tmp_path):
 
 def test_an_image_is_there_once_for_whatever_labels(rows, tmp_path, monkeypatch):
     (whole,), _ = build(rows[:1], tmp_path)
-    read = []
-    monkeypatch.setattr(cache, "read", lambda path: read.append(path) or None)
+    made = []
+    monkeypatch.setattr(cache, "standardize_all", lambda *scans: made.append(scans))
     (mask,), _ = build(rows[:1], tmp_path, target=read_table("brain"))
     (bare,), _ = build(rows[:1], tmp_path, target=None)
-    assert read == [] and len(list((tmp_path / "volumes").iterdir())) == 3 == len({whole.file, mask.file, bare.file})
+    assert made == [] and len(list((tmp_path / "volumes").iterdir())) == 3 == len({whole.file, mask.file, bare.file})
     images = [cache.load(entry.file)["image"] for entry in (whole, mask, bare)]
     assert all((image == images[0]).all() for image in images) and "label" not in cache.load(bare.file)
     assert cache.load(whole.file)["label"].max() > cache.load(mask.file)["label"].max() == 1
@@ -135,6 +135,31 @@ def test_an_entry_knows_the_bytes_it_was_made_from_without_reading_them_again(ro
     assert cache.contents(build(rows[:1], tmp_path)[0][0]) == expected
     monkeypatch.setattr(cache, "_sha256", None)
     assert cache.contents(build(rows[:1], tmp_path)[0][0]) == expected
+
+
+def test_the_same_voxels_on_two_sides_are_refused_whatever_the_files_are_called(rows, tmp_path):
+    scan = read(rows[0].image)
+    turned = reorient(scan, "LIP")
+    write(tmp_path / "scans" / "twin.nii", turned.voxels, turned.affine)  # of other bytes, in another order
+    twin = rows[1]._replace(image=tmp_path / "scans" / "twin.nii")
+    entries, _ = build([rows[0], twin, rows[2]], tmp_path, target=None)
+    (line,) = cache.remarks(entries, "people.tsv")
+    assert line.startswith(f"people.tsv: the same image stands in 2 rows: {rows[0].image} (p0, train), {twin.image} (p1, train); keep")
+    entries, _ = build([rows[0], twin._replace(split="val"), rows[2]], tmp_path, target=None)
+    with pytest.raises(
+        InputError, match=r"people\.tsv: the same image is on two sides of the split: .*0\.nii\.gz \(p0, train\), .*twin\.nii"
+    ):
+        cache.remarks(entries, "people.tsv")
+
+
+def test_odd_labels_are_told_every_time(rows, tmp_path, monkeypatch):
+    labels = read_labels(rows[1].labels[0])
+    write(rows[1].labels[0], np.roll(labels.voxels, 12, axis=0), labels.affine)
+    entries, _ = build(rows, tmp_path)
+    told = cache.remarks(entries, "people.tsv")
+    assert len(told) >= 1 and all(line.startswith(f"{rows[1].labels[0]}: ") for line in told) and any("on air" in line for line in told)
+    monkeypatch.setattr(cache, "doubts", None)
+    assert cache.remarks(build(rows, tmp_path)[0], "people.tsv") == told
 
 
 def test_a_damaged_image_is_made_anew_for_other_labels(rows, tmp_path):

@@ -57,6 +57,21 @@ def test_a_split_is_made_and_can_be_reused(cohort, tmp_path):
     assert reused.train == made.train and reused.split_sha256 == made.split_sha256
 
 
+def test_what_may_leak_is_said_and_what_does_is_refused(cohort, tmp_path):
+    rows = list(read_manifest(cohort))
+    rows[1] = rows[1]._replace(subject="HEAD03")
+    write_manifest(tmp_path / "people.tsv", rows)
+    said = []
+    prepare(settings(tmp_path / "people.tsv", tmp_path), tmp_path / "run", said)
+    assert [line.partition(": ")[0] for line in said] == ["warning"] and "'HEAD03' of 'made' and 'head3' of 'made'" in said[0]
+    (tmp_path / "twin.nii.gz").symlink_to(rows[0].image)
+    rows.append(rows[0]._replace(subject="twin", image=tmp_path / "twin.nii.gz", split="test"))
+    write_manifest(tmp_path / "people.tsv", rows)
+    with pytest.raises(InputError, match=r"people\.tsv: the same image is on two sides of the split: .*train\), .*twin, test\)"):
+        prepare(settings(tmp_path / "people.tsv", tmp_path), tmp_path / "none")
+    assert list((tmp_path / "none").iterdir()) == []
+
+
 def test_subjects_are_hashes_of_training_people_only(cohort, tmp_path):
     hashes = prepare(settings(cohort, tmp_path), tmp_path / "run").subjects()
     assert hashes == sorted(hashlib.sha256(f"made/head{i}".encode()).hexdigest()[:16] for i in range(3))

@@ -5,12 +5,14 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brainseg_jax.config import base
 from brainseg_jax.data import cache, dataset
 from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import read_manifest, write_manifest
+from brainseg_jax.data.nifti import read_labels, write
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "prepare_data.py"))
 
@@ -166,7 +168,33 @@ def test_refuses_in_one_line_and_leaves_everything_as_it_was(ten, capsys, args, 
     assert {path: path.is_file() and path.read_bytes() for path in ten.rglob("*")} == before
 
 
+def test_what_may_be_one_person_is_told_and_one_image_on_two_sides_refused(ten, capsys):
+    (ten / "SCANS" / "sub-04_T1w.nii.gz").write_bytes(b"somebody")
+    tree(ten, "SCANS/SUB-004.nii.gz")
+    args = ("manifest", "folder", "SCANS", "--subject-regex", r"([sS][uU][bB]-\d+)", "--out")
+    assert prepare(*args, "people.tsv") == 0
+    assert "warning: SCANS: may be one person each" in (printed := capsys.readouterr().out)
+    assert "'SUB-004' of 'SCANS' and 'sub-04' of 'SCANS'; write a person" in printed
+    for i in range(10):
+        (ten / "SCANS" / f"sub-{i:02}_T1w.nii.gz").write_bytes(b"somebody")
+    assert prepare(*args, "other.tsv") == 2
+    error = capsys.readouterr().err
+    assert "the same image is on two sides of the split" in error and error.count("\n") == 1 and not (ten / "other.tsv").exists()
+
+
 # ---- cache
+
+
+def test_the_cache_tells_of_leaks_and_odd_labels(masked, tmp_path, capsys):
+    rows = [row._replace(subject=subject) for row, subject in zip(read_manifest(masked), ("1", "01", "2", "3"), strict=True)]
+    away = read_labels(rows[2].labels[0])
+    write(tmp_path / "away.nii.gz", np.roll(away.voxels, 20, axis=0), away.affine)
+    rows[2] = rows[2]._replace(labels=(tmp_path / "away.nii.gz",))
+    write_manifest(tmp_path / "people.tsv", rows)
+    assert prepare("cache", tmp_path / "people.tsv", "--labels", "brain", "--cache", tmp_path, *SMALL) == 0
+    printed = capsys.readouterr().out
+    assert f"warning: {tmp_path / 'people.tsv'}: may be one person each" in printed and f"warning: {tmp_path / 'away.nii.gz'}: " in printed
+
 
 SMALL = ("--spacing", 4, "--size", 32, 32, 32, "--workers", 1)
 

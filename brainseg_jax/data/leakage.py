@@ -1,0 +1,98 @@
+"""Leakage between train, val and test that names hide: one person spelt in two ways, one image under two names."""
+
+import hashlib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from brainseg_jax.data.manifest import Row
+from brainseg_jax.errors import InputError, few
+
+SIDES = ("train", "val", "test")
+PIECE = 2**16  # bytes at the middle of files of one size that are compared first
+T = TypeVar("T")
+
+
+def leaks(rows: Sequence[Row], source: str | Path) -> list[str]:
+    """What to look into, a line each: people spelt in two ways, and images that two rows share.
+
+    Raises InputError, naming `source`, where an image is on two sides of the split. Files are compared by their bytes, and read only where
+    their sizes are equal; one that is missing is passed over.
+    """
+    return [*_spellings(rows, source), *shared(rows, _same_files(rows), source)]
+
+
+def shared(rows: Sequence[Row], groups: Iterable[Sequence[int]], source: str | Path) -> list[str]:
+    """A line on rows, by their numbers in `groups`, whose images are the same. Raises InputError where those are on two sides."""
+    lines = []
+    for group in groups:
+        members = [rows[i] for i in group]
+        shown = few(f"{row.image} ({row.subject}{f', {row.split}' * bool(row.split)})" for row in members)
+        if len({row.split for row in members} & set(SIDES)) > 1:
+            raise InputError(
+                f"{source}: the same image is on two sides of the split: {shown}; keep one of them, or give all of them one side"
+            )
+        lines.append(f"{source}: the same image stands in {len(members)} rows: {shown}; keep one of them")
+    return lines
+
+
+def _spellings(rows: Sequence[Row], source: str | Path) -> list[str]:
+    people = sorted({row.person for row in rows})
+    twice = _groups(people, lambda person: tuple(map(_folded, person)))
+    if not twice:
+        return []
+    # As they are written, where they look alike.
+    show = lambda group: " and ".join(ascii(subject) + f" of {name!a}" * bool(name) for name, subject in group)  # noqa: E731
+    named = few((show([people[i] for i in group]) for group in twice), 5)
+    return [
+        f'{source}: may be one person each, equal but for case, "sub-", leading zeros or accents\' coding: {named}; write a person and a '
+        "data set in one way, or train and test may share people"
+    ]
+
+
+def _folded(name: str) -> str:
+    """A name without what people spell in several ways."""
+    name = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^sub[-_ ]?(?=.)", "", name))
+
+
+def _same_files(rows: Sequence[Row]) -> list[list[int]]:
+    """The numbers of rows that share an image: one file under two names, or files of the same bytes."""
+    files = [(i, file) for i, row in enumerate(rows) for file in row.images if _size(file)]
+    groups = [files]
+    for mark in (_size, _piece, _content):
+        groups = [[group[k] for k in part] for group in groups for part in _groups([file for _, file in group], mark)]
+    numbers = (sorted({i for i, _ in group}) for group in groups)
+    return [group for group in numbers if len(group) > 1]
+
+
+def _groups(items: Sequence[T], mark: Callable[[T], Hashable]) -> list[list[int]]:
+    """The numbers of items that share a mark, where several do."""
+    groups = defaultdict(list)
+    for i, item in enumerate(items):
+        groups[mark(item)].append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _piece(file: Path) -> Hashable:
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, _size(file) // 2 - PIECE // 2))
+            return stream.read(PIECE)
+    except OSError:
+        return str(file)  # like no other
+
+
+def _content(file: Path) -> Hashable:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
