@@ -22,6 +22,9 @@ class Absent:
     def __call__(self, *_: Any, **__: Any) -> "Absent":
         return self._used(f"{self._name}()")
 
+    def __repr__(self) -> str:
+        return self._name  # part of a test's name, which has to be the same in all workers
+
     def __mro_entries__(self, _: tuple) -> tuple:
         return ()
 
