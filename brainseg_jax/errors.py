@@ -28,6 +28,17 @@ def warnings(lines: Sequence[str], most: int = 10) -> list[str]:
     return [f"warning: {line}" for line in lines[:most]] + [f"warning: … and {more} more of this kind"] * (more > 0)
 
 
+def reason(name: object, error: Exception) -> str:
+    """One line on why one of many files could not be treated, whatever was raised: `name` is what the line calls it."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"{name}: not enough memory; close other programs, or run on a larger machine"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{name}: {error.filename or 'a file'}: {error.strerror}; check the place and its permissions"
+    return f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
+
+
 def exit_code(command: Callable[[], int]) -> int:
     """What a command returns; 2, once one line on stderr says it, for what the user can mend."""
     for stream in (sys.stdout, sys.stderr):

@@ -28,8 +28,8 @@ from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
 from brainseg_jax.data.standardize import on_grid
-from brainseg_jax.errors import InputError, exit_code, few, meant
-from brainseg_jax.files import check_own, check_place, write_table
+from brainseg_jax.errors import InputError, exit_code, few, meant, reason
+from brainseg_jax.files import check_own, check_place, without_formulas, write_table
 from brainseg_jax.metrics import METRICS, PerClass, definitions, score
 
 COLUMNS = ("subject", "structure", "id")  # of the table, before its numbers
@@ -50,7 +50,8 @@ class Comparison(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Scores as the command line says. Returns 0, 3 if some pairs could not be scored, or 2 after one line on what the user can mend."""
+    """Scores as the command line says. Returns 0, 3 if some pairs could not be scored, 130 for Ctrl-C, or 2 after one line on what the user
+    can mend."""
     return exit_code(lambda: evaluate(_parser().parse_args(argv)))
 
 
@@ -62,11 +63,17 @@ def evaluate(options: argparse.Namespace) -> int:
     tables, jobs, notes = (of_checkpoint if options.checkpoint else of_files)(options)
     console = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
     results, failures = {}, []
-    for subject, job in track(jobs.items(), "scoring", console=console, transient=True, disable=not console.is_terminal):
-        try:
-            results[subject] = job()
-        except InputError as refusal:
-            failures.append(f"{subject}: {refusal}")
+    try:
+        for subject, job in track(jobs.items(), "scoring", console=console, transient=True, disable=not console.is_terminal):
+            try:
+                results[subject] = job()
+            except Exception as error:
+                failures.append(f"{subject}: {reason('the pair', error)}")
+    except KeyboardInterrupt:
+        if results:
+            write_scores(options.o, tables, results)
+        print(f"stopped; {f'{options.o} holds {len(results)}' if results else 'none'} of {len(jobs)} pairs", file=sys.stderr)
+        return 130
     if not results:
         raise InputError(f"none of {len(jobs)} pairs could be scored; the first, {failures[0]}")
     write_scores(options.o, tables, results)
@@ -245,7 +252,7 @@ def write_scores(file: Path, tables: Comparison, results: dict[str, Scores]) -> 
         for n in tables.reported:
             numbers = ("" if np.isnan(scores[name][n]) else f"{scores[name][n]:.6g}" for name in names)
             lines.append((subject, *_called(tables.target, n), *numbers, _absent(scores, n)))
-    write_table(file, (*COLUMNS, *names, "absent"), lines)
+    write_table(file, (*COLUMNS, *names, "absent"), without_formulas(lines))
 
 
 def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:

@@ -17,6 +17,7 @@ from typing import Any
 from brainseg_jax.errors import InputError
 
 READY = Path(__file__).with_name("ready_files") / "t1.safetensors"  # the network that comes with the package
+FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # what a cell begins with that spreadsheets compute
 ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's, whatever machine it is of
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
 
@@ -94,9 +95,24 @@ def check_own(name: str, path: Path, what: str, mark: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text in UTF-8, all of it or nothing."""
+    """Writes text in UTF-8, all of it or nothing; bytes of file names that are no text as \\udcXX."""
     with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def without_formulas(lines: Iterable[Iterable[Any]]) -> Iterator[list[Any]]:
+    """Lines of a table for people: text that a spreadsheet would compute, such as a subject "=1+1", begins with an apostrophe; numbers are
+    left as they are."""
+    for line in lines:
+        yield [f"'{cell}" if str(cell).startswith(FORMULAS) and not _is_number(str(cell)) else cell for cell in line]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]], delimiter: str = "\t") -> str:

@@ -6,6 +6,7 @@ What is done is not done again, one bad scan does not lose the others (exit code
 """
 
 import argparse
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +25,14 @@ from brainseg_jax import runtime
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
-from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import READY, SEAL, check_own, check_place, write_table, write_text
+from brainseg_jax.errors import InputError, exit_code, reason
+from brainseg_jax.files import READY, SEAL, check_own, check_place, without_formulas, write_table, write_text
 from brainseg_jax.predict_options import parser
 
 VERSION = 3  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
 COLUMNS = ("subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what ends the run, since nothing more can be written
 SHOWN = 5  # failures that are printed; all stand in failures.csv
 
 Told = dict[str, Any]  # a sidecar's content
@@ -175,9 +178,9 @@ def finished(job: Job) -> tuple[Case, ...] | None:
 
 def done(job: Job, case: Case) -> Told | None:
     """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
-    if not case.labels.exists() or (job.options.post and not case.soft.exists()):
-        return None
     try:
+        if not case.labels.exists() or (job.options.post and not case.soft.exists()):
+            return None
         told = json.loads(case.sidecar.read_text(encoding="utf-8"))
         return told if told["MadeFrom"] == made_from(job, case) else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -224,17 +227,19 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], re
     show(len(cases) - len(todo), len(cases))
     scans = ahead(partial(read_case, job, results), todo)
     if lacking < len(todo):
-        prediction.compile_ahead(job.by)  # meanwhile the first scan is read
+        with suppress(Exception):  # what is too large for the machine is said of each scan
+            prediction.compile_ahead(job.by)  # meanwhile the first scan is read
     for n, (case, coming) in enumerate(scans, len(cases) - len(todo) + 1):
         try:
             results[case] = finish_case(job, case, results.get(case), *coming.result())
-        except OSError:
-            raise  # a full disk, and not a bad scan
         except Exception as error:
-            failures.append(Failure(case.row, _reason(case, error)))
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise  # the others would be computed for nothing
+            failures.append(Failure(case.row, reason(case.row.image, error)))
             reasons.parent.mkdir(parents=True, exist_ok=True)
             write_failures(reasons, failures)
-            inputs.record(case.sidecar, job.folder).unlink(missing_ok=True)  # what there may be is of an earlier scan or label map
+            with suppress(OSError):  # of a name that no file can have
+                inputs.record(case.sidecar, job.folder).unlink(missing_ok=True)  # it may be of an earlier scan or label map
         show(n, len(cases))
     if not failures:
         reasons.unlink(missing_ok=True)
@@ -336,7 +341,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
         nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
         write_json(case.soft.with_name(stem(case.soft) + ".json"), about | {"LabelMap": names})
-    write_table(case.names, NAMES, ((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
+    write_table(case.names, NAMES, without_formulas((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
     if job.options.qc:
         casebook.write(case, job.folder, told, scan, classes, table, findings, cohort)
@@ -360,14 +365,6 @@ def description(job: Job) -> str:
     return f"{len(job.table.structures)} structures ({job.table.name}) by {job.options.checkpoint or READY.name}{mirror}; {versions}"
 
 
-def _reason(case: Case, error: Exception) -> str:
-    if isinstance(error, InputError):
-        return " ".join(str(error).splitlines())
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return f"{case.row.image}: not enough memory; close other programs, or run on a larger machine"
-    return f"{case.row.image}: unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
-
-
 # ---- files of the run
 
 
@@ -375,7 +372,7 @@ def write_volumes(file: Path, results: dict[Case, Told]) -> None:
     """One table of all volumes, a line for each scan and structure: those of its voxels, and the sums of its probability."""
     scans = (((row.subject, row.session, row.image.name), told["Volumes"]) for (row, *_), told in results.items())
     lines = ((*scan, *volume.values()) for scan, volumes in scans for volume in volumes)
-    write_table(file, COLUMNS, lines, _delimiter(file))
+    write_table(file, COLUMNS, without_formulas(lines), _delimiter(file))
 
 
 def _delimiter(file: Path) -> str:

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from brainseg_jax import evaluate
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, reorient, write
@@ -157,6 +158,45 @@ def test_one_bad_pair_does_not_lose_the_others(run, folder):
     assert (code, rows, out.count("\n")) == (2, {}, 1)
     assert "none of 2 pairs could be scored; the first, a: " in out
     assert "does not have 11 (20 voxels)" in out
+
+
+def test_a_subject_that_looks_like_a_formula_is_text(run, folder):
+    (folder / "list.csv").write_text("subject,pred,ref\n=1+1,p/a_seg.nii.gz,r/a.nii.gz\n-1,p/b_seg.nii.gz,r/b.nii.gz\n")
+    code, rows, _ = run("--pairs={f}/list.csv")
+    assert (code, {subject for subject, _ in rows}) == (0, {"'=1+1", "-1"})
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("a\nb"), "the pair: unexpected ValueError: a b; please report it"),
+        (MemoryError(), "the pair: not enough memory; close other programs"),
+        (OSError(5, "Input/output error", "x.mgz"), "the pair: x.mgz: Input/output error; check the place"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_nobody_expected_does_not_lose_the_others_either(run, monkeypatch, error, words):
+    def fails(predicted, *others):
+        if predicted[4, 0, 0]:  # subject b
+            raise error
+        return score(predicted, *others)
+
+    monkeypatch.setattr(evaluate, "score", fails)
+    code, rows, out = run(*BOTH)
+    assert (code, {subject for subject, _ in rows}) == (3, {"a"})
+    assert f"1 of 2 pairs could not be scored:\nb: {words}" in out
+
+
+def test_what_was_scored_before_ctrl_c_is_written(run, monkeypatch):
+    def stopped(predicted, *others):
+        if predicted[4, 0, 0]:
+            raise KeyboardInterrupt
+        return score(predicted, *others)
+
+    monkeypatch.setattr(evaluate, "score", stopped)
+    code, rows, out = run(*BOTH)
+    assert (code, {subject for subject, _ in rows}) == (130, {"a"})
+    assert out.endswith("out.tsv holds 1 of 2 pairs\n") and out.count("\n") == 1
 
 
 # ---- grids

@@ -1,5 +1,6 @@
 """A file is the old one or the new one, never half of either."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from brainseg_jax import files
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import check_place, shorten, whole, write_text
+from brainseg_jax.files import check_place, shorten, whole, without_formulas, write_table, write_text
 
 
 def test_a_written_file_takes_the_place_and_makes_the_folder(tmp_path):
@@ -73,3 +74,16 @@ def test_long_names_are_cut_to_bytes_and_stay_apart():
     assert shorten("short", 20) == "short" and shorten("é" * 10, 20) == "é" * 10
     one, other = shorten("脳" * 99, 80), shorten("脳" * 98 + "x", 80)
     assert one.startswith("脳" * 20) and len(one.encode()) <= 80 and one != other
+
+
+def test_spreadsheets_compute_nothing_of_a_table_and_numbers_stay_numbers(tmp_path):
+    line = ["=cmd|' /C calc'!A0", "+1+1", "-a", "@SUM(1)", "\t=1", "＝1", "-12", "+3", -0.5, "-1e-3", "sub-1", "", "#cd3e4e"]
+    write_table(tmp_path / "t.csv", "abcdefghijklm", without_formulas([line]), ",")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        (found,) = list(csv.reader(file))[1:]
+    assert found == [*(f"'{cell}" for cell in line[:6]), *map(str, line[6:])]
+
+
+def test_names_that_are_no_text_can_be_written_about(tmp_path):
+    write_text(tmp_path / "t", f"caf{os.fsdecode(bytes([0xE9]))}")
+    assert (tmp_path / "t").read_text() == "caf\\udce9"

@@ -1,6 +1,7 @@
 """The command on files: what is written for each kind of input, what is skipped, set aside or refused, and that it runs as a process."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from brainseg_jax import checkpoint, inference, models, prediction, quality, screening
 from brainseg_jax.config import with_sources
+from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case
 from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import Row
@@ -271,6 +273,21 @@ def test_a_list_with_a_missing_file(run, scans, tmp_path):
     assert code == 3 and "none.nii.gz: no such file" in err and "p1_s1_a_seg.nii.gz" in files(tmp_path / "out")
 
 
+def test_hostile_names_are_text_in_every_table(run, scans, tmp_path):
+    """No cell is a formula, and a file name whose bytes are no text is no reason to stop."""
+    (tmp_path / "list.csv").write_text("subject,image\n=1+1,scans/a.nii.gz\n@x,scans/none.nii.gz\n-7,scans/b.mgz\n")
+    assert run("--i={f}/list.csv", "--o={f}/out", "--vol={f}/v.csv")[0] == 3
+    assert [row["subject"] for row in table(tmp_path / "v.csv")[::4]] == ["'=1+1", "-7"]
+    assert [row["subject"] for row in table(tmp_path / "out" / "failures.csv")] == ["'@x"]
+    name = os.fsdecode(b"caf\xe9.nii.gz")
+    (tmp_path / "bytes").mkdir()
+    shutil.copy(scans / "a.nii.gz", tmp_path / "bytes" / name)
+    (tmp_path / "bytes" / f"x{name}").write_bytes(b"no scan")
+    code, _, err = run("--i={f}/bytes", "--o={f}/o", "--vol={f}/w.csv", "--qc={f}/o/qc.html")
+    assert code == 3 and "UnicodeEncodeError" not in err
+    assert [row["scan"] for row in table(tmp_path / "w.csv")[::4]] == ["caf\\udce9.nii.gz"]
+
+
 def test_what_nobody_expected_is_set_aside_too(run, scans, tmp_path, monkeypatch):
     def fails(scan, *_):
         raise ValueError("a\nb")
@@ -278,6 +295,44 @@ def test_what_nobody_expected_is_set_aside_too(run, scans, tmp_path, monkeypatch
     monkeypatch.setattr(prediction, "prepare", fails)
     code, _, err = run("--i={f}/scans", "--o={f}/out")
     assert code == 3 and "a.nii.gz: unexpected ValueError: a b; please report it" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "xx: File name too long; check the place"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "b.mgz: x: Permission denied; check the place and its permissions"),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), "b.mgz: not enough memory; close other programs"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_one_scan_that_cannot_be_written_does_not_lose_the_others(run, scans, tmp_path, monkeypatch, error, words):
+    from brainseg_jax.data import nifti
+
+    write_like = nifti.write_like
+
+    def fails(path, *others):
+        if path.name == "b_seg.mgz":
+            raise error
+        write_like(path, *others)
+
+    monkeypatch.setattr(nifti, "write_like", fails)
+    code, out, err = run(*QC, "--vol={f}/v.tsv")
+    assert code == 3 and words in err and "volumes of 2\n" in out
+    assert [row["subject"] for row in table(tmp_path / "v.tsv")[::4]] == ["a", "c"]
+    assert page(tmp_path / "out" / "qc.html")[0] == ["a_seg.nii.gz", "deep/c_seg.nii.gz"]
+
+
+def test_a_name_that_no_file_can_have_is_one_bad_scan(run, scans, tmp_path, monkeypatch):
+    place = inputs.place
+
+    def long(*given):
+        first, second, third = place(*given)
+        return first, second._replace(labels=second.labels.with_name(300 * "x" + ".nii.gz")), third
+
+    monkeypatch.setattr(inputs, "place", long)
+    code, out, err = run(*QC)
+    assert code == 3 and "out: 2 segmented\n" in out and err.count("\n") == 2 and "File name too long" in err
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_part_of_a_file(run, scans, tmp_path, monkeypatch):

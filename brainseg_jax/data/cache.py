@@ -6,7 +6,6 @@ uncompressed ArrayRecord and three times faster than a zstd one (`scripts/benchm
 decides the content, so nothing stale is ever read; a record says how it was made, and from what bytes.
 """
 
-import csv
 import hashlib
 import json
 from collections import defaultdict
@@ -26,7 +25,7 @@ from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import shorten, whole
+from brainseg_jax.files import shorten, whole, without_formulas, write_table
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 3  # of what a cached file holds: raise it whenever the same scan and spec would give another
@@ -146,10 +145,8 @@ def remarks(entries: Sequence[Entry], source: str | Path) -> list[str]:
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """A CSV of the scans that were set aside: subject, session, image, reason."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("subject", "session", "image", "reason"))
-        writer.writerows((f.row.subject, f.row.session, f.row.image, f.reason) for f in failures)
+    lines = ((f.row.subject, f.row.session, f.row.image, f.reason) for f in failures)
+    write_table(path, ("subject", "session", "image", "reason"), without_formulas(lines), ",")
 
 
 def _make(job: Job) -> tuple[int, str]:

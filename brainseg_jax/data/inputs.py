@@ -142,7 +142,7 @@ def share(cases: tuple[Case, ...], out: Path, part: int, parts: int) -> tuple[Ca
 
     def number(case: Case) -> int:
         place = case.labels.relative_to(os.path.normpath(out.absolute())).as_posix()
-        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big") % parts
+        return int.from_bytes(hashlib.sha256(os.fsencode(place)).digest()[:8], "big") % parts
 
     return tuple(case for case in cases if number(case) == part - 1)
 

@@ -77,7 +77,8 @@ function count() {
 const COLUMNS = ["name", "subject", "session", "rating", "comment", "score", "flags"];
 
 function save() {
-  const cell = (value) => String(value).replace(/[\t\r\n]+/g, " ");
+  // An apostrophe before what a spreadsheet would compute; numbers stay numbers.
+  const cell = (value) => String(value).replace(/[\t\r\n]+/g, " ").replace(/^(?=[=+\-@＝＋－＠])(?![+-]?[\d.]+$)/, "'");
   const lines = cases.map((one) => {
     const kinds = [...new Set(one.flags.map(([name]) => name))].join(",");
     const row = { ...one, rating: rated(one).rating, comment: rated(one).comment.trim(), flags: kinds };
@@ -102,7 +103,7 @@ async function load(chosen) {
   const known = new Map(cases.map((one) => [one.name, one]));
   let [taken, strange] = [0, 0];
   for (const cells of lines) {
-    const [name, given, comment] = at.map((i) => cells[i] || "");
+    const [name, given, comment] = at.map((i) => (cells[i] || "").replace(/^'(?=[=+\-@＝＋－＠])/, ""));
     if (!given && !comment) continue;
     if (known.has(name) && (!given || data.ratings.includes(given))) {
       rate(known.get(name), { rating: given, comment });
