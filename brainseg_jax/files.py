@@ -74,6 +74,18 @@ def shorten(name: str, most: int) -> str:
     return name if len(spelt) <= most else spelt[: most - len(mark)].decode(errors="ignore") + mark
 
 
+def plain(name: str, most: int = 200) -> str:
+    """A name as part of a file's name: of letters, digits and "-_." alone, not hidden, and of at most so many bytes."""
+    return shorten("".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip("."), most)
+
+
+def absent(path: Path, remedy: str = "check the path") -> str:
+    """Why there is no file: its content was not fetched, where git-annex or the like left a link to it, or else nothing is there."""
+    if path.is_symlink():
+        return f"{path}: its content was not fetched, it is a link to nothing; get it, e.g. with datalad get"
+    return f"{path}: no such file; {remedy}"
+
+
 def check_place(path: Path) -> None:
     """Raises InputError where nothing can be written at `path`, before there is something to write. Leaves nothing behind."""
     above = next(folder for folder in path.absolute().parents if folder.exists())

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Segments every scan that is not done, writes the tables and the page, and says what could not be segmented."""
-    source, networks = inputs.find(options.i, options.also), checkpoints(options)
+    source, networks = inputs.find(options.i, options.also, options.contrast_enhanced), checkpoints(options)
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
     check_places(job)
@@ -91,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
     failures = segment_all(job, cases, results, reasons)
     told = {case: results[case] for case in cases if case in results}
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
+    if source.left_out:
+        print(f"contrast-enhanced scans left out: {len(source.left_out)}; --contrast-enhanced takes them too")
     if options.vol:
         write_volumes(volumes := of_part(options.vol, options.part), told)
         print(f"{volumes}: volumes of {len(told)}")
@@ -179,7 +181,7 @@ def finished(job: Job) -> tuple[Case, ...] | None:
 def done(job: Job, case: Case) -> Told | None:
     """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
     try:
-        if not case.labels.exists() or (job.options.post and not case.soft.exists()):
+        if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
             return None
         told = json.loads(case.sidecar.read_text(encoding="utf-8"))
         return told if told["MadeFrom"] == made_from(job, case) else None
@@ -271,13 +273,18 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
     from brainseg_jax.data.nifti import read
     from brainseg_jax.prediction import prepare
 
+    if case.fault:
+        raise InputError(case.fault)
     if not case.sidecar.exists() and not job.options.overwrite:
         # Of the table of names no sidecar tells: many scans share it, and an earlier run may have been stopped before the first was done.
         own = [case.labels] if shared_names(case.names) else [case.labels, case.names]
         if others := [file for file in own if file.exists()]:
             raise InputError(f"{others[0]}: exists, and not from this command; move it away, or add --overwrite")
     images = case.row.images
-    mark = made_from(job, case) if all(image.exists() for image in images) else ""
+    try:
+        mark = made_from(job, case)
+    except OSError:
+        mark = ""  # reading says what is wrong
     scan = read(images[0])
     if case in results:
         ready = classes_of(job, case, scan)

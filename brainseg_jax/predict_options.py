@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's flags. Its errors are InputErrors."""
     parser = _Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
     parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
+    enhanced = "of a BIDS data set, takes scans after a contrast agent (ce-…) too"
+    parser.add_argument("--contrast-enhanced", action="store_true", help=enhanced)
     also = "further images of the same head, for a network trained on several: one with a scan, a folder with a folder; may be repeated"
     parser.add_argument("--also", type=Path, action="append", default=[], metavar="PATH", help=also)
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")

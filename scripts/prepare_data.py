@@ -17,7 +17,7 @@ from brainseg_jax.data.cache import VOLUMES, build, remarks, write_failures
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, read_table
 from brainseg_jax.data.leakage import leaks
-from brainseg_jax.data.makers import MAKERS, stem, volumes
+from brainseg_jax.data.makers import MAKERS, enhanced, stem, volumes
 from brainseg_jax.data.manifest import FRACTIONS, SPLITS, Row, assign_splits, check_rows, read_manifest, write_manifest, write_splits
 from brainseg_jax.data.standardize import spec
 from brainseg_jax.errors import InputError, exit_code, few, warnings
@@ -55,6 +55,7 @@ def add_manifest(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--labels", type=Path, help="the folder of label maps, where they lie apart")
     command.add_argument("--scheme", help=f"the labels' scheme, for bids and folder: {TABLES}")
     command.add_argument("--dataset", help="the data set's name, instead of the layout's")
+    command.add_argument("--contrast-enhanced", action="store_true", default=None, help="for bids: take scans after a contrast agent too")
     command.add_argument("--subject-regex", help="for folder: finds the subject in a path, a label's too, in its first group")
     command.add_argument("--split", choices=[*FRACTIONS, "none"], default="subject", help="divide people, or images as in the paper")
     command.add_argument("--seed", type=int, help="of the split (0)")
@@ -74,7 +75,7 @@ def manifest(args: argparse.Namespace) -> None:
     check_rows(rows, args.root)
     leaking = warnings(leaks(rows, args.root))
     done = write(args.out, rows, args.split != "none", args.force)
-    noted = unpaired(rows, args)
+    noted = remarked(rows, args)
     next_ = [] if any(line.startswith(LACKING) for line in noted) else ["", f"next: {following(rows, args.out)}"]
     print("\n".join([table(rows), *noted, *[""] * bool(leaking), *leaking, "", *done, *next_]))
 
@@ -83,7 +84,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError for a flag that has no use here, a scheme that is missing or unknown, and an --out that is no place for a table."""
     layout = args.layout
     takes = inspect.signature(MAKERS[layout]).parameters
-    for name in ("labels", "scheme", "dataset", "subject_regex"):
+    for name in ("labels", "scheme", "dataset", "subject_regex", "contrast_enhanced"):
         if getattr(args, name) is not None and name not in takes:
             raise InputError(f"--{name.replace('_', '-')}: the layout {layout} has no use for it; leave it out")
     for name in ("seed", "fractions"):
@@ -121,9 +122,16 @@ def write(out: Path, rows: Sequence[Row], split: bool, force: bool) -> list[str]
     return done
 
 
-def unpaired(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
-    """What may have been expected otherwise of labels: scans and splits without any, where others have some; label files of no scan."""
+def remarked(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
+    """What may have been expected otherwise: scans that were left out or are not there, scans and splits without labels, where others have
+    some, label files of no scan."""
     lines = []
+    if args.layout == "bids" and not args.contrast_enhanced and (left_out := enhanced(args.root)):
+        lines.append(
+            f"contrast-enhanced scans left out: {len(left_out)}, {listed(left_out, args.root)}; --contrast-enhanced takes them too"
+        )
+    if absent := [path for row in rows for path in (*row.images, *row.labels) if not path.exists()]:
+        lines.append(f"links to content that was not fetched (datalad get): {len(absent)}, {listed(absent, args.root)}")
     bare = [row.image for row in rows if not row.labels]
     if bare and len(bare) < len(rows):
         lines.append(f"scans without a label, of use in pretraining only: {len(bare)} of {len(rows)}, {listed(bare, args.root)}")

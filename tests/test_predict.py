@@ -179,6 +179,34 @@ def test_bids(run, scans, tmp_path):
     assert json.loads((out / "dataset_description.json").read_text()) == {"Name": "theirs"}
 
 
+def test_a_bids_data_set_with_odd_scans(run, scans, tmp_path):
+    """One as .nii and as .nii.gz, one after a contrast agent, a link whose content was not fetched: the others are segmented."""
+    for name in ("1/anat/sub-1_T1w.nii.gz", "1/anat/sub-1_ce-gd_T1w.nii.gz", "2/anat/sub-2_T1w.nii", "2/anat/sub-2_T1w.nii.gz"):
+        (tmp_path / f"raw/sub-{name}").parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scans / ("a.nii.gz" if name.endswith(".gz") else "deep/c.nii"), tmp_path / f"raw/sub-{name}")
+    (tmp_path / "raw/sub-3/anat").mkdir(parents=True)
+    (tmp_path / "raw/sub-3/anat/sub-3_T1w.nii.gz").symlink_to("/nowhere/sub-3_T1w.nii.gz")
+    code, out, _ = run("--i={f}/raw", "--o={f}/out")
+    assert code == 3 and "1 segmented\ncontrast-enhanced scans left out: 1; --contrast-enhanced takes them too\n" in out
+    reasons = [(row["subject"], row["reason"].partition(": ")[2]) for row in table(tmp_path / "out" / "failures.csv")]
+    same = "would have the same label map; rename or remove one of the two"
+    assert reasons == [
+        ("sub-2", f"{tmp_path}/raw/sub-2/anat/sub-2_T1w.nii.gz {same}"),
+        ("sub-2", f"{tmp_path}/raw/sub-2/anat/sub-2_T1w.nii {same}"),
+        ("sub-3", "its content was not fetched, it is a link to nothing; get it, e.g. with datalad get"),
+    ]
+    code, out, _ = run("--i={f}/raw", "--o={f}/out", "--contrast-enhanced")
+    assert code == 3 and "1 segmented, 1 were done before\n" in out and "left out" not in out
+    assert len([name for name in files(tmp_path / "out") if name.endswith(".nii.gz")]) == 2
+
+
+def test_names_that_no_file_system_takes_do_not_end_a_list(run, scans, tmp_path):
+    lines = ["subject,image", f"{'x' * 300},scans/a.nii.gz", f"b,scans/{'y' * 300}.nii", "c,scans/deep/c.nii"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    code, out, err = run("--i={f}/list.csv", "--o={f}/out")
+    assert code == 3 and "2 segmented" in out and "1 of 3 scans could not be segmented" in err and "File name too long" in err
+
+
 def test_ids(run, networks, scans, tmp_path):
     networks["by"] = networks["by"]._replace(table=read_table("seg33"))
     for ids, value in (([], 3), (["--ids=freesurfer"], 3), (["--ids=table"], 2)):
@@ -535,6 +563,7 @@ def test_where_all_is_done_no_jax_is_imported(run, networks, scans, tmp_path):
         (("--i={f}/scans", "--o={f}/o.nii"), "is the name of one file, and --i may hold many scans"),
         (("--i={f}/scans", "--o={f}/o", "--part=3/2"), "argument --part: 3/2 is no part; give i/N with i from 1 to N"),
         (("--i={f}/scans", "--o={f}/o", "--part=2"), "argument --part: 2 is no part; give i/N"),
+        (("--i={f}/scans", "--o={f}/o", "--contrast-enhanced"), "--contrast-enhanced: tells scans of a BIDS data set apart by their names"),
         (("--i={f}/scans", "--o={f}/o", "--threads=0"), "argument --threads: 0 is no number of cores"),
         (("--i={f}/scans", "--o={f}/o", "--vol=v.txt"), "argument --vol: v.txt does not end in .tsv or .csv"),
         (("--i={f}/scans", "--o={f}/o", "--vol={f}/mine.tsv"), "mine.tsv: exists, and is no table of this command; move it away"),

@@ -25,7 +25,7 @@ from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import shorten, whole, without_formulas, write_table
+from brainseg_jax.files import absent, plain, whole, without_formulas, write_table
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 3  # of what a cached file holds: raise it whenever the same scan and spec would give another
@@ -95,7 +95,7 @@ def file_names(row: Row, spec: Spec, target: Table | None = None) -> tuple[str, 
     The hash covers the version, the spec, and path, size and time of the scan's files; for labels of theirs, too, and both tables. Raises
     InputError for a file that is missing.
     """
-    name = shorten("".join(c if c.isalnum() or c in "-_." else "-" for c in "_".join(filter(None, (row.subject, row.session)))), 80)
+    name = plain("_".join(filter(None, (row.subject, row.session))), 80)
     facts: list[Any] = [VERSION, asdict(spec), *map(_facts, row.images)]
     names = [f"{name}_{_digest(facts)}.npz"]
     if target and row.labels:
@@ -220,7 +220,7 @@ def _facts(path: Path) -> tuple[str, int, int]:
     try:
         status = path.stat()
     except OSError:
-        raise InputError(f"{path}: no such file; correct the manifest, or mount the disk it is on") from None
+        raise InputError(absent(path, "correct the manifest, or mount the disk it is on")) from None
     if not S_ISREG(status.st_mode):
         raise InputError(f"{path}: is a folder, pipe or device; give a scan's file")
     return str(path), status.st_size, status.st_mtime_ns

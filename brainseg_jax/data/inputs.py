@@ -6,34 +6,42 @@ A BIDS data set gets BIDS derivatives, a folder its own tree again, a list one f
 import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from brainseg_jax.data.makers import VOLUMES, bids, bids_scans, folder, stem
+from brainseg_jax.data.makers import VOLUMES, bids, bids_scans, enhanced, folder, stem
 from brainseg_jax.data.manifest import Row, read_manifest
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import plain, shorten
 
 # BIDS entities that stand after `seg` in a name.
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
+LONGEST = 200  # bytes of a name, to which endings are added
 QC = "qc"  # the folder, below that of all outputs, with what a page shows of each case
 
 
 class Source(NamedTuple):
-    """Scans, the folder that they lie below, and what was given."""
+    """Scans, the folder that they lie below, what was given, and which of a BIDS data set's were left out as contrast-enhanced."""
 
     rows: tuple[Row, ...]
     root: Path
     kind: Literal["scan", "folder", "list", "bids"]
+    left_out: tuple[Path, ...] = ()
 
 
 class Case(NamedTuple):
-    """A scan and the files that are written for it: its label map, soft maps, and a table of names, which others may share."""
+    """A scan and the files that are written for it: its label map, soft maps, and a table of names, which others may share.
+
+    With a `fault` it can have none, and that says why.
+    """
 
     row: Row
     labels: Path
     soft: Path
     names: Path
+    fault: str = ""
 
     @property
     def sidecar(self) -> Path:
@@ -41,7 +49,7 @@ class Case(NamedTuple):
         return self.labels.with_name(stem(self.labels) + ".json")
 
 
-def find(path: Path, also: Sequence[Path] = ()) -> Source:
+def find(path: Path, also: Sequence[Path] = (), contrast_enhanced: bool = False) -> Source:
     """The scans that a path stands for. Raises InputError where there are none.
 
     A folder is a BIDS data set if it says so (dataset_description.json) or is laid out as one; a .csv or .tsv file is a manifest.
@@ -49,7 +57,9 @@ def find(path: Path, also: Sequence[Path] = ()) -> Source:
     they have the names and places that the scans have in theirs.
     """
     given = Path(os.path.normpath(path.absolute()))
-    source = _find(given)
+    source = _find(given, contrast_enhanced)
+    if contrast_enhanced and source.kind != "bids":
+        raise InputError(f"--contrast-enhanced: tells scans of a BIDS data set apart by their names, and --i {given} is none; leave it out")
     beside = tuple(Path(os.path.normpath(other.absolute())) for other in also)
     if not beside:
         return source
@@ -70,10 +80,11 @@ def find(path: Path, also: Sequence[Path] = ()) -> Source:
     return source._replace(rows=rows)
 
 
-def _find(path: Path) -> Source:
+def _find(path: Path, contrast_enhanced: bool) -> Source:
     if path.is_dir():
         if (path / "dataset_description.json").exists() or any(bids_scans(path)):
-            return Source(bids(path), path, "bids")
+            left_out = () if contrast_enhanced else tuple(enhanced(path))
+            return Source(bids(path, contrast_enhanced=contrast_enhanced), path, "bids", left_out)
         return Source(folder(path), path, "folder")
     if not path.exists():
         raise InputError(f"--i {path}: no such file or folder; check the path")
@@ -87,8 +98,8 @@ def _find(path: Path) -> Source:
 def place(source: Source, out: Path, task: str) -> tuple[Case, ...]:
     """Each scan with its outputs in the folder `out`; one scan may be given the name of its label map instead.
 
-    MGH scans get .mgz, others .nii.gz. What an earlier run wrote into the same tree is no scan. Raises InputError where an output would
-    be written over a scan or another output.
+    MGH scans get .mgz, others .nii.gz. What an earlier run wrote into the same tree is no scan. Scans whose outputs would be the same file
+    have a fault. Raises InputError where an output would be written over a scan.
     """
     out = Path(os.path.normpath(out.absolute()))
     one_file = out.name.endswith(VOLUMES)
@@ -109,15 +120,19 @@ def place(source: Source, out: Path, task: str) -> tuple[Case, ...]:
         cases = [case for case in cases if case.row.image not in written and not (below and case.row.image.is_relative_to(out))]
     if not cases:
         raise InputError(f"--i {source.root}: no scans found outside {out}; give another --o")
-    owners: dict[Path, Path] = {}
+    owners: dict[Path, list[Path]] = defaultdict(list)
     scans = {image for case in cases for image in case.row.images}
     for case in cases:
         for path in (case.labels, case.soft):
             if path in scans:
                 raise InputError(f"--o {out}: {path} would be written over a scan; give another folder or name")
-            if (other := owners.setdefault(path, case.row.image)) != case.row.image:
-                raise InputError(f"{other} and {case.row.image} would both become {path}; rename one of the two")
-    return tuple(cases)
+            owners[path].append(case.row.image)
+
+    def fault(case: Case) -> str:
+        others = [image for path in (case.labels, case.soft) for image in owners[path] if image != case.row.image]
+        return f"{case.row.image}: {others[0]} would have the same label map; rename or remove one of the two" if others else ""
+
+    return tuple(case._replace(fault=fault(case)) for case in cases)
 
 
 def tasks(source: Source, out: Path) -> list[str]:
@@ -154,13 +169,13 @@ def _case(row: Row, source: Source, out: Path, task: str) -> Case:
         last = [entity for entity in entities if entity.partition("-")[0] in AFTER_SEG]
         first = [entity for entity in entities if entity not in last]
         name = "_".join([*first, f"seg-{re.sub('[^0-9a-zA-Z]', '', task)}", *last])
-        where = out / row.image.relative_to(source.root).parent
+        where, name = out / row.image.relative_to(source.root).parent, shorten(name, LONGEST)
         return Case(row, where / f"{name}_dseg{ending}", where / f"{name}_probseg.nii.gz", where / f"{name}_dseg.tsv")
     if source.kind == "list":
         # A manifest's file names differ only together with data set, subject and session.
         person = "_".join(filter(None, (row.subject, row.session)))
-        name = re.sub(r"[^\w.-]", "-", name if name.startswith(person) else f"{person}_{name}")
-        where = out / re.sub(r"[^\w.-]", "-", row.dataset)
+        name = plain(name if name.startswith(person) else f"{person}_{name}", LONGEST)
+        where = out / plain(row.dataset)
     else:
-        where = out / row.image.relative_to(source.root).parent
+        where, name = out / row.image.relative_to(source.root).parent, shorten(name, LONGEST)
     return Case(row, where / f"{name}_seg{ending}", where / f"{name}_post.nii.gz", out / "seg_labels.tsv")

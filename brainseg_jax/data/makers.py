@@ -74,27 +74,40 @@ def cc359(root: str | Path, labels: str | Path | None = None, dataset: str = "CC
     return _found(rows, root, "CC0001_philips_15_55_M.nii.gz", labels, "IMAGE_ss.nii.gz or IMAGE_staple.nii.gz")
 
 
-def bids(root: str | Path, labels: str | Path | None = None, scheme: str = "", dataset: str | None = None) -> tuple[Row, ...]:
+def bids(
+    root: str | Path,
+    labels: str | Path | None = None,
+    scheme: str = "",
+    dataset: str | None = None,
+    contrast_enhanced: bool = False,
+) -> tuple[Row, ...]:
     """A BIDS folder's T1w images; labels are the *_dseg files of the same entities and space below `labels`, a derivatives folder.
 
-    The dataset is the folder's name if None. Raises InputError where nothing is found, or a scan has several label files.
+    The dataset is the folder's name if None. Scans after a contrast agent (entity ce) are another contrast than T1w alone, and are only
+    taken where that is asked for. Raises InputError where nothing is found, or a scan has several label files.
     """
     dseg = defaultdict(list)
     for label in volumes(_folder(labels)) if labels else ():
         entities = _entities(label)
         if stem(label).endswith("_dseg") and entities.get("space") in OWN_SPACE:
             dseg[frozenset((k, v) for k, v in entities.items() if k not in ABOUT_LABELS)].append(label)
-    rows = []
-    for image in sorted(bids_scans(_folder(root))):
+    rows, left_out = [], [] if contrast_enhanced else enhanced(_folder(root))
+    for image in sorted(set(bids_scans(_folder(root))) - set(left_out)):
         entities = _entities(image)
         session = f"ses-{entities['ses']}" if "ses" in entities else ""
         rows.append(_row(f"sub-{entities['sub']}", session, image, dseg[frozenset(entities.items())], scheme, dataset or _name(root)))
-    return _found(rows, root, "sub-*/[ses-*/]anat/*_T1w.nii.gz", labels, "*_dseg.nii.gz with the entities of the T1w image")
+    also = f" (the {len(left_out)} that are there are contrast-enhanced, and --contrast-enhanced takes them)" * bool(left_out)
+    return _found(rows, root, f"sub-*/[ses-*/]anat/*_T1w.nii.gz{also}", labels, "*_dseg.nii.gz with the entities of the T1w image")
 
 
 def bids_scans(root: Path) -> Iterator[Path]:
     """T1w images where BIDS has them."""
     return (p for ses in ("", "ses-*/") for p in root.glob(f"sub-*/{ses}anat/sub-*_T1w.nii*") if p.name.endswith(VOLUMES))
+
+
+def enhanced(root: Path) -> list[Path]:
+    """Those of a BIDS folder's T1w images that were taken after a contrast agent."""
+    return sorted(image for image in bids_scans(root) if "ce" in _entities(image))
 
 
 def folder(
@@ -129,8 +142,15 @@ MAKERS: dict[str, Callable[..., tuple[Row, ...]]] = {"oasis1": oasis1, "adni": a
 
 
 def volumes(folder: Path) -> list[Path]:
-    """The volumes below a folder, sorted, without hidden files."""
-    return sorted(p for p in folder.rglob("*") if p.name.endswith(VOLUMES) and not p.name.startswith(".") and p.is_file())
+    """The volumes below a folder, sorted, without hidden files and what lies in hidden folders, as git-annex's objects do in .git.
+
+    Links to content that was not fetched are among them: whoever reads one says so.
+    """
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if name.endswith(VOLUMES) and not name.startswith(".")]
+    return sorted(path for path in found if path.is_file() or not path.exists())
 
 
 def stem(path: Path) -> str:

@@ -110,8 +110,8 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
 
 
 def check_rows(rows: Sequence[Row], source: str | Path) -> None:
-    """Raises InputError, naming `source` and the row, for an unknown split, an image listed twice, another number of images than the first
-    row has, or a person in two of train, val, test."""
+    """Raises InputError, naming `source` and the row, for an unknown split, the names "." and "..", an image listed twice, another number
+    of images than the first row has, or a person in two of train, val, test."""
     if not rows:
         raise InputError(f"{source}: no scans; add at least one line below the header")
     images, keys, sides = set(), {}, {}
@@ -119,6 +119,8 @@ def check_rows(rows: Sequence[Row], source: str | Path) -> None:
         if row.split not in SPLITS:
             close = meant(row.split, SPLITS)
             raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{close}; use one of {_list(SPLITS)}")
+        if dots := {".", ".."} & {row.subject, row.session, row.dataset}:
+            raise InputError(f"{source}: {min(dots)!r} of {row.image} is no name of a subject, session or data set; give it another")
         for image in row.images:
             if image in images:
                 raise InputError(f"{source}: image {image} is listed twice; remove one of the two")

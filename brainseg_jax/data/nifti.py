@@ -18,7 +18,7 @@ from jaxtyping import Float64, Shaped, UInt8
 from nibabel import orientations
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import absent, whole
 
 LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
 SPACINGS = (0.1, 20.0)  # mm; outside them the unit is wrong or the header is damaged
@@ -164,7 +164,7 @@ def _load(path: str | Path) -> tuple[np.ndarray, _Layout]:
     except InputError as refusal:
         raise InputError(f"{path}: {refusal}") from None
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
+        raise InputError(absent(Path(path))) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: the compressed file is damaged ({error}); copy or download it again") from None
     except OSError as error:

@@ -308,6 +308,14 @@ def test_a_name_is_a_plain_file_name(rows, letter):
     assert not set("/: ") & set(one) and len(one.encode()) < 120 and one != other
 
 
+def test_content_that_was_not_fetched_is_named(rows, tmp_path):
+    (tmp_path / "link.nii").symlink_to(tmp_path / ".git" / "annex" / "none.nii")
+    _, failures = build([rows[0]._replace(image=tmp_path / "link.nii"), rows[1]._replace(labels=(tmp_path / "link.nii",))], tmp_path, 1.0)
+    assert [failure.reason for failure in failures] == [
+        f"{tmp_path}/link.nii: its content was not fetched, it is a link to nothing; get it, e.g. with datalad get"
+    ] * 2
+
+
 def test_what_is_no_file_is_set_aside_and_not_waited_for(rows, tmp_path):
     os.mkfifo(tmp_path / "pipe.nii")
     odd = [row._replace(image=image) for row, image in zip(rows[:2], (tmp_path / "pipe.nii", tmp_path / "scans"), strict=True)]

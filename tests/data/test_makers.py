@@ -125,6 +125,25 @@ def test_bids(tmp_path):
         makers.bids(root, root / "derivatives")
 
 
+def test_nothing_in_hidden_folders_is_a_scan_and_links_to_nothing_are(tmp_path):
+    """As DataLad has it: names are links to content in .git, of which some was not fetched."""
+    root = tree(tmp_path / "set", ".git/annex/objects/aa/MD5E-0.nii.gz", "sub/.cache/x.nii", "seg/.git/y.nii", "seg/sub-01_seg.nii")
+    (root / "sub-01.nii.gz").symlink_to(root / ".git/annex/objects/aa/MD5E-0.nii.gz")
+    (root / "sub-02.nii.gz").symlink_to(root / ".git/annex/objects/bb/none.nii.gz")
+    os.mkfifo(root / "pipe.nii")
+    rows = makers.folder(root, root / "seg")
+    assert short(rows, root) == [("sub-01", "", "sub-01.nii.gz", "seg/sub-01_seg.nii"), ("sub-02", "", "sub-02.nii.gz")]
+    hidden = (tmp_path / "set").rename(tmp_path / ".set")  # what is given itself may be hidden
+    assert len(makers.folder(hidden)) == 3
+
+
+def test_contrast_enhanced_scans_are_taken_where_asked_for(tmp_path):
+    root = tree(tmp_path / "study", "sub-1/anat/sub-1_T1w.nii.gz", "sub-1/anat/sub-1_ce-gd_T1w.nii.gz")
+    assert [row.image.name for row in makers.bids(root)] == ["sub-1_T1w.nii.gz"]
+    assert [row.image.name for row in makers.bids(root, contrast_enhanced=True)] == ["sub-1_T1w.nii.gz", "sub-1_ce-gd_T1w.nii.gz"]
+    assert makers.enhanced(root) == [root / "sub-1/anat/sub-1_ce-gd_T1w.nii.gz"]
+
+
 def test_folder(tmp_path):
     root = tree(tmp_path / "scans", "a1.nii.gz", "a10.nii", "site/a1_T1.mgz", "notes.txt", ".a2.nii.gz")
     labels = tree(tmp_path / "scans/seg", "a1_seg.nii.gz", "a10-seg.nii.gz", "a1_T1_seg.nii.gz", "a11.nii.gz")

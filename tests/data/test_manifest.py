@@ -83,6 +83,8 @@ def test_a_scheme_without_labels_says_nothing_and_labels_may_lack_a_scheme(tmp_p
         ('subject,image\n1,"x.nii\n2,y.nii\n', "check the quotes"),
         ("subject,image\n1,x.nii\n2,y\0.nii\n", "line 3: holds a zero byte"),
         ("subject,image\n1,x.nii\n2,./x.nii\n", "x.nii is listed twice"),
+        ("subject,image,dataset\n1,x.nii,..\n", r"'\.\.' of .*x\.nii is no name of a subject, session or data set; give it another"),
+        ("subject,image\n.,x.nii\n", r"'\.' of .*x\.nii is no name"),
         ("subject,image\n1,x.nii;\n", "line 2: image is empty"),
         ("subject,image\n1,x.nii;./x.nii\n", "x.nii is listed twice"),
         ("subject,image\n1,x.nii;f.nii\n2,f.nii;y.nii\n", "f.nii is listed twice"),
