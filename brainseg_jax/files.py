@@ -127,9 +127,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]], delimiter: str = "\t") -> str:
-    """Writes a table below the names of its columns, all of it or nothing, and returns what was written."""
+def table_text(columns: Iterable[str], lines: Iterable[Iterable[Any]], delimiter: str = "\t") -> str:
+    """A table below the names of its columns."""
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([columns, *lines])
-    write_text(path, text.getvalue())
     return text.getvalue()
+
+
+def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]], delimiter: str = "\t") -> str:
+    """Writes a table below the names of its columns, all of it or nothing, and returns what was written."""
+    text = table_text(columns, lines, delimiter)
+    write_text(path, text)
+    return text

@@ -8,7 +8,6 @@ The classifier is ridge regression towards ±1 for each class, every class weigh
 no seed, so what differs between rows of the table is the encoder. It cannot be compared with fine-tuning, which moves the encoder too.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,11 +120,10 @@ def probe(
         config.data.splits = ""
     config.data.masks, config.data.lacking = volumes, "background"
     target = labels.read_table(table)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            data = dataset.prepare(config.data, target, Path(folder), print, record.progress, config.channels)
-        except InputError as refusal:
-            raise InputError(str(refusal).replace("data.masks", "--volumes")) from None
+    try:
+        data = dataset.prepare(config.data, target, print, record.progress, config.channels)
+    except InputError as refusal:
+        raise InputError(str(refusal).replace("data.masks", "--volumes")) from None
     encoder = models.ENCODERS[config.encoder](config)
     image = jnp.zeros((1, *config.data.crop, config.channels))
     untrained = jax.jit(encoder.init)(jax.random.key(config.seed), image)["params"]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import brainseg_jax
 from brainseg_jax.config import FORMAT, check_format
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, few
 from brainseg_jax.files import write_text
 from brainseg_jax.trees import count
 
@@ -31,10 +31,10 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
         return
     write_text(folder / CONFIG, json.dumps({"format": FORMAT} | resolved, indent=1) + "\n")
     file = folder / RUN
-    earlier = read(file)["starts"] if file.exists() else []
+    earlier = read(file) if file.exists() else {"starts": [], "data": {}}
     facts = {
         "format": FORMAT,
-        "starts": [*earlier, {"step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": " ".join(sys.argv)}],
+        "starts": [*earlier["starts"], {"step": start, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": " ".join(sys.argv)}],
         "seed": config.seed,
         "parameters": {"all": count(params), "encoder": count(params["encoder"])},
         "data": {
@@ -46,7 +46,9 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
             "val": len(data.val),
             "set_aside": len(data.failures),
             "spec": as_json(data.spec),
-        },
+            "scans": {scan: list(files.values()) for scan, files in data.contents().items()},
+        }
+        | (earlier["data"] if start else {}),  # what the run began with; what was not written down then is added
         "environment": environment() | {"mesh": dict(mesh.shape)},
     }
     write_text(file, json.dumps(facts, indent=1) + "\n")
@@ -68,13 +70,22 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def check_same_data(folder: Path, data: Any) -> None:
-    """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix who is held out."""
+    """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix who is held out.
+
+    Also where a scan's image or labels were replaced under the same name, which it names. Old records do not say what was in the files.
+    """
     before = read(folder / RUN)["data"]
     if before.get("volumes_sha256") != data.volumes_sha256:
         raise InputError(
             f"{folder}: was trained on {before['train']} volumes and {before['val']} held out, now there are {len(data.train)} and "
             f"{len(data.val)}, or other ones; bring back the manifest, split and scans, or give another --workdir"
         )
+    if "scans" not in before:
+        return
+    then, now = before["scans"], data.contents()
+    changed = [path for scan, files in now.items() for i, path in enumerate(files) if then.get(scan, [])[i : i + 1] != [files[path]]]
+    if changed:
+        raise InputError(f"{folder}: was trained on other content of {few(changed)}; bring back what was there, or give another --workdir")
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,6 @@ Checkpoint i is the state before batch i, so that a run that goes on from it rep
 import fcntl
 import secrets
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -69,30 +68,33 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
 
 
 def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, mesh: Mesh, share: Share) -> None:
-    """Data, network, state and loop of a run whose folder is ours."""
+    """Data, network, state and loop of a run whose folder is ours. What is in the folder stays as it is until all checks have passed."""
     say = print if share.index == 0 else lambda _: None
     objective = OBJECTIVES[config.objective](config)
     target = labels.read_table(config.data.labels) if objective.labels else None
     if target and config.classes != 1 + len(target.structures):
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
-    data = distributed.in_turns(lambda: prepare(config, target, folder, share, say))
+    goes_on = begun(folder)
+    data = distributed.in_turns(lambda: prepare(config, target, None if goes_on or share.index else folder / dataset.FAILURES, say))
     distributed.agree({"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256})
-    run = Run(config, resolved, folder, data, mesh, share, length(config, len(data.train)), subjects_before(config))
-    built = program(config, objective, mesh, run.steps, target)
+    with distributed.together():
+        if goes_on:
+            record.check_same_data(folder, data)
+    steps = length(config, len(data.train))
+    built = program(config, objective, mesh, steps, target)
     params = built.like.params
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
-        if checkpoints.steps():
-            with distributed.together():
-                record.check_same_data(folder, data)
         state = checkpoints.restore_latest(built.like, say)
         start = int(state.step) if state else 0
-        if start >= run.steps or (state and stale(history(run), config.patience)):
+        # What a run that goes on began with may be gone by now: its own checkpoints say all that is needed.
+        before = checkpoint.card(checkpoints.folder / str(start)).get("subjects_before", ()) if state else subjects_before(config)
+        run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before))
+        if start >= steps or (state and stale(history(run), config.patience)):
             tell(run, start)
             return
         with distributed.together():
             parts = {} if state else taken(params, config, say)
-        record.write(folder, resolved, config, data, mesh, params, start)
         say("compiling the training step")
         began = time.perf_counter()
         held_out = heldout.of(objective, config, data, mesh, share, params)
@@ -100,6 +102,11 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(held_out.names)}")
         train_step = built.lower().compile()
         check_room(train_step, mesh.local_devices[0])
+        if share.index == 0:
+            dataset.write_down(data, folder, begun=start > 0)
+            if data.failures:
+                say(f"scans that were set aside, each with its reason: {folder / dataset.FAILURES}")
+        record.write(folder, resolved, config, data, mesh, params, start)
         give_back_memory()
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
@@ -127,10 +134,9 @@ def idle(mesh: Mesh) -> str:
     return f", {left} left idle by mesh.data={mesh.shape['data']} and mesh.fsdp={mesh.shape['fsdp']}" if left else ""
 
 
-def prepare(config: ConfigDict, target: labels.Table | None, folder: Path, share: Share, say: Callable[[str], None]) -> dataset.Dataset:
-    """The data, and process 0's files about them in the run folder."""
-    with tempfile.TemporaryDirectory() as nowhere:
-        return dataset.prepare(config.data, target, folder if share.index == 0 else Path(nowhere), say, record.progress, config.channels)
+def prepare(config: ConfigDict, target: labels.Table | None, report: Path | None, say: Callable[[str], None]) -> dataset.Dataset:
+    """The data of the run; `report` as in `dataset.prepare`."""
+    return dataset.prepare(config.data, target, say, record.progress, config.channels, report)
 
 
 def begin(state: TrainState, parts: dict[str, Any]) -> TrainState:
@@ -326,7 +332,7 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
 
 def begun(folder: Path) -> bool:
     """Whether the folder holds a run that saved something."""
-    return any((folder / "checkpoints").glob("[0-9]*/"))
+    return any(checkpoint.name.isdigit() for checkpoint in (folder / "checkpoints").glob("*/"))
 
 
 def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:

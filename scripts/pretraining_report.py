@@ -8,7 +8,6 @@ the same hidden voxels of the same held-out crops as the run's own evaluation.
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
     config, facts = of_card(card, run), record.read(run / "run.json")
-    with tempfile.TemporaryDirectory() as elsewhere:  # the run's own split and failures stay as they are
-        data = dataset.prepare(config.data, None, Path(elsewhere), lambda _: None, lambda _: lambda done, total: None)
+    data = dataset.prepare(config.data, None, lambda _: None, lambda _: lambda done, total: None, config.channels)
     record.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
     model, baseline, shown = judge(params, config, data, mean)

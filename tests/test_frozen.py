@@ -3,6 +3,7 @@
 tests/frozen/VERSION was made by that version with `python tests/frozen/make.py VERSION`.
 """
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -16,7 +17,6 @@ from brainseg_jax import config as keys
 from brainseg_jax import load
 from brainseg_jax.config import base, from_resolved, with_sources
 from brainseg_jax.errors import InputError
-from brainseg_jax.heldout import volume_of
 from brainseg_jax.program import settle
 from brainseg_jax.train import same_experiment, train
 
@@ -47,24 +47,43 @@ def asked() -> tuple[ConfigDict, dict]:
 @pytest.mark.parametrize("name", ["network.safetensors", pytest.param("ended/checkpoints/30", marks=pytest.mark.slow)])
 def test_it_gives_the_labels_that_it_gave(frozen, name):
     network, then = load(name), np.load("predicted.npz")
-    now = np.argmax(network.logits(volume_of(then["image"].reshape(32, 32, 32, -1))[None])[0], axis=-1)
+    now = np.argmax(network.logits(then["image"][None, ..., None] / np.float32(255))[0], axis=-1)
     sure = then["classes"] < 255  # where rounding does not decide
     assert sure.mean() > 0.99 and set(then["classes"][sure]) == {0, 1}
     np.testing.assert_array_equal(now[sure], then["classes"][sure])
 
 
+def fine_tuned(folder: Path) -> tuple[ConfigDict, dict]:
+    """Makes a frozen run one that began with a checkpoint, of the person "somebody", which is gone since; returns what starts it again."""
+    config, resolved = asked()
+    config.init.checkpoint = resolved["init.checkpoint"]["value"] = "gone"
+    record = json.loads((folder / "config.json").read_text())
+    record["init.checkpoint"]["value"] = "gone"
+    (folder / "config.json").write_text(json.dumps(record))
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    card = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text())
+    card["custom_metadata"]["subjects_before"] = ["somebody"]
+    (checkpoint / "_CHECKPOINT_METADATA").write_text(json.dumps(card))
+    seal = json.loads((checkpoint / "checksums.json").read_text())
+    seal["_CHECKPOINT_METADATA"] = hashlib.sha256((checkpoint / "_CHECKPOINT_METADATA").read_bytes()).hexdigest()
+    (checkpoint / "checksums.json").write_text(json.dumps(seal))
+    return config, resolved
+
+
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_to_its_end(frozen, capsys):
-    train(*asked(), Path("stopped"))
+def test_a_run_that_was_stopped_goes_on_to_its_end_also_without_what_it_began_with(frozen, capsys):
+    train(*fine_tuned(Path("stopped")), Path("stopped"))
     assert "going on from step 15" in capsys.readouterr().out
-    assert (frozen / "stopped" / "checkpoints" / "30").is_dir()
-    assert load("stopped/checkpoints/30").card["format"] == keys.FORMAT
-    assert json.loads(Path("stopped/run.json").read_text())["starts"][0]["step"] == 0
+    card = load("stopped/checkpoints/30").card
+    assert card["format"] == keys.FORMAT and card["subjects_before"] == ["somebody"]
+    was, now = (json.loads((place / "run.json").read_text()) for place in (frozen / "ended", frozen / "stopped"))
+    assert [start["step"] for start in now["starts"]] == [0, 15]
+    assert now["data"].items() >= was["data"].items() and len(now["data"]["scans"]["made/head0//head0.nii.gz"]) == 2
 
 
 @pytest.mark.slow
-def test_a_run_that_ended_says_so(frozen, capsys):
-    train(*asked(), Path("ended"))
+def test_a_run_that_ended_says_so_also_without_what_it_began_with(frozen, capsys):
+    train(*fine_tuned(Path("ended")), Path("ended"))
     assert "finished: 30 steps" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from brainseg_jax import record
+from brainseg_jax.data import cache
 from brainseg_jax.data.cache import Entry
 from brainseg_jax.data.dataset import Dataset
 from brainseg_jax.data.manifest import Row
@@ -33,6 +34,18 @@ def test_other_volumes_another_order_or_another_side_are_refused(tmp_path, train
     started_on(tmp_path, dataset("abc", "d"))
     with pytest.raises(InputError, match="was trained on 3 volumes and 1 held out"):
         record.check_same_data(tmp_path, dataset(train, val))
+
+
+def test_what_was_replaced_under_the_same_name_is_named(tmp_path, monkeypatch):
+    data = dataset("abc", "d")
+    facts = {"volumes_sha256": data.volumes_sha256, "train": 3, "val": 1, "scans": {f"D/{s}//{s}.nii": ["1", "2"] for s in "abcd"}}
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [], "data": facts}))
+    now = {s: {Path(f"/{s}.nii"): "1", Path(f"/mask_{s}.nii"): "2"} for s in "abcd"}
+    monkeypatch.setattr(cache, "contents", lambda entry: now[entry.row.subject])
+    record.check_same_data(tmp_path, data)
+    now["b"][Path("/b.nii")] = now["d"][Path("/mask_d.nii")] = "3"
+    with pytest.raises(InputError, match=r"other content of /b\.nii, /mask_d\.nii; bring back what was there, or"):
+        record.check_same_data(tmp_path, data)
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json"])

@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from brainseg_jax import checkpoint, record
 from brainseg_jax import train as module
 from brainseg_jax.checkpoint import load, verify
-from brainseg_jax.config import FORMAT, with_sources
+from brainseg_jax.config import FORMAT, base, with_sources
+from brainseg_jax.data import cache, dataset
+from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.pipeline import ALL
 from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
@@ -160,6 +165,65 @@ def test_a_run_that_saved_nothing_does_not_hold_its_folder(tmp_path, small):
     same_experiment(tmp_path, first)
     with pytest.raises(InputError, match=r"holds another experiment \(optim\.peak: 0\.1 → 0\.2\)"):
         same_experiment(tmp_path, second)
+
+
+@pytest.fixture
+def begun(run, small, cohort, tmp_path, monkeypatch):
+    """(folder, changes): a run on a cohort of its own that has begun, as far as a start reads it before it restores anything."""
+    images = [row._replace(image=Path(shutil.copy(row.image, tmp_path))) for row in read_manifest(cohort)]
+    write_manifest(tmp_path / "people.tsv", images)
+    changes = {"data.manifest": str(tmp_path / "people.tsv"), "data.cache": str(tmp_path / "cache")}
+    folder = tmp_path / "run"
+    build = cache.build
+    monkeypatch.setattr(cache, "build", lambda *args, **how: build(*args, workers=1, **how))
+    config = small(**changes)
+    data = dataset.prepare(config.data, None, print, record.progress)
+    (folder / "checkpoints" / "4").mkdir(parents=True)
+    dataset.write_down(data, folder, begun=False)
+    (folder / "failures.csv").write_text("of then")
+    record.write(folder, with_sources(config, set(), "test.py"), config, data, make_mesh(1, 1, jax.devices()), {"encoder": {}}, 4)
+    return folder, changes
+
+
+def more_people(folder):
+    rows = read_manifest(folder / "people.tsv")
+    (folder / "more").mkdir()
+    more = [row._replace(subject=row.subject + "more", image=Path(shutil.copy(row.image, folder / "more"))) for row in rows]
+    write_manifest(folder / "people.tsv", [*rows, *more])
+
+
+def another_image(folder):
+    shutil.copy(folder / "head1.nii.gz", folder / "head2.nii.gz")
+
+
+def no_images(folder):
+    for image in folder.glob("head*.nii.gz"):
+        image.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (more_people, "was trained on 3 volumes and 1 held out, now there are 6 and 2"),
+        (another_image, r"was trained on other content of .*/head2\.nii\.gz; bring back"),
+        (no_images, r"4 of 4 scans cannot be used.*head0: .*no such file[^(]*;"),
+    ],
+)
+def test_a_refused_start_changes_nothing_in_a_run_that_has_begun(run, begun, tmp_path, change, message):
+    folder, changes = begun
+    before = contents(folder)
+    change(tmp_path)
+    with pytest.raises(InputError, match=message):
+        run(folder, **changes)
+    after = contents(folder)
+    assert set(after) - set(before) == {".lock"} and {name: after[name] for name in before} == before
+
+
+def test_a_refused_start_of_a_new_run_writes_no_record(run, tmp_path):
+    checkpoint.write(tmp_path / "c", {"encoder": {"norm": np.zeros(3, np.float32)}}, {"config": with_sources(base(), set(), "test.py")})
+    with pytest.raises(InputError, match="was trained with vit"):
+        run(tmp_path / "run", **{"init.checkpoint": str(tmp_path / "c")})
+    assert {name for name in contents(tmp_path / "run") if not name.startswith("checkpoints/")} == {".lock"}
 
 
 @pytest.mark.slow

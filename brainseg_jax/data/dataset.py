@@ -11,14 +11,17 @@ from ml_collections import ConfigDict
 from brainseg_jax.data import cache, sample
 from brainseg_jax.data.labels import Table, missing, read_table
 from brainseg_jax.data.leakage import leaks
-from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, write_splits
+from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, split_table
 from brainseg_jax.data.standardize import Spec, spec
 from brainseg_jax.errors import InputError, warnings
+from brainseg_jax.files import write_text
 from brainseg_jax.runtime import cache_folder
+
+SPLIT, FAILURES = "split.tsv", "failures.csv"  # in a run folder: who is on which side, and which scans were set aside, and why
 
 
 class Dataset(NamedTuple):
-    """Volumes by split, and the hashes that say which they are."""
+    """Volumes by split, and the hashes that say which they are. `split` is the text of split.tsv: everybody's side, also test's."""
 
     train: tuple[cache.Entry, ...]
     val: tuple[cache.Entry, ...]
@@ -26,7 +29,7 @@ class Dataset(NamedTuple):
     failures: tuple[cache.Failure, ...]
     manifest: str
     manifest_sha256: str
-    split_sha256: str
+    split: str
     target: Table | None = None
 
     @property
@@ -39,6 +42,14 @@ class Dataset(NamedTuple):
         ]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
+    @property
+    def split_sha256(self) -> str:
+        return hashlib.sha256(self.split.encode()).hexdigest()
+
+    def contents(self) -> dict[str, dict[Path, str]]:
+        """For each scan, by its name and not its place, the SHA-256 of the bytes of its images and then of its labels."""
+        return {"/".join(entry.row.key): cache.contents(entry) for entry in (*self.train, *self.val)}
+
     def subjects(self) -> list[str]:
         """A hash per training person, for a checkpoint to say whether somebody was trained on."""
         return sorted({entry.row.hashed for entry in self.train})
@@ -47,16 +58,16 @@ class Dataset(NamedTuple):
 def prepare(
     data: ConfigDict,
     target: Table | None,
-    run: Path,
     say: Callable[[str], None],
     progress: Callable[[str], Callable[[int, int], None]],
     channels: int = 1,
+    report: Path | None = None,
 ) -> Dataset:
     """Everything that has to be on disk before the first batch; what is there already is not made again.
 
     With a `target` only scans with labels are used, as its classes (see `labelled`). Without one labels are not read: a damaged one is no
-    reason to leave its scan out of pretraining. Writes split.tsv and, where scans were set aside, failures.csv into the folder `run`.
-    `progress(what)` gives a callback (done, total). Raises InputError where the manifest has not `channels` images a subject.
+    reason to leave its scan out of pretraining. `progress(what)` gives a callback (done, total). Raises InputError where the manifest has
+    not `channels` images a subject, and where too many scans cannot be used; the file `report`, if any, then lists them.
     """
     folder = Path(data.cache).expanduser() if data.cache else cache_folder()
     if data.manifest:
@@ -73,7 +84,7 @@ def prepare(
         )
     for line in warnings(leaks(rows, manifest)):
         say(line)
-    split_sha256 = write_splits(run / "split.tsv", rows)
+    sides = split_table(rows, manifest)
     wanted = [row for row in rows if row.split in ("train", "val")]
     wanted = labelled(wanted, data, target, str(manifest)) if target else [row._replace(labels=(), scheme=()) for row in wanted]
     check_sides({row.split for row in wanted}, target, data, manifest)
@@ -81,18 +92,29 @@ def prepare(
     entries, failures = cache.build(
         wanted, chosen, folder / cache.VOLUMES, target=target, max_failures=data.max_failures, progress=progress("standardising scans")
     )
-    report = run / "failures.csv"
-    report.unlink(missing_ok=True)  # an earlier try's
     if failures:
-        cache.write_failures(report, failures)
+        if report and len(failures) > data.max_failures * len(wanted):
+            cache.write_failures(report, failures)
         judge(len(wanted), entries, failures, data.max_failures, report, manifest)
-        say(f"{len(failures)} of {len(wanted)} scans set aside, reasons in {report}; the first: {failures[0].reason}")
+        say(f"{len(failures)} of {len(wanted)} scans set aside; the first: {failures[0].reason}")
     check_sides({entry.row.split for entry in entries}, target, data, manifest)
     for line in warnings(cache.remarks(entries, manifest)):
         say(line)
     train, val = (tuple(entry for entry in entries if entry.row.split == side) for side in ("train", "val"))
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    return Dataset(train, val, chosen, failures, str(manifest), digest, split_sha256, target)
+    return Dataset(train, val, chosen, failures, str(manifest), digest, sides, target)
+
+
+def write_down(data: Dataset, run: Path, begun: bool) -> None:
+    """Writes split.tsv and, where scans were set aside, failures.csv into a run's folder.
+
+    Of a run that has `begun` to learn the split stays as it is: people who came later, to be tested on, change nobody's side.
+    """
+    if not (begun and (run / SPLIT).exists()):
+        write_text(run / SPLIT, data.split)
+    (run / FAILURES).unlink(missing_ok=True)  # an earlier try's
+    if data.failures:
+        cache.write_failures(run / FAILURES, data.failures)
 
 
 def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str) -> list[Row]:
@@ -151,8 +173,13 @@ def check_sides(sides: set[str], target: Table | None, data: ConfigDict, manifes
             raise InputError(f"{manifest}: no {what} in split {side}; add some, or change {where}")
 
 
-def judge(wanted: int, ready: Sequence[cache.Entry], failures: Sequence[cache.Failure], most: float, report: Path, manifest: Path) -> None:
-    """Raises InputError, naming the first of them and what can be done, where more than the share `most` of the `wanted` scans failed."""
+def judge(
+    wanted: int, ready: Sequence[cache.Entry], failures: Sequence[cache.Failure], most: float, report: Path | None, manifest: Path
+) -> None:
+    """Raises InputError, naming the first of them and what can be done, where more than the share `most` of the `wanted` scans failed.
+
+    `report` is the file that lists them all, if there is one.
+    """
     if len(failures) <= most * wanted:
         return
     untried = wanted - len(ready) - len(failures)
@@ -163,8 +190,8 @@ def judge(wanted: int, ready: Sequence[cache.Entry], failures: Sequence[cache.Fa
         share = 1 if untried else next(n / 10 for n in range(11) if len(failures) <= n / 10 * wanted)
         ways.append(f"go on without them: --config.data.max_failures={share:g}")
     counts = f"{len(failures)} of {wanted} scans cannot be used{f' ({untried} not tried yet)' * bool(untried)}"
-    more = " | …" * (len(failures) > 3)
-    raise InputError(f"{counts}, more than data.max_failures {most:g} allows: {first}{more} (all in {report}); {', or '.join(ways)}")
+    more, where = " | …" * (len(failures) > 3), f" (all in {report})" if report else ""
+    raise InputError(f"{counts}, more than data.max_failures {most:g} allows: {first}{more}{where}; {', or '.join(ways)}")
 
 
 def split(rows: tuple[Row, ...], data: ConfigDict) -> tuple[Row, ...]:

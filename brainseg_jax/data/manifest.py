@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import write_table
+from brainseg_jax.files import table_text, write_table, write_text
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split")
 LISTS = ("image", "labels", "scheme")  # columns that may hold several, separated by ";"
@@ -106,7 +106,7 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
         scheme = (spell(Path(name)) if name.endswith(".tsv") else name for name in row.scheme)
         files = (*(";".join(map(spell, paths)) for paths in (row.images, row.labels)), ";".join(scheme))
         lines.append((row.subject, row.session, *files, row.dataset, row.split))
-    _write(path, COLUMNS, lines)
+    write_table(path, COLUMNS, lines)
 
 
 def check_rows(rows: Sequence[Row], source: str | Path) -> None:
@@ -182,16 +182,23 @@ def assign_splits(
     return tuple(row._replace(split=split[row.key] if split[row.key] == side[row.person] else "excluded") for row in rows)
 
 
-def write_splits(path: str | Path, rows: Iterable[Row]) -> str:
-    """Writes who is on which side, by name and not by place, and returns the file's SHA-256 (64 hex digits): equal splits, equal bytes.
+def split_table(rows: Iterable[Row], source: str | Path) -> str:
+    """Who is on which side, by name and not by place, as a table that `apply_splits` reads: equal splits, equal text.
 
-    Raises InputError if a row has no split.
+    Raises InputError, naming `source`, if a row has no split.
     """
     rows = tuple(rows)
     if without := [row for row in rows if not row.split]:
-        raise InputError(f"{path}: {len(without)} rows have no split, e.g. {without[0].image}; assign splits first")
-    check_rows(rows, path)
-    return _write(Path(path), SPLIT_COLUMNS, sorted((*row.key, row.split) for row in rows))
+        raise InputError(f"{source}: {len(without)} rows have no split, e.g. {without[0].image}; assign splits first")
+    check_rows(rows, source)
+    return table_text(SPLIT_COLUMNS, sorted((*row.key, row.split) for row in rows))
+
+
+def write_splits(path: str | Path, rows: Iterable[Row]) -> str:
+    """Writes `split_table` and returns the file's SHA-256 (64 hex digits)."""
+    text = split_table(rows, path)
+    write_text(Path(path), text)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def apply_splits(rows: Iterable[Row], path: str | Path) -> tuple[Row, ...]:
@@ -266,11 +273,6 @@ def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[
     if not lines:
         raise InputError(f"{path}: no scans; add at least one line below the header")
     return lines
-
-
-def _write(path: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Writes a TSV file, all or nothing, and returns the SHA-256 of its bytes."""
-    return hashlib.sha256(write_table(path, columns, lines).encode()).hexdigest()
 
 
 def _list(names: Sequence[str]) -> str:

@@ -317,7 +317,7 @@ def load(steps: int, folder: Path) -> Result:
     config = configured(folder)
     data = config.data
     table = labels.read_table(data.labels) if config.objective == "segmentation" else None
-    ready = dataset.prepare(data, table, folder, lambda _: None, record.progress)
+    ready = dataset.prepare(data, table, lambda _: None, record.progress)
     files = [entry.file for entry in ready.train]
     how = {"crop": data.crop, "patch": patch(config), "crops_per_volume": data.crops_per_volume}
     batches = train_batches(files, **how, batch=data.batch, seed=0, start=0, threads=data.threads)

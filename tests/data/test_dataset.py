@@ -23,8 +23,12 @@ def settings(manifest, folder, **changes):
 
 
 def prepare(data, run, said=None, target=None):
+    """As a run that begins does it in its folder."""
     run.mkdir(exist_ok=True)
-    return dataset.prepare(data, target, run, (said if said is not None else []).append, lambda what: lambda done, total: None)
+    say = (said if said is not None else []).append
+    made = dataset.prepare(data, target, say, lambda what: lambda done, total: None, report=run / "failures.csv")
+    dataset.write_down(made, run, begun=False)
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +100,19 @@ def test_too_many_bad_scans_stop_the_run_with_the_reasons_on_disk(cohort, tmp_pa
     assert (tmp_path / "run" / "failures.csv").read_text().count("no such file") == 4
     prepare(settings(cohort, tmp_path), tmp_path / "run")
     assert not (tmp_path / "run" / "failures.csv").exists()  # of the try before
+
+
+def test_people_who_came_later_leave_the_split_of_a_run_that_has_begun_as_it_is(cohort, tmp_path):
+    prepare(settings(cohort, tmp_path), tmp_path)
+    before = (tmp_path / "split.tsv").read_text()
+    rows = [row._replace(split="test") if row.subject == "head0" else row for row in read_manifest(cohort)]
+    write_manifest(tmp_path / "people.tsv", rows)
+    made = dataset.prepare(settings(tmp_path / "people.tsv", tmp_path), None, print, lambda what: lambda done, total: None)
+    assert (tmp_path / "split.tsv").read_text() == before
+    dataset.write_down(made, tmp_path, begun=True)
+    assert (tmp_path / "split.tsv").read_text() == before
+    dataset.write_down(made, tmp_path, begun=False)
+    assert (tmp_path / "split.tsv").read_text() == made.split != before
 
 
 def judged(bad, good, untried=0, most=0.1):

@@ -18,7 +18,6 @@ from brainseg_jax.config import base, with_sources
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import write
-from brainseg_jax.heldout import volume_of
 from brainseg_jax.program import settle
 from brainseg_jax.train import train
 from brainseg_jax.writer import Writer
@@ -94,7 +93,7 @@ def network() -> None:
     trained = load("ended/checkpoints/30")
     trained.save("network.safetensors")
     image = cache.load(next(f for f in sorted(Path("cache/volumes").glob("head3_*.npz"))))["image"]
-    logits = np.asarray(trained.logits(volume_of(image)[None])[0])
+    logits = np.asarray(trained.logits(image[None, ..., None] / np.float32(255))[0])
     classes = np.where(np.abs(logits[..., 1] - logits[..., 0]) < 1e-2, 255, logits.argmax(-1)).astype(np.uint8)
     print("classes", np.unique(classes, return_counts=True))
     np.savez_compressed("predicted.npz", image=image, classes=classes)

@@ -206,7 +206,7 @@ def test_cached_labels_are_those_that_fine_tuning_reads(masked, tmp_path, capsys
     monkeypatch.setattr(cache, "_make", lambda job: made.append(job) or (job[0], "not there"))
     data = base().data
     data.update(manifest=str(masked), cache=str(tmp_path), spacing=4.0, size=(32, 32, 32))
-    ready = dataset.prepare(data, read_table("brain"), tmp_path, print, lambda what: lambda done, total: None)
+    ready = dataset.prepare(data, read_table("brain"), print, lambda what: lambda done, total: None)
     assert made == [] and len(ready.train) == 3 and "label" in cache.load(ready.train[0].file)
 
 
