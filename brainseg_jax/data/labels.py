@@ -224,15 +224,6 @@ def freesurfer_ids(table: Table) -> Integer[np.ndarray, "k"]:
     return np.array([0, *(s.freesurfer[0] for s in table.structures)])
 
 
-def colour_table(table: Table, ids: Integer[np.ndarray, "k"]) -> str:
-    """Names and colours of the classes written as `ids`, in the text format that freeview reads (id, name, red, green, blue, 0)."""
-    lines = ["0 Background 0 0 0 0"]
-    for id, structure in zip(ids[1:], table.structures, strict=True):
-        red, green, blue = bytes.fromhex(structure.colour[1:])
-        lines.append(f"{id} {structure.name.replace(' ', '-')} {red} {green} {blue} 0")
-    return "\n".join(lines) + "\n"
-
-
 @lru_cache(maxsize=len(SCHEMES))
 def _shipped(scheme: str) -> Table:
     file = resources.files(__package__) / "tables" / f"{scheme}.tsv"

@@ -438,13 +438,6 @@ def test_files_that_are_refused(tmp_path):
         read_table(tmp_path / "folder.tsv")
 
 
-def test_colours_for_freeview():
-    text = lab.colour_table(TABLES["seg4"], voxel_ids(TABLES["seg4"]))
-    assert text.splitlines()[:3] == ["0 Background 0 0 0 0", "1 Cortex 205 62 78 0", "2 Subcortical-grey-matter 230 148 34 0"]
-    text = lab.colour_table(TABLES["seg33"], lab.freesurfer_ids(TABLES["seg33"]))
-    assert "53 Right-hippocampus 220 216 20 0" in text.splitlines() and len(text.splitlines()) == 34
-
-
 def centres(scan, classes):
     """Millimetres to the right of the origin, and ml, of each class."""
     where = np.nonzero(classes)
