@@ -10,7 +10,7 @@ from trials.ledger import NOTICED, TRACEBACK, UNBOUNDED, Verdict
 
 from brainseg_jax.errors import InputError
 
-SECONDS, BYTES = 20, 3 * 2**30  # a call may take; the gate lets in volumes of 2 GiB
+SECONDS, BYTES = 20, 3 * 2**30  # a call may take, unless it is said otherwise; the gate lets in volumes of 2 GiB
 
 
 class TooLongError(BaseException):
@@ -33,16 +33,16 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def tried(call: Callable[[], Any], named: str, judge: Callable[[Any], Verdict]) -> Verdict:
+def tried(call: Callable[[], Any], named: str, judge: Callable[[Any], Verdict], seconds: float = 0) -> Verdict:
     """The judge's verdict of what a call returns, or what its error is worth: a user error has one line, which holds `named`."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        with within(SECONDS):
+        with within(seconds or SECONDS):
             found = call()
     except InputError as error:
         verdict = said(str(error), named)
     except TooLongError:
-        return Verdict(UNBOUNDED, f"took over {SECONDS} s")
+        return Verdict(UNBOUNDED, f"took over {seconds or SECONDS} s")
     except Exception as error:
         return Verdict(TRACEBACK, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     else:

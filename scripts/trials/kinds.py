@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from trials import checkpoints, commands, disk, files, guards, kills, outputs, pairs, pickles, records
+from trials import checkpoints, commands, disk, files, folders, guards, kills, outputs, pairs, pickles, records
 from trials.ledger import Verdict
 
 CALLS, COMMANDS = "calls", "commands"  # functions within one process, or the real commands; each lane is a process
@@ -27,6 +27,7 @@ KINDS = {
     "a full disk": Kind(disk.trial, COMMANDS, 24, 0, True),
     "two at once": Kind(pairs.trial, COMMANDS, 24, 0, True),
     "hostile files, by the commands": Kind(commands.trial, COMMANDS, 60, 0, True),
+    "damage to a run, by the commands": Kind(folders.trial, COMMANDS, 60, 0, True),
     "damage to checkpoints": Kind(checkpoints.trial, CALLS, 2000, 40),
     "damage to a run's records": Kind(records.trial, CALLS, 300, 0, True),
     "damage to predictions": Kind(outputs.trial, CALLS, 300, 0, True),

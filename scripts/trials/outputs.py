@@ -12,8 +12,10 @@ from trials.damage import harmed
 from trials.equality import equal
 from trials.ledger import HELD, NOTICED, TRACEBACK, UNKNOWABLE, WRONG, Verdict
 
-from brainseg_jax import predict
 from brainseg_jax.data.nifti import read_labels
+from brainseg_jax.predict import main
+
+SECONDS = 120  # a prediction may take, should it be made again
 
 
 def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
@@ -31,7 +33,7 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
 
     def call() -> int:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
-            return predict.main(training.predict(material, material / "heads" / "scans", out)[1:])
+            return main(training.predict(material, material / "heads" / "scans", out)[1:])
 
     def judge(code: int) -> Verdict:
         lines = complained.getvalue().splitlines()
@@ -48,5 +50,5 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
             return Verdict(HELD, "" if whole else "the same content")
         return Verdict(WRONG if after is None or len(after) < len(before) else UNKNOWABLE, "another content without a word")
 
-    verdict = tried(call, file.name, judge)
+    verdict = tried(call, file.name, judge, SECONDS)
     return verdict._replace(detail=f"{file.relative_to(out)}: {words}; {verdict.detail}")

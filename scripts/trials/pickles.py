@@ -30,15 +30,15 @@ NAMED = (
 
 
 def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
-    """A state dict of one honest tensor and up to six entries that are not, in a file that may be packed; read within bounds."""
+    """A state dict of one honest tensor and up to three entries that are not, in a file that may be packed; read within bounds."""
     file, trace = folder / "hostile.pt", folder / "executed"
     honest = np.ones((2, 3), np.float32)
     entries = [text("honest") + tensor("0", honest)]
-    chosen = [int(rng.integers(len(ATTACKS))) for _ in range(rng.integers(1, 7))]
+    chosen = [int(rng.integers(len(ATTACKS))) for _ in range(rng.integers(1, 4))]
     entries += [text(f"entry{i}") + ATTACKS[attack](rng, str(trace)) for i, attack in enumerate(chosen)]
     rng.shuffle(entries)
-    storages = {"0": honest.tobytes(), "1": bytes(4 * int(rng.integers(0, 2**12)))}
-    torchfile.write(file, b"\x80\x02}(" + b"".join(entries) + b"u.", storages, packed=bool(rng.integers(2)))
+    storages = {"0": honest.tobytes(), "1": rng.bytes(4 * int(rng.integers(0, 2**12)))}
+    torchfile.write(file, b"\x80\x02}(" + b"".join(entries) + b"u.", storages, packed=rng.random() < 0.2)
     words = ", ".join(ATTACKS[attack].__name__ for attack in chosen)
 
     def judge(found: Any) -> Verdict:

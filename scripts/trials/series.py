@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,7 @@ def start(args: argparse.Namespace, name: str, began: float) -> subprocess.Popen
 
 def lane(args: argparse.Namespace) -> int:
     """Does the trials of one lane until all are done or the time is over."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length of what is damaged here on purpose
     kinds = {name: kind for name, kind in chosen(args).items() if kind.lane == args.lane}
     until, folder = time.monotonic() + 60 * args.minutes, args.out / f"{args.lane}-trial"
     with contextlib.suppress(KeyboardInterrupt):
