@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "kills of a training": Kind(kills.trial, COMMANDS, 90, 1, True),
+    "kills of a training": Kind(kills.trial, COMMANDS, 90, 0, True),
     "a full disk": Kind(disk.trial, COMMANDS, 24, 0, True),
     "two at once": Kind(pairs.trial, COMMANDS, 24, 0, True),
     "hostile files, by the commands": Kind(commands.trial, COMMANDS, 60, 0, True),

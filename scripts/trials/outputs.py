@@ -23,7 +23,8 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
     out = Path(shutil.copytree(material / "predicted", folder / "predicted"))
     files = sorted(p for p in out.rglob("*") if p.is_file())
     maps = [p for p in files if p.name.endswith("_seg.nii.gz")]
-    file = (maps if rng.random() < 0.5 else files)[rng.integers(len(maps))] if rng.random() < 0.5 else files[rng.integers(len(files))]
+    among = maps if rng.random() < 0.5 else files
+    file = among[rng.integers(len(among))]
     before = file.read_bytes()
     after, words = harmed(before, rng)
     file.unlink()
