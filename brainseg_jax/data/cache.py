@@ -24,7 +24,7 @@ from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, reason
 from brainseg_jax.files import absent, plain, whole, without_formulas, write_table
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
@@ -156,12 +156,10 @@ def _make(job: Job) -> tuple[int, str]:
         if label_file:
             label, found = _label(row, target, made)
             _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0]), "doubts": found})
-    except InputError as error:
-        return i, str(error)
-    except MemoryError:
-        return i, f"{row.image}: not enough memory to standardise it; run on fewer cores or a larger machine"
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror}); make room, or set data.cache") from None
+    except Exception as error:  # one bad scan is one bad scan, whatever is wrong with it
+        return i, reason(row.image, error)
     return i, ""
 
 

@@ -251,6 +251,19 @@ def test_a_head_without_a_brain_is_set_aside_unless_the_table_is_of_something_el
     assert build(lesions, tmp_path, target=read_table(str(tmp_path / "lesions.tsv")))[1] == ()
 
 
+def test_what_nobody_expected_of_a_scan_sets_it_aside_alone(rows, tmp_path, monkeypatch):
+    def odd(path):
+        if path == rows[1].image:
+            raise ZeroDivisionError("of\ntwo lines")
+        return read(path)
+
+    monkeypatch.setattr(cache, "read", odd)
+    entries, failures = build(rows, tmp_path, max_failures=0.5)
+    assert len(entries) == 3 and [failure.reason for failure in failures] == [
+        f"{rows[1].image}: unexpected ZeroDivisionError: of two lines; please report it"
+    ]
+
+
 def test_many_bad_scans_stop_before_all_are_read(rows, tmp_path, monkeypatch):
     many = [rows[0]._replace(subject=f"q{i}") for i in range(100)]
     tried = []

@@ -190,7 +190,7 @@ def test_nothing_of_a_list_is_written_outside_the_output_folder(tmp_path):
 @pytest.mark.parametrize("letter", ["x", "é", "脳"])
 def test_long_names_fit_a_file_system(tmp_path, letter):
     name = letter * (240 // len(letter.encode()))
-    touch(tmp_path, f"in/{name}1.nii.gz", f"in/{name}2.nii.gz", f"raw/sub-1/anat/sub-1_acq-{'x' * 220}_T1w.nii.gz")
+    touch(tmp_path, f"in/{name}1.nii.gz", f"in/{name}2.nii.gz", f"raw/sub-1/anat/sub-1_acq-{'x' * 230}_T1w.nii.gz")
     (tmp_path / "list.csv").write_text(f"subject,dataset,image\n{letter * 300},{letter * 300},in/{name}1.nii.gz\n")
     for given in ("in", f"in/{name}1.nii.gz", "list.csv", "raw"):
         cases = place(find(tmp_path / given), tmp_path / "out", "four")

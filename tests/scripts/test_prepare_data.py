@@ -233,6 +233,15 @@ def test_for_pretraining_labels_are_not_read(masked, tmp_path, capsys):
     assert "none of 1 scans can be used, reasons in" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_one_line(masked, tmp_path, monkeypatch, capsys):
+    def stop(job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "_make", stop)
+    assert prepare("cache", masked, "--cache", tmp_path, *SMALL) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from there\n"
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
