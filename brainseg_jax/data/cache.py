@@ -78,9 +78,9 @@ def build(
             failures[i] = str(error)
     done = len(rows) - len(missing)
     progress(done, len(rows))
-    for i, reason in each(_make, [(i, rows[i], spec, target, files[i]) for i in missing], workers, "standardised scans"):
-        if reason:
-            failures[i] = reason
+    for i, why in each(_make, [(i, rows[i], spec, target, files[i]) for i in missing], workers, "standardised scans"):
+        if why:
+            failures[i] = why
             if len(failures) >= SUSPECT and len(failures) > max_failures * len(rows):
                 break
         done += 1
