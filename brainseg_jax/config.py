@@ -228,6 +228,19 @@ BELOW_ONE = ("optim.b1", "optim.b2", "augment.affine.scaling", "augment.affine.s
 TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float), "ssl.weights": (int, float)} | dict.fromkeys(
     ("augment.affine.rotation", "augment.affine.scaling", "augment.affine.shear", "augment.affine.translation"), (int, float)
 )
+# Keys, or groups of them, and what another key has to be for them to do something.
+ACTS_WITH = (
+    (("vit.",), "encoder", ("vit",)),
+    (("swin.",), "encoder", ("swin",)),
+    (("mae.",), "objective", ("mae",)),
+    (("ssl.",), "objective", ("ssl",)),
+    (("vit.drop_path",), "objective", ("segmentation",)),
+    (("segmentation.", "unetr.", "classes"), "objective", ("segmentation",)),
+    (("data.labels", "data.lacking", "data.target", "data.masks"), "objective", ("segmentation",)),
+    (("unetr.",), "decoder", ("unetr",)),
+    (("data.subjects",), "data.manifest", ("",)),
+    (("data.fractions",), "data.split_rule", ("subject",)),
+)
 # Objectives that are made for one encoder.
 MADE_FOR = {"mae": "vit", "ssl": "swin"}
 
@@ -312,6 +325,21 @@ def check(c: ConfigDict) -> None:
         check_segmentation(c)
 
 
+def check_idle(c: ConfigDict) -> None:
+    """Raises InputError, naming the reason, for a key that was changed from its default and does nothing in this experiment."""
+    defaults = flat(base())
+    for key, why in idle(c).items():
+        if c_get(c, key) != defaults[key]:
+            raise InputError(f"{key} does nothing with {why}; leave it out")
+
+
+def idle(c: ConfigDict) -> dict[str, str]:
+    """The keys that do nothing in this experiment, each with the value of another key that is the reason."""
+    rules = [(keys, other, c_get(c, other)) for keys, other, wanted in ACTS_WITH if c_get(c, other) not in wanted]
+    of = lambda key, group: key == group or (group.endswith(".") and key.startswith(group))  # noqa: E731
+    return {key: f"{other}={value}" for keys, other, value in rules for key in flat(c) if any(of(key, group) for group in keys)}
+
+
 def check_ssl(c: ConfigDict) -> None:
     """What self-supervised pretraining of the Swin asks of a config besides; raises InputError."""
     x, y, z = c.data.crop
@@ -337,6 +365,8 @@ def check_segmentation(c: ConfigDict) -> None:
         raise InputError("data.labels is empty; name the label table of the task, e.g. --config.data.labels=seg4, or a TSV file")
     if (c.encoder, c.decoder) not in (("vit", "unetr"), ("swin", "swin_unetr")):
         raise InputError(f"encoder {c.encoder} and decoder {c.decoder} do not fit; use vit with unetr, or swin with swin_unetr")
+    if c.encoder == "vit":
+        check_features(c)
     if c.encoder == "vit" and c.vit.patch != 16:
         raise InputError(f"vit.patch is {c.vit.patch}; UNETR's decoder doubles four times, so use 16")
     if c.encoder == "swin" and len(c.swin.depths) != 4:
@@ -352,6 +382,19 @@ def check_segmentation(c: ConfigDict) -> None:
     for key, bad in (("segmentation.overlap", 1), ("optim.unfreeze", 1), ("optim.layer_decay", 0)):
         if c_get(c, key) == bad:
             raise InputError(f"{key} is {bad}, which is just outside what it may be; use e.g. {c_get(base(), key)}")
+
+
+def check_features(c: ConfigDict) -> None:
+    """Raises InputError unless vit.features are three blocks before the last one, in their order: UNETR's decoder has three skips."""
+    depth, features = c.vit.depth, tuple(c.vit.features)
+    if depth < 4:
+        raise InputError(f"vit.depth is {depth}; UNETR's decoder takes the outputs of three blocks and the last one: use 4 or more")
+    if len(features) != 3 or features != tuple(sorted({f for f in features if f in range(depth - 1)})):
+        usual = tuple((depth - 1) * i // 4 for i in (1, 2, 3))
+        raise InputError(
+            f"vit.features is {features}; UNETR's decoder takes three blocks, counted from 0 and in their order, before the last one of "
+            f"vit.depth {depth}: use e.g. {usual}"
+        )
 
 
 def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file: str) -> Callable[[ConfigDict], None]:
@@ -436,7 +479,15 @@ def known(resolved: Any, place: str) -> dict[str, dict[str, Any]]:
         if not isinstance(entry, dict) or "value" not in entry:
             raise InputError(f"{place}: has no value under {key!r}; it is damaged, bring it back from a backup")
         found[key] = entry
+    # Records of before held what was computed in as if it had been asked for.
+    if (entry := found.get("dtype")) and entry.get("from") == "default" and entry["value"] != (asked := base().dtype):
+        found["dtype"] = {"used": entry["value"]} | entry | {"value": asked}
     return found
+
+
+def used(resolved: dict[str, dict[str, Any]], key: str) -> Any:
+    """What a run used, where it was asked to choose by the place ("auto"); else what it was asked for."""
+    return resolved[key].get("used", resolved[key]["value"])
 
 
 def check_format(number: Any, place: str) -> None:
@@ -470,8 +521,11 @@ def as_tuple(value: Any) -> Any:
 
 
 def differing(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
-    """Keys whose difference makes another experiment, as "key: old → new". Where one lacks a key, as old records do, it has its default."""
+    """Keys whose difference makes another experiment, as "key: old → new", by what was used.
+
+    Where one lacks a key, as old records do, it has its default. Keys that do nothing make none.
+    """
     defaults = json.loads(json.dumps(flat(base())))
-    value = lambda resolved, key: resolved[key]["value"] if key in resolved else defaults.get(key)  # noqa: E731
-    keys = sorted(old.keys() | new.keys())
-    return [f"{key}: {value(old, key)} → {value(new, key)}" for key in keys if key not in FREE and value(old, key) != value(new, key)]
+    value = lambda resolved, key: used(resolved, key) if key in resolved else defaults.get(key)  # noqa: E731
+    keys = sorted((old.keys() | new.keys()) - set(FREE) - set(idle(from_resolved(new))))
+    return [f"{key}: {value(old, key)} → {value(new, key)}" for key in keys if value(old, key) != value(new, key)]

@@ -15,8 +15,12 @@ DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have to
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command: what the user can mend is one line on stderr and exit code 2."""
-    sys.exit(exit_code(lambda: app.run(main, flags_parser=_parse)))
+    """Runs a command: what the user can mend is one line on stderr and exit code 2, Ctrl-C one line and 130."""
+    try:
+        sys.exit(exit_code(lambda: app.run(main, flags_parser=_parse)))
+    except KeyboardInterrupt:
+        print("stopped; the same command starts again, with what it has in its cache", file=sys.stderr)
+        sys.exit(130)
 
 
 def check_given(argv: list[str]) -> None:

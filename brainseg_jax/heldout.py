@@ -30,7 +30,6 @@ class HeldOut(NamedTuple):
 
     evaluate: Callable[[Any], dict[str, float]]
     draw: Callable[[Any], Pictures]
-    names: tuple[str, ...]
 
 
 def of(objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any) -> HeldOut:
@@ -56,7 +55,6 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     of_whole, whole = make_eval_step(objective, prepare_eval, config.seed), sharding.gathering(jax.tree.map(lambda p: p.sharding, params))
     step = lambda params, batch, index: of_whole(whole(params), batch, index)  # noqa: E731
-    names = tuple(jax.eval_shape(step, params, batch, index))
     with jax.set_mesh(mesh):
         compiled = jax.jit(step, out_shardings=everywhere).lower(params, batch, index).compile()
 
@@ -75,7 +73,7 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
         shown = pictures(params, crop[None])
         return {name: np.asarray(volume)[0, ..., 0] for name, volume in zip(objective.picture_names, shown, strict=True)}
 
-    return HeldOut(evaluate, draw, names)
+    return HeldOut(evaluate, draw)
 
 
 def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share) -> HeldOut:
@@ -109,7 +107,7 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share) ->
         found = segment(sharding.on_one_device(params), arrays["image"])
         return {"image": image, "labels": painted(image, arrays["label"], data.target), "predicted": painted(image, found, data.target)}
 
-    return HeldOut(evaluate, draw, ("loss", "dice"))
+    return HeldOut(evaluate, draw)
 
 
 def volume_of(image: Shaped[np.ndarray, "x y z c"]) -> Float[jax.Array, "x y z c"]:

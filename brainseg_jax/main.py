@@ -42,8 +42,7 @@ def main(argv: list[str]) -> None:
         distributed.check_devices(DEVICES.value)
         path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         resolved = with_sources(config, set(config_flags.get_override_values(flags.FLAGS["config"])), path)
-        for key, value in settle(config, jax.default_backend() == "cpu").items():
-            resolved[key]["value"] = value
+        settle(config, jax.default_backend() == "cpu", resolved)
         name = Path(path).stem + (f"_{variant.replace(',', '_')}" if variant else "")
         train(config, resolved, Path(WORKDIR.value or f"runs/{name}"))
 

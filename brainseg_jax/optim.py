@@ -8,12 +8,20 @@ import optax
 from ml_collections import ConfigDict
 
 from brainseg_jax import layerwise
+from brainseg_jax.errors import InputError
 from brainseg_jax.trees import by_pattern
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate at a step: linear from 0 to `peak` over the first `warmup` share of the run, then half a cosine to 0 at its end."""
+    """Learning rate at a step: linear from 0 to `peak` over the first `warmup` share of the run, then half a cosine to 0 at its end.
+
+    Raises InputError for a warm-up that is the whole run.
+    """
     warm = round(optim.warmup * steps)
+    if warm >= steps:
+        raise InputError(
+            f"optim.warmup {optim.warmup:g} of {steps} steps is all of them, which leaves nothing to cool down; use a smaller share"
+        )
     return optax.warmup_cosine_decay_schedule(0.0 if warm else optim.peak, optim.peak, warm, steps)
 
 

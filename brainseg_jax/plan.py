@@ -59,13 +59,14 @@ def main(argv: list[str]) -> int:
 
 def settled(config: ConfigDict) -> ConfigDict:
     """The config as a GPU would train it: computing in bfloat16 unless it says otherwise, with the classes of its labels. Checked."""
-    from brainseg_jax.config import check
+    from brainseg_jax.config import check, check_idle
     from brainseg_jax.program import settle
 
     config = config.copy_and_resolve_references()
     with config.unlocked():
         settle(config, on_cpu=False)
     check(config)
+    check_idle(config)
     return config
 
 

@@ -41,15 +41,20 @@ class Program(NamedTuple):
             return jax.jit(self.step, donate_argnums=0, out_shardings=out).lower(self.like, self.batch)
 
 
-def settle(config: ConfigDict, on_cpu: bool) -> dict[str, Any]:
-    """Fills in what a config leaves to the place and the labels, the type to compute in and the number of classes. Returns what it set."""
-    changes: dict[str, Any] = {}
+def settle(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str, Any]] | None = None) -> None:
+    """The type to compute in and the number of classes, where a config leaves them to the place and the labels, are filled in.
+
+    In `resolved`, which goes into config.json and cards, a type that was left to the place stays "auto", with what was used beside it: a
+    network that was trained on a GPU is no network of bfloat16, and `network.load` asks the place where it is loaded. The number of classes
+    belongs to the labels wherever they are.
+    """
+    resolved = {} if resolved is None else resolved
     if config.dtype == "auto":
-        changes["dtype"] = "float32" if on_cpu else "bfloat16"
+        config.dtype = "float32" if on_cpu else "bfloat16"
+        resolved.setdefault("dtype", {"value": "auto"})["used"] = config.dtype
     if config.objective == "segmentation" and config.data.labels and not config.classes:
-        changes["classes"] = 1 + len(labels.read_table(config.data.labels).structures)
-    config.update(changes)
-    return changes
+        config.classes = 1 + len(labels.read_table(config.data.labels).structures)
+        resolved.setdefault("classes", {})["value"] = config.classes
 
 
 def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None) -> Program:

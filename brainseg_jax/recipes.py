@@ -125,7 +125,9 @@ def narrow(c: ConfigDict) -> None:
     c.data.spacing = 2.0
     c.data.size = (96, 96, 96)
     c.data.crop = (64, 64, 64)
-    c.swin.width = 12
-    c.swin.window = 4
-    c.vit.width, c.vit.heads, c.vit.hidden = 384, 6, 1536
-    c.unetr.width = 12
+    if c.encoder == "swin":
+        c.swin.width = 12
+        c.swin.window = 4
+    else:
+        c.vit.width, c.vit.heads, c.vit.hidden = 384, 6, 1536
+        c.unetr.width = 12

@@ -20,8 +20,9 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count)
 class Objective(Protocol):
     """A Flax module from a batch to (loss, metrics).
 
-    `streams` names the random streams it draws from, `labels` says if it needs labels. What `train` trains also has a method
-    `pictures(batch)`, which gives the volumes [b x y z c] that its `picture_names` name, for people to look at.
+    `streams` names the random streams it draws from, `labels` says if it needs labels. What `train` trains also has `metrics`,
+    the names of what evaluation gives, and, where that is not of whole volumes, a method `pictures(batch)`, which gives the volumes
+    [b x y z c] that its `picture_names` name, for people to look at.
     """
 
     labels: bool

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from brainseg_jax import checkpoint, distributed, heldout, optim, record, report, sharding
-from brainseg_jax.config import FORMAT, check, differing, known
+from brainseg_jax.config import FORMAT, check, check_idle, differing, known
 from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, train_batches
@@ -59,6 +59,9 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
     """
     with distributed.together():
         check(config)
+        check_idle(config)
+        if config.best not in (metrics := OBJECTIVES[config.objective](config).metrics):
+            raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(metrics)}")
         same_experiment(folder, resolved)
         share = Share(jax.process_index(), jax.process_count())
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
@@ -98,8 +101,6 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         say("compiling the training step")
         began = time.perf_counter()
         held_out = heldout.of(objective, config, data, mesh, share, params)
-        if config.best not in held_out.names:
-            raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(held_out.names)}")
         train_step = built.lower().compile()
         check_room(train_step, mesh.local_devices[0])
         if share.index == 0:
@@ -363,7 +364,9 @@ def finished(run: Run, last: int) -> str:
     early = f", ended early: {run.config.patience} evaluations without a better {run.config.best}" if last < run.steps else ""
     lines = [f"finished: {last} steps{early}, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(last)}"]
     evaluated = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval" and row["step"]]
-    best = min(evaluated, key=lambda row: row[run.config.best])
+    best = min(evaluated, key=lambda row: row[run.config.best], default={"step": last})
+    if not evaluated:
+        lines.append(f"  best        unknown: {run.folder / 'metrics.jsonl'} is missing, or has lost its evaluations")
     if best["step"] != last:
         lines.append(f"  best        {run.folder / 'checkpoints' / str(best['step'])}, {run.config.best} {best[run.config.best]:.5g}")
     if run.picture(last).exists():

@@ -24,11 +24,6 @@ OF_TRAINING = ("vit.drop_path", "swin.drop_path")
 OF_IMAGE = ("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel")
 
 
-def transfer(params: Any, config: ConfigDict, say: Callable[[str], None]) -> Any:
-    """`params` with config.init.parts from config.init.checkpoint in their place, as they lie on the devices. Raises as `taken`."""
-    return put(params, taken(params, config, say))
-
-
 def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str, Any]:
     """The parts of config.init.checkpoint, in host memory, that go into parameters like `like`, abstract or not; {} without a checkpoint.
 

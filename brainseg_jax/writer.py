@@ -10,6 +10,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_text
 
 try:
@@ -77,13 +78,15 @@ class Writer:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is left out."""
-    rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is left out. InputError where another one is damaged."""
+    rows, lines = [], file.read_bytes().splitlines() if file.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+            rows.append(row | {"step": row["step"]})
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise InputError(f"{file}: line {number} is damaged; bring it back from a backup, or take this line out") from None
     return rows
 
 

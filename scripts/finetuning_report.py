@@ -24,7 +24,7 @@ from matplotlib import pyplot
 from reports import command, publish, spread
 
 from brainseg_jax import record
-from brainseg_jax.config import from_resolved
+from brainseg_jax.config import from_resolved, known, used
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.errors import InputError
 from brainseg_jax.writer import read_metrics
@@ -65,7 +65,9 @@ def read(folder: Path) -> Run:
         for line in csv.DictReader(lines, delimiter="\t"):
             if line["id"] != "0":
                 dice[line["subject"]][line["structure"]] = float(line["dice"] or "nan")
-    config = from_resolved(record.read(folder / "config.json"), str(folder / "config.json"))
+    resolved = known(record.read(folder / "config.json"), str(folder / "config.json"))
+    config = from_resolved(resolved)
+    config.dtype = used(resolved, "dtype")
     return Run(folder, config, record.read(folder / "run.json"), dict(dice))
 
 

@@ -21,7 +21,7 @@ from matplotlib import pyplot
 from reports import command, publish
 
 from brainseg_jax import checkpoint, record, report
-from brainseg_jax.config import of_card
+from brainseg_jax.config import known, of_card, used
 from brainseg_jax.data import dataset
 from brainseg_jax.data.augment import prepare_eval
 from brainseg_jax.data.cache import load
@@ -63,6 +63,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
     config, facts = of_card(card, run), record.read(run / "run.json")
+    config.dtype = used(known(card["config"], str(run)), "dtype")
     data = dataset.prepare(config.data, None, lambda _: None, lambda _: lambda done, total: None, config.channels)
     record.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)

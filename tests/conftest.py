@@ -148,6 +148,8 @@ def small():
     def make(**changes) -> ConfigDict:
         config = keys.base()
         config.update_from_flattened_dict(SMALL | changes)
+        defaults = keys.flat(keys.base())
+        config.update_from_flattened_dict({key: defaults[key] for key in keys.idle(config) if key not in changes})
         return config
 
     return make

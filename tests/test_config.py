@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax import config as keys
-from brainseg_jax.config import base, c_get, check, differing, flat, from_resolved, of_card, of_file, with_sources
+from brainseg_jax.config import base, c_get, check, check_idle, differing, flat, from_resolved, of_card, of_file, with_sources
 from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.labels import swap as labels_swap
@@ -18,7 +18,7 @@ from brainseg_jax.errors import InputError
 from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.optim import optimizer
-from brainseg_jax.program import parts_of_batch, sample_of
+from brainseg_jax.program import parts_of_batch, sample_of, settle
 from brainseg_jax.step import init_params, init_state, make_train_step
 
 FILES = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
@@ -132,6 +132,58 @@ def test_unetr_wants_its_patches():
         check(c)
 
 
+@pytest.mark.parametrize(
+    ("depth", "features", "hint"),
+    [
+        (6, (3, 6, 9), r"vit\.features is \(3, 6, 9\).*before the last one of vit\.depth 6: use e\.g\. \(1, 2, 3\)"),
+        (12, (3, 6, 11), r"use e\.g\. \(2, 5, 8\)"),
+        (12, (3, 6), "three blocks"),
+        (12, (2, 4, 6, 8), "three blocks"),
+        (12, (6, 3, 9), "in their order"),
+        (12, (3, 3, 9), "in their order"),
+        (12, (-1, 3, 9), "counted from 0"),
+        (3, (0, 1, 2), r"vit\.depth is 3.*use 4 or more"),
+    ],
+)
+def test_unetr_wants_three_blocks_that_there_are(depth, features, hint):
+    c = base()
+    c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "vit.depth": depth})
+    c.vit.features = features
+    with pytest.raises(InputError, match=hint):
+        check(c)
+    c.update_from_flattened_dict({"vit.depth": 4, "vit.features": (0, 1, 2)})
+    check(c)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"vit.drop_path": 0.1}, "vit.drop_path does nothing with objective=mae; leave it out"),
+        ({"data.target": "A"}, "data.target does nothing with objective=mae"),
+        ({"data.masks": 3}, "data.masks does nothing with objective=mae"),
+        ({"data.lacking": "background"}, "data.lacking does nothing with objective=mae"),
+        ({"segmentation.overlap": 0.7}, "segmentation.overlap does nothing with objective=mae"),
+        ({"classes": 5}, "classes does nothing with objective=mae"),
+        ({"unetr.width": 4}, "unetr.width does nothing with objective=mae"),
+        ({"ssl.share": 0.2}, "ssl.share does nothing with objective=mae"),
+        ({"swin.window": 4}, "swin.window does nothing with encoder=vit"),
+        ({"data.manifest": "people.tsv", "data.subjects": 3}, "data.subjects does nothing with data.manifest=people.tsv"),
+        ({"data.split_rule": "paper", "data.fractions": (0.5, 0.3, 0.2)}, "data.fractions does nothing with data.split_rule=paper"),
+        ({"objective": "segmentation", "data.labels": "seg4", "mae.depth": 2}, "mae.depth does nothing with objective=segmentation"),
+    ],
+)
+def test_a_key_that_does_nothing_is_refused(changes, refusal):
+    c = base()
+    c.update_from_flattened_dict({"steps": 10} | changes)
+    with pytest.raises(InputError, match=re.escape(refusal)):
+        check_idle(c)
+    # A run from before it was refused goes on without it.
+    again = base()
+    again.update_from_flattened_dict({key: value for key, value in flat(c).items() if key not in keys.idle(c)})
+    check_idle(again)
+    assert differing(*(with_sources(one, set(), "x.py") for one in (c, again))) == []
+
+
 def test_slices_that_are_not_thicker_than_voxels_are_refused_if_they_are_asked_for():
     c = base()
     c.steps, c.data.spacing, c.augment.low_resolution.mm = 10, 2.0, 2.0
@@ -148,7 +200,8 @@ def test_neither_steps_nor_epochs_is_refused():
 
 def test_every_key_that_check_names_exists():
     c = base()
-    for key in (*keys.FREE, *keys.CHOICES, *keys.POSITIVE, *keys.NOT_NEGATIVE, *keys.SHARES):
+    idle = [key.removesuffix(".") for named, other, _ in keys.ACTS_WITH for key in (*named, other)]
+    for key in (*keys.FREE, *keys.CHOICES, *keys.POSITIVE, *keys.NOT_NEGATIVE, *keys.SHARES, *idle):
         c_get(c, key)
 
 
@@ -166,6 +219,7 @@ def test_the_papers_tasks_differ_in_their_labels_only(get, variant):
     four.data.labels = c.data.labels
     assert c.to_dict() == four.to_dict()
     check(c)
+    check_idle(c)
 
 
 def of_each_network():
@@ -182,6 +236,7 @@ def test_every_config_builds_at_full_size(get, variant):
     c = get(variant)
     c.dtype = "bfloat16"
     check(c)
+    check_idle(c)
     swap = None
     if c.data.labels:
         table = read_table(c.data.labels)
@@ -233,6 +288,29 @@ def test_free_keys_make_no_other_experiment():
     resolve = lambda c: with_sources(c, set(), "x.py")  # noqa: E731
     assert differing(resolve(old), resolve(free)) == []
     assert differing(resolve(old), resolve(other)) == ["optim.peak: 0.0004 → 0.001"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "asked", "used"),
+    [
+        ({"value": "bfloat16", "from": "default"}, "auto", "bfloat16"),  # as records were, that of auto knew the result only
+        ({"value": "auto", "from": "default", "used": "bfloat16"}, "auto", "bfloat16"),
+        ({"value": "float32", "from": "command line"}, "float32", "float32"),
+    ],
+)
+def test_the_type_that_was_asked_for_and_the_one_that_was_used(entry, asked, used):
+    old = keys.known(with_sources(base(), set(), "x.py") | {"dtype": entry}, "config.json")
+    assert from_resolved(old).dtype == asked and keys.used(old, "dtype") == used
+    for there, same in (("float32", used == "float32"), ("bfloat16", used == "bfloat16")):
+        config = base()
+        config.dtype = asked
+        new = with_sources(config, set(), "x.py")
+        settle(config, there == "float32", new)
+        if asked == "auto":
+            assert (config.dtype, new["dtype"]["value"], new["dtype"]["used"]) == (there, "auto", there)
+            assert (differing(old, new) == []) == same  # as before: a run goes on in what it began with
+        else:
+            assert config.dtype == asked and differing(old, new) == [] and "used" not in new["dtype"]
 
 
 def test_a_value_named_on_the_command_line_is_not_another_experiment():

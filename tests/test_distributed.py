@@ -119,7 +119,7 @@ def test_alone_words_are_ones_own():
 
 STEPS = 24
 CHANGES = {
-    "steps": STEPS, "data.batch": 4, "data.crop": (32, 32, 16), "vit.patch": 16, "vit.depth": 1, "vit.features": (0, 0, 0),
+    "steps": STEPS, "data.batch": 4, "data.crop": (32, 32, 16), "vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2),
     "vit.qkv_bias": False, "unetr.width": 4, "mesh.data": 2, "mesh.fsdp": 2,
 }  # fmt: skip
 ONE = {"mesh.data": 1, "mesh.fsdp": 1}

@@ -12,6 +12,7 @@ from brainseg_jax.data import cache
 from brainseg_jax.data.labels import parse_table, read_table
 from brainseg_jax.evaluate import main as evaluate
 from brainseg_jax.heldout import volume_of
+from brainseg_jax.objectives.segmentation import Segmentation
 from brainseg_jax.train import train
 from brainseg_jax.writer import read_metrics
 
@@ -44,6 +45,7 @@ def test_it_learns_from_masks_and_is_judged_by_whole_volumes(tuned):
     rows = [row for row in read_metrics(tuned[1] / "metrics.jsonl") if row["kind"] == "eval"]
     assert [row["step"] for row in rows] == [0, 30, 60]
     assert rows[0]["dice"] < 0.7 < 0.9 < rows[-1]["dice"]
+    assert set(Segmentation.metrics) < set(rows[-1])
     assert rows[-1]["loss"] == pytest.approx(1 - rows[-1]["dice"]) and "dice/Brain" in rows[-1]
     assert (tuned[1] / "pictures" / "step_000060.png").exists()
 

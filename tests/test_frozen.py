@@ -39,8 +39,7 @@ def asked() -> tuple[ConfigDict, dict]:
     config = base()
     config.update_from_flattened_dict(MAKE.CONFIG)
     resolved = with_sources(config, set(), "frozen.py")
-    for key, value in settle(config, True).items():
-        resolved[key]["value"] = value
+    settle(config, True, resolved)
     return config, resolved
 
 
@@ -83,8 +82,13 @@ def test_a_run_that_was_stopped_goes_on_to_its_end_also_without_what_it_began_wi
 
 @pytest.mark.slow
 def test_a_run_that_ended_says_so_also_without_what_it_began_with(frozen, capsys):
-    train(*fine_tuned(Path("ended")), Path("ended"))
+    again = fine_tuned(Path("ended"))
+    train(*again, Path("ended"))
     assert "finished: 30 steps" in capsys.readouterr().out
+    Path("ended/metrics.jsonl").unlink()
+    train(*again, Path("ended"))
+    out = capsys.readouterr().out
+    assert "finished: 30 steps" in out and "best        unknown: ended/metrics.jsonl is missing, or has lost its evaluations" in out
 
 
 def test_a_key_that_came_later_makes_no_other_experiment(frozen, monkeypatch):

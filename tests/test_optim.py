@@ -107,3 +107,12 @@ def test_a_pattern_that_matches_nothing_is_refused_by_key(key, value):
 def test_no_decay_patterns_no_decay():
     params = {"a": {"kernel": jnp.ones(2)}}
     assert changed_without_gradient(settings(warmup=0.0, decay=()), params) == set()
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.75, 2), (0.95, 5), (0.6, 1)])
+def test_a_warm_up_that_rounds_to_all_steps_is_refused_by_name(warmup, steps):
+    c = base().optim
+    c.warmup = warmup
+    with pytest.raises(InputError, match=rf"^optim\.warmup {warmup:g} of {steps} steps is all of them"):
+        schedule(c, steps)
+    schedule(c, 100)

@@ -20,6 +20,7 @@ from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.pipeline import ALL
 from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
+from brainseg_jax.objectives.mae import MAE
 from brainseg_jax.sharding import make_mesh
 from brainseg_jax.train import averaged, idle, length, same_experiment, train
 from brainseg_jax.writer import Writer, read_metrics
@@ -90,6 +91,8 @@ def test_what_a_run_leaves(whole):
     assert (facts["data"]["train"], facts["data"]["val"], facts["seed"], len(facts["starts"])) == (3, 1, 0, 1)
     config = json.loads((whole / "config.json").read_text())
     assert config["vit.width"] == {"value": 24, "from": "test.py"} and config["optim.b1"]["from"] == "default"
+    last = read_metrics(whole / "metrics.jsonl")[-1]
+    assert last["kind"] == "eval" and set(last) == {"step", "kind", "time", *MAE.metrics}
     row = read_metrics(whole / "metrics.jsonl")[-2]
     assert {"loss", "gradient_norm", "learning_rate", "crops_per_second", "input_wait"} <= set(row)
 
@@ -241,11 +244,11 @@ def test_an_unknown_part_is_refused_by_its_key(run, tmp_path, key, value):
         run(tmp_path / "run", **{key: value})
 
 
-@pytest.mark.slow
-def test_an_unknown_best_metric_is_refused_before_training(run, tmp_path):
-    with pytest.raises(InputError, match=r"^best .*accuracy"):
-        run(tmp_path / "run", best="accuracy")
-    assert not losses(tmp_path / "run")
+@pytest.mark.parametrize("best", ["nonsense", "reconstruction"])
+def test_an_unknown_best_metric_is_refused_before_anything_is_made(run, tmp_path, best):
+    with pytest.raises(InputError, match=f"^best is '{best}'; evaluation gives loss$"):
+        run(tmp_path / "run", best=best)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(run, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from brainseg_jax import checkpoint
 from brainseg_jax.config import base, with_sources
 from brainseg_jax.errors import InputError
-from brainseg_jax.transfer import taken, transfer
+from brainseg_jax.transfer import put, taken
 
 
 def swin(**changes):
@@ -37,7 +37,7 @@ def params(encoder):
 def test_the_encoder_is_taken_and_the_rest_is_new(tmp_path, encoder, params):
     folder = pretrained(tmp_path / "c", swin(objective="ssl"), encoder, rotation={"bias": np.zeros(4, np.float32)})
     said = []
-    out = transfer(params, swin(**{"init.checkpoint": folder, "swin.drop_path": 0.1}), said.append)
+    out = put(params, taken(params, swin(**{"init.checkpoint": folder, "swin.drop_path": 0.1}), said.append))
     jax.tree.map(np.testing.assert_array_equal, out["encoder"], encoder)
     assert out["decoder"] is params["decoder"] and out["head"] is params["head"]
     assert said == [f"encoder from {folder}: all 9 numbers; from scratch: decoder, head"]
@@ -46,7 +46,7 @@ def test_the_encoder_is_taken_and_the_rest_is_new(tmp_path, encoder, params):
 def test_another_resolution_is_said(tmp_path, encoder, params):
     folder = pretrained(tmp_path / "c", swin(**{"data.spacing": 2.0}), encoder)
     said = []
-    transfer(params, swin(**{"init.checkpoint": folder}), said.append)
+    put(params, taken(params, swin(**{"init.checkpoint": folder}), said.append))
     assert said[0].startswith("note: ") and "data.spacing 2.0, this run has 1.0" in said[0]
 
 
@@ -67,7 +67,7 @@ def test_another_resolution_is_said(tmp_path, encoder, params):
 def test_another_network_is_refused_by_name(tmp_path, encoder, params, theirs, ours, message):
     folder = pretrained(tmp_path / "c", swin(**theirs), encoder)
     with pytest.raises(InputError, match=message):
-        transfer(params, swin(**{"init.checkpoint": folder} | ours), print)
+        put(params, taken(params, swin(**{"init.checkpoint": folder} | ours), print))
 
 
 def test_it_is_refused_before_there_are_parameters(tmp_path, encoder, params):
@@ -91,9 +91,9 @@ def test_less_than_all_of_a_part_is_refused(tmp_path, encoder, params, fault):
         encoder["norm"]["scale"] = np.zeros(4, np.float32)
     folder = pretrained(tmp_path / "c", swin(), encoder)
     with pytest.raises(InputError, match=r"1 of 2 parameters of its encoder do not fit, e\.g\. encoder/(norm/scale|cls_token) is"):
-        transfer(params, swin(**{"init.checkpoint": folder}), print)
+        put(params, taken(params, swin(**{"init.checkpoint": folder}), print))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, params):
     with pytest.raises(InputError, match="is no checkpoint"):
-        transfer(params, swin(**{"init.checkpoint": str(tmp_path)}), print)
+        put(params, taken(params, swin(**{"init.checkpoint": str(tmp_path)}), print))

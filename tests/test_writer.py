@@ -6,6 +6,7 @@ import json
 import pytest
 
 from brainseg_jax import writer as module
+from brainseg_jax.errors import InputError
 from brainseg_jax.writer import Writer, read_metrics
 
 
@@ -34,6 +35,16 @@ def test_an_unfinished_last_line_is_left_out_and_then_written_over(tmp_path):
     writer.scalars(2, "train", {"loss": 0.3})
     writer.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"[]", b"3", b"{}", b'{"step": 2, "lo'])
+def test_a_line_that_is_damaged_is_left_out_at_the_end_and_else_named(tmp_path, damage):
+    file, row = tmp_path / "metrics.jsonl", b'{"step": 1, "loss": 0.5}\n'
+    file.write_bytes(row + damage)
+    assert read_metrics(file) == [{"step": 1, "loss": 0.5}]
+    file.write_bytes(row + damage + b"\n" + row)
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is damaged; bring it back"):
+        read_metrics(file)
 
 
 def test_no_file_is_no_rows(tmp_path):

@@ -44,6 +44,7 @@ class MAE(nn.Module):
     channels: int = 1
 
     labels = False
+    metrics = ("loss",)
     streams = ("mask",)
     picture_names = ("original", "masked", "reconstructed")
 

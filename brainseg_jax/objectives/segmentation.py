@@ -31,6 +31,7 @@ class Segmentation(nn.Module):
     loss: str = "present"
 
     labels = True
+    metrics = ("loss", "dice")  # of whole volumes: what evaluation gives, beside each structure's Dice
     streams = ("drop_path",)
 
     def setup(self) -> None:

@@ -254,6 +254,7 @@ class SSL(nn.Module):
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     labels = False
+    metrics = ("loss", "rotation", "contrast", "reconstruction", "rotation_accuracy", "contrast_top1")
     streams = ("views", "drop_path")
     picture_names = ("original", "cut out", "reconstructed")
 

@@ -69,8 +69,7 @@ def run(folder: str, stop: int | None = None) -> None:
     config = base()
     config.update_from_flattened_dict(CONFIG)
     resolved = with_sources(config, set(), "frozen.py")
-    for key, value in settle(config, True).items():
-        resolved[key]["value"] = value
+    settle(config, True, resolved)
     progress = Writer.progress
 
     def stopping(writer: Writer, step: int, *what) -> None:
