@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_jax import flags as flags_of_commands
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.writer import read_metrics
 
@@ -21,7 +22,9 @@ def start(*flags, **environment):
     """The command, compiling as it does for users (see conftest.py)."""
     plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "brainseg_jax.main", *flags]
-    return subprocess.Popen(command, cwd=ROOT, env=plain | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=plain | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def command(*flags):
@@ -54,6 +57,32 @@ def refused(*flags):
 )
 def test_a_mistyped_command_is_answered_with_one_line(flags, hint):
     assert hint in refused(*flags)
+
+
+def test_ctrl_c_is_one_line_wherever_it_comes(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flags_of_commands.app, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        flags_of_commands.run(print)
+    err = capsys.readouterr().err
+    assert ended.value.code == 130 and err.startswith("stopped; ") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_scans_are_standardised_is_one_line_and_leaves_no_process(small_flags, tmp_path):
+    """As a terminal sends it: to all processes of the command."""
+    flags = [CONFIG, *small_flags, f"--config.data.cache={tmp_path / 'cache'}", f"--workdir={tmp_path / 'run'}"]
+    process = start(*flags, PYTHONUNBUFFERED="1")
+    while process.poll() is None and not process.stdout.readline().startswith("standardising scans: 0/4"):
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.count("\n")) == (130, 1) and err.startswith("stopped; "), err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.slow
