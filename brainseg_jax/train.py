@@ -337,11 +337,16 @@ def begun(folder: Path) -> bool:
 
 
 def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
-    """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none."""
-    if not begun(folder):
+    """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none.
+
+    Likewise for a record in it that is missing or cannot be read.
+    """
+    goes_on = begun(folder)
+    records = {name: record.read(folder / name) for name in (record.CONFIG, record.RUN) if goes_on or (folder / name).exists()}
+    if not goes_on:
         return
-    file = folder / record.CONFIG
-    if differences := differing(known(record.read(file), str(file)), resolved):
+    read_metrics(folder / "metrics.jsonl")
+    if differences := differing(known(records[record.CONFIG], str(folder / record.CONFIG)), resolved):
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
 
 
