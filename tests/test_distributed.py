@@ -120,7 +120,7 @@ def test_alone_words_are_ones_own():
 STEPS = 24
 CHANGES = {
     "steps": STEPS, "data.batch": 4, "data.crop": (32, 32, 16), "vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2),
-    "vit.qkv_bias": False, "unetr.width": 4, "mesh.data": 2, "mesh.fsdp": 2,
+    "vit.qkv_bias": False, "mesh.data": 2, "mesh.fsdp": 2,
 }  # fmt: skip
 ONE = {"mesh.data": 1, "mesh.fsdp": 1}
 
@@ -185,7 +185,7 @@ def two(small, masked, cohort, tmp_path_factory):
     for file in (folder / "cache" / "volumes").glob("head0_*.npz"):
         file.write_bytes(file.read_bytes()[:5000])
     other = small(**CHANGES | manifest | {"data.manifest": str(folder / "fewer.tsv")})
-    tuned = {"objective": "segmentation", "data.labels": "brain", "classes": 2, "steps": 4, "data.batch": 4}
+    tuned = {"objective": "segmentation", "data.labels": "brain", "classes": 2, "unetr.width": 4, "steps": 4, "data.batch": 4}
     damaged = small(**CHANGES | manifest | {"data.cache": str(folder / "cache")})
     two = Two(folder, {"run": run, "other manifest 0": run, "other manifest 1": other, "alone 0": run, "alone 1": damaged})
     with pytest.MonkeyPatch.context() as patch:
