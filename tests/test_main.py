@@ -59,15 +59,28 @@ def test_a_mistyped_command_is_answered_with_one_line(flags, hint):
     assert hint in refused(*flags)
 
 
-def test_ctrl_c_is_one_line_wherever_it_comes(monkeypatch, capsys):
+@pytest.mark.parametrize("importing", [False, True])
+def test_ctrl_c_is_one_line_wherever_it_comes(monkeypatch, capsys, importing):
     def interrupted(*_, **__):
+        if importing:
+            raise ImportError("Encountered an error while initializing the extension.") from KeyboardInterrupt()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(flags_of_commands.app, "run", interrupted)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
         flags_of_commands.run(print)
     err = capsys.readouterr().err
     assert ended.value.code == 130 and err.startswith("stopped; ") and err.count("\n") == 1
+
+
+def test_another_error_is_none_of_ctrl_c(monkeypatch):
+    def fails(*_, **__):
+        raise ImportError("no module")
+
+    monkeypatch.setattr(flags_of_commands.app, "run", fails)
+    with pytest.raises(ImportError, match="no module"):
+        flags_of_commands.run(print)
 
 
 @pytest.mark.slow
