@@ -180,10 +180,12 @@ def two(small, masked, cohort, tmp_path_factory):
     write_manifest(folder / "fewer.tsv", rows[1:])
     manifest = {"data.manifest": str(folder / "people.tsv"), "data.cache": str(cohort.parent)}
     run = small(**CHANGES | manifest)
-    # Cached volumes of process 1's own, one of which is damaged.
+    # Cached volumes of process 1's own, one of which is damaged where it is read in a step: what a start reads of it is whole.
     shutil.copytree(cohort.parent / "volumes", folder / "cache" / "volumes")
     for file in (folder / "cache" / "volumes").glob("head0_*.npz"):
-        file.write_bytes(file.read_bytes()[:5000])
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
     other = small(**CHANGES | manifest | {"data.manifest": str(folder / "fewer.tsv")})
     tuned = {"objective": "segmentation", "data.labels": "brain", "classes": 2, "unetr.width": 4, "steps": 4, "data.batch": 4}
     damaged = small(**CHANGES | manifest | {"data.cache": str(folder / "cache")})
