@@ -6,8 +6,12 @@ What is written leaves here, too: on a grid that is given, or on that of a scan,
 import gzip
 import io
 import math
+import os
+import stat
+import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,20 +21,34 @@ import numpy as np
 from jaxtyping import Float64, Shaped, UInt8
 from nibabel import orientations
 
+from brainseg_jax.data import geometry
+from brainseg_jax.data.geometry import Form, sound
+from brainseg_jax.data.intensities import cleaned
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import absent, whole
 
 LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
-SPACINGS = (0.1, 20.0)  # mm; outside them the unit is wrong or the header is damaged
+SLAB = 2**24  # bytes that are read at once
 # What may follow the voxels: a little padding in NIfTI; tags, the command history and a colour table in MGH.
 NIFTI_TAIL, MGH_TAIL = 4096, 2**18
+PLACE = ("qform_code", "sform_code", *(f"quatern_{k}" for k in "bcd"), *(f"{form}_{k}" for form in ("qoffset", "srow") for k in "xyz"))
+UNITS = {1: 1000.0, 3: 0.001}  # mm in NIfTI's metre and micron; all others are taken for mm
+SKEW = 2e-3  # cosine, or length less one, by which MGH's directions may be off
+# Tags of MGH: an old transform is measured otherwise, a frame's or a colour table's length is not to be relied on, all others say theirs.
+MEASURED, UNMEASURED = {3, 4, 5, 10, 21, 31, 32, 33, 40, 41, 43, 44}, {1, 2, 20, 30, 42}
+# A brain alone in a large image of zeros compresses a hundredfold, zeros alone 230 to 1,000 times.
+EMPTY, LARGE = 200, 2**26
 
 
 class Scan(NamedTuple):
-    """One volume and its place in the world: `affine` takes a voxel index to millimetres towards Right, Anterior, Superior."""
+    """One volume and its place in the world: `affine` takes a voxel index to millimetres towards Right, Anterior, Superior.
+
+    `remarks`: what a user should know of how the file was read, though it is no error; a sentence each, without the file's name.
+    """
 
     voxels: Shaped[np.ndarray, "x y z"]
     affine: Float64[np.ndarray, "4 4"]
+    remarks: tuple[str, ...] = ()
 
 
 class _Layout(NamedTuple):
@@ -39,39 +57,44 @@ class _Layout(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     offset: int
-    tail: int
     slope: float
     inter: float
-    affine: np.ndarray
     header: Any
+    affine: np.ndarray = np.eye(4)
+    remarks: tuple[str, ...] = ()
 
     @property
-    def end(self) -> int:
-        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def slice(self) -> int:
+        """Bytes that are fewer than any slice has, so that a dimension that is one too small does not pass for a tail."""
+        return self.size // (max(self.shape) + 1)
+
+    def scaled(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values as the header's slope and intercept have them, in their own type where those change nothing."""
+        return stored if (self.slope, self.inter) == (1, 0) else stored.astype(np.float64) * self.slope + self.inter
 
 
 def read(path: str | Path) -> Scan:
-    """An image as float32 [x y z], scaled by the header's slope and intercept; voxels that are not finite (at most half) become 0.
+    """An image as float32 [x y z], scaled by the header's slope and intercept, without what is no intensity (see `intensities.cleaned`).
 
     Raises InputError, naming the file and the remedy, for whatever would be silently wrong later: damage, a header that disagrees with the
-    data, an unknown or contradictory left and right, more than one volume, one value only.
+    data or with itself, an unknown or contradictory left and right, more than one volume, one value only.
     """
-    raw, layout = _load(path)
-    with np.errstate(invalid="ignore", over="ignore"):
-        if (layout.slope, layout.inter) == (1, 0):
-            voxels = raw.astype(np.float32, order="C")
-        else:
-            voxels = (raw.astype(np.float64) * layout.slope + layout.inter).astype(np.float32, order="C")
-    try:
-        return Scan(_filled(voxels), layout.affine)
-    except InputError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
+    with _opened(path) as (stream, layout, packed):
+        if packed and layout.size > max(LARGE, EMPTY * packed):
+            raise InputError(f"{packed} bytes that claim to hold {layout.size} are of an empty image; export it again or leave it out")
+        voxels, remarks = cleaned(_volume(stream, layout, np.float32, layout.scaled))
+    return Scan(voxels, layout.affine, layout.remarks + remarks)
 
 
 def from_array(voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "4 4"]) -> Scan:
     """What `read` would give for a file of these. Raises InputError as it does, without naming a file."""
-    affine = _sound(affine)
-    return Scan(_filled(voxels.astype(np.float32, order="C")), affine)
+    affine = sound(affine, voxels.shape)
+    voxels, remarks = cleaned(voxels.astype(np.float32, order="C"))
+    return Scan(voxels, affine, remarks)
 
 
 def read_labels(path: str | Path) -> Scan:
@@ -80,21 +103,23 @@ def read_labels(path: str | Path) -> Scan:
     The header's slope is applied: ids that a tool squeezed into too small an integer type come back as fractions, and are refused rather
     than rounded.
     """
-    raw, layout = _load(path)
-    values = raw
-    if raw.dtype.kind == "f" or (layout.slope, layout.inter) != (1, 0):
-        with np.errstate(invalid="ignore", over="ignore"):
-            values = raw.astype(np.float64) * layout.slope + layout.inter
-            fractional = ~(np.abs(values - np.rint(values)) <= 1e-3)
+    with _opened(path) as (stream, layout, _):
+        voxels = _volume(stream, layout, np.int32, lambda stored: _ids(layout.scaled(stored)))
+    return Scan(voxels, layout.affine, layout.remarks)
+
+
+def _ids(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind == "f":
+        fractional = ~(np.abs(values - np.rint(values)) <= 1e-3)
         if fractional.any():
             raise InputError(
-                f"{path}: label {values[fractional][0]:g} is not an integer; save the labels again as unscaled integers, "
+                f"label {values[fractional][0]:g} is not an integer; save the labels again as unscaled integers, "
                 "resampled by nearest neighbour only"
             )
         values = np.rint(values)
     if values.min() < -(2**31) or values.max() >= 2**31:
-        raise InputError(f"{path}: label {max(values.max(), values.min(), key=abs)} is beyond 32 bits; check that this is a label map")
-    return Scan(values.astype(np.int32, order="C"), layout.affine)
+        raise InputError(f"label {max(values.max(), values.min(), key=abs)} is beyond 32 bits; check that this is a label map")
+    return values
 
 
 def write(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "4 4"]) -> None:
@@ -110,10 +135,10 @@ def write(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[
 def write_like(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], scan: str | Path) -> None:
     """The same on the grid of the file `scan`: where both are NIfTI, or both MGH, nibabel reads the same affine from them, to the bit.
 
-    Both forms of NIfTI then are what was read, in the scan's version of the format and with its code. Only where the scan has a q-form
-    and no s-form, it is the q-form alone that is copied: no float32 matrix equals a quaternion to the bit.
+    Both forms of NIfTI, their codes and their unit are the scan's, in its version of the format: by whichever a tool goes, what is written
+    lies on the scan.
     """
-    layout = _layout(_start(scan))
+    layout = _claims(scan)
     if layout.shape != voxels.shape:
         raise InputError(f"{scan}: has another shape than when it was read; let nothing change it, and run again")
     _write(Path(path), voxels, layout.affine, layout.header)
@@ -124,7 +149,7 @@ def write_soft(path: str | Path, maps: Iterable[UInt8[np.ndarray, "x y z"]], n: 
 
     A byte, because its steps of 0.004 are finer than a probability is known, and float32 takes four times the space and more time.
     """
-    path, layout = Path(path), _layout(_start(scan))
+    path, layout = Path(path), _claims(scan)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: soft maps are written as .nii or .nii.gz; change the name")
     header = _nifti_header((*layout.shape, n), np.dtype(np.uint8), layout.affine, layout.header)
@@ -146,21 +171,25 @@ def reorient(scan: Scan, codes: str) -> Scan:
         raise InputError(f"orientation {codes!r}: name each of R/L, A/P and S/I once, e.g. RAS")
     turn = orientations.ornt_transform(orientations.io_orientation(scan.affine), orientations.axcodes2ornt(codes))
     voxels = np.ascontiguousarray(orientations.apply_orientation(scan.voxels, turn))
-    return Scan(voxels, scan.affine @ orientations.inv_ornt_aff(turn, scan.voxels.shape))
+    return Scan(voxels, scan.affine @ orientations.inv_ornt_aff(turn, scan.voxels.shape), scan.remarks)
 
 
-def _load(path: str | Path) -> tuple[np.ndarray, _Layout]:
-    """The stored voxels, in the file's own type, and the header's claims, once all of the file has been read and agrees with them."""
+def _claims(path: str | Path) -> _Layout:
+    with _opened(path) as (_, layout, _):
+        return layout
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, _Layout, int]]:
+    """A file unpacked up to its voxels, what its header claims, and how long it is if it is packed (0 if not).
+
+    Whatever goes wrong while it is read becomes one line that names the file.
+    """
     try:
-        with Path(path).open("rb") as file, _plain(file) as stream:
+        with _file(path) as file, _plain(file) as stream:
             layout = _layout(stream.read(540))
-            stream.seek(0)
-            # One byte more than may be there: short of it the stream has ended, and with its end the gzip checksum has been compared.
-            content = stream.read(layout.end + layout.tail + 1)
-        if len(content) < layout.end:
-            raise InputError(f"ends {layout.end - len(content)} bytes short of its {layout.shape} voxels; copy or download it again")
-        if len(content) > layout.end + layout.tail:
-            raise InputError(f"holds more than the {layout.shape} voxels its header claims; the header is damaged, export the image again")
+            stream.seek(layout.offset)
+            yield stream, layout, 0 if stream is file else os.fstat(file.fileno()).st_size
     except InputError as refusal:
         raise InputError(f"{path}: {refusal}") from None
     except FileNotFoundError:
@@ -169,21 +198,51 @@ def _load(path: str | Path) -> tuple[np.ndarray, _Layout]:
         raise InputError(f"{path}: the compressed file is damaged ({error}); copy or download it again") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
-    raw = np.frombuffer(content, layout.dtype, math.prod(layout.shape), layout.offset)
-    return raw.reshape(layout.shape, order="F"), layout
+    except (ValueError, ArithmeticError, LookupError, RuntimeError, struct.error) as error:
+        raise InputError(f"{path}: is damaged ({' '.join(str(error).split())}); copy it or export the image again") from None
+
+
+def _file(path: str | Path) -> io.BufferedReader:
+    """Opens a file that is one: to open a pipe would wait for ever."""
+    if "\0" in str(path):
+        raise InputError("a path cannot hold a NUL byte; correct it")
+    path = Path(path)
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise InputError(f"is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'} and no file; give a scan")
+    return path.open("rb")
 
 
 def _plain(file: io.BufferedReader) -> Any:
     return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
 
 
-def _start(path: str | Path) -> bytes:
-    with Path(path).open("rb") as file, _plain(file) as stream:
-        return stream.read(540)
+def _volume(stream: Any, layout: _Layout, dtype: type, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The voxels, converted slab by slab to lie in memory once, when all of the stream has been read and is as long as it says."""
+    voxels, (x, y, z) = np.empty(layout.shape, dtype), layout.shape
+    plane = x * y * layout.dtype.itemsize
+    thick = max(1, SLAB // plane)
+    for first in range(0, z, thick):
+        wanted = plane * min(thick, z - first)
+        content = stream.read(wanted)
+        if len(content) < wanted:
+            lacking = plane * (z - first) - len(content)
+            raise InputError(f"ends {lacking} bytes short of its {layout.shape} voxels; copy or download it again")
+        stored = np.frombuffer(content, layout.dtype).reshape((x, y, -1), order="F")
+        with np.errstate(invalid="ignore", over="ignore"):
+            voxels[:, :, first : first + thick] = convert(stored)
+    # One byte more than may be there: short of it the stream has ended, and with its end the gzip checksum has been compared.
+    tail = stream.read(MGH_TAIL + 1)
+    short = len(tail) <= min(layout.slice, NIFTI_TAIL)
+    if not short and not (isinstance(layout.header, _MGH) and _tags(tail)):
+        raise InputError(f"holds more than the {layout.shape} voxels its header claims; the header is damaged, export the image again")
+    return voxels
 
 
 def _layout(head: bytes) -> _Layout:
     """The header at the start of a file, told by its content rather than the file's name, and checked before anything is allocated."""
+    if head.startswith(b"version https://git-lfs") or b"/annex/objects/" in head[:300]:
+        raise InputError("its content was not fetched (git-annex or LFS), it is a pointer; get it, with datalad get or git lfs pull")
     for endian, order in (("little", "<"), ("big", ">")):
         if (size := int.from_bytes(head[:4], endian)) in (348, 540):
             layout = _nifti(head, nib.Nifti1Header if size == 348 else nib.Nifti2Header, order)
@@ -194,9 +253,12 @@ def _layout(head: bytes) -> _Layout:
         layout = _mgh(head)
     if layout.dtype.kind not in "iuf":
         raise InputError(f"holds colours or complex numbers ({layout.dtype}); export one grey value per voxel")
-    if max(layout.end, 4 * math.prod(layout.shape)) > LIMIT:
+    if max(layout.offset + layout.size, 4 * math.prod(layout.shape)) > LIMIT:
         raise InputError(f"its header claims shape {layout.shape}, over {LIMIT >> 30} GiB; the header is damaged, or crop the image first")
-    return layout._replace(shape=_volume(layout.shape))
+    layout = layout._replace(shape=_single(layout.shape))
+    place = _mgh_place if isinstance(layout.header, _MGH) else _nifti_place
+    affine, remarks = place(layout.header, layout.shape)
+    return layout._replace(affine=affine, remarks=remarks)
 
 
 def _nifti(head: bytes, kind: type, order: str) -> _Layout:
@@ -212,87 +274,108 @@ def _nifti(head: bytes, kind: type, order: str) -> _Layout:
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # as the standard reads it
     try:
-        shape = tuple(int(n) for n in header["dim"][1 : int(header["dim"][0]) + 1])
+        dim = header["dim"].tolist()
+        shape = tuple(dim[1 : dim[0] + 1])
         dtype = header.get_data_dtype()
         offset = int(header["vox_offset"]) or size + 4
-        if not 1 <= header["dim"][0] <= 7 or min(shape) < 1 or offset < size + 4:
-            raise ValueError(f"dim {header['dim']}, vox_offset {offset}")
-        with np.errstate(invalid="ignore"):
-            forms = [form for form, _ in (header.get_sform(coded=True), header.get_qform(coded=True)) if form is not None]
+        if not 1 <= dim[0] <= 7 or min(shape) < 1 or offset < size + 4:
+            raise ValueError(f"dim {dim}, vox_offset {offset}")
     except (nib.spatialimages.HeaderDataError, KeyError, ValueError, OverflowError) as error:
         raise InputError(f"its header is damaged ({error}); export the image again") from None
-    if not forms:
-        raise InputError("has no q-form and no s-form, so left and right are unknown; set one with fslorient -setsform and -setsformcode")
-    forms = [_sound(form) for form in forms]
-    if _disagree(forms[0], forms[-1]):
-        raise InputError(
-            f"s-form ({orientation(forms[0])}) and q-form ({orientation(forms[-1])}) disagree on directions; find the right one "
-            "and copy it over the other with fslorient -copysform2qform or -copyqform2sform"
-        )
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
         slope, inter = 1.0, 0.0
     if not math.isfinite(slope) or not math.isfinite(inter):
         raise InputError(f"scl_slope {slope} and scl_inter {inter} give no intensities; export the image again")
-    # Padding is shorter than any slice, so a dimension that is one too small does not pass for it.
-    tail = min(NIFTI_TAIL, math.prod(shape) * dtype.itemsize // (max(shape) + 1))
-    return _Layout(shape, dtype, offset, tail, slope, inter, forms[0], header)
+    return _Layout(shape, dtype, offset, slope, inter, header)
+
+
+def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine of a volume in mm, whatever the header's unit, and what is to be said of it."""
+    millimetres = np.array([[_unit(header)]] * 3 + [[1.0]])
+    try:
+        with np.errstate(invalid="ignore"):
+            found = [(millimetres * form, code) for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    except (nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
+        raise InputError(f"its header is damaged ({error}); export the image again") from None
+    forms = [Form(sound(form, shape), code) for form, code in found]
+    if not forms:
+        raise InputError("has no q-form and no s-form, so left and right are unknown; set one with fslorient -setsform and -setsformcode")
+    if geometry.opposed(forms[0].affine, forms[-1].affine):
+        names = [orientation(form.affine) for form in forms]
+        raise InputError(
+            f"s-form ({names[0]}) and q-form ({names[1]}) disagree on directions; find the right one "
+            "and copy it over the other with fslorient -copysform2qform or -copyqform2sform"
+        )
+    if len(forms) == 2:
+        return geometry.settled(*forms, shape)
+    if header["sform_code"]:
+        own, said = geometry.size(forms[0].affine), np.abs(header["pixdim"][1:4].astype(np.float64)) * _unit(header)
+        geometry.same_size(forms[0].affine, np.where(said > 0, said, own), "pixdim")
+    return forms[0].affine, ()
+
+
+def _unit(header: Any) -> float:
+    return UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
+
+
+_MGH = nib.freesurfer.mghformat.MGHHeader
 
 
 def _mgh(head: bytes) -> _Layout:
     if len(head) < 90:
         raise InputError("is cut off within its header; copy or download it again")
-    header = nib.freesurfer.mghformat.MGHHeader(head[:90], check=False)
-    shape = tuple(int(n) for n in header["dims"])
+    header = _MGH(head[:90], check=False)
+    shape = tuple(header["dims"].tolist())
     if min(shape) < 1 or header["type"] not in (0, 1, 3, 4, 10):
         raise InputError(f"its header is damaged (shape {shape}, type {header['type']}); export the image again")
     # nibabel fills in an orientation where the file has none, so the flag is taken from the bytes.
     if int.from_bytes(head[28:30], "big") != 1:
         raise InputError("says no orientation (goodRASFlag), so left and right are unknown; set it with mri_convert --in_orientation")
-    affine = _sound(header.get_affine())
-    return _Layout(shape, header.get_data_dtype().newbyteorder(">"), header.get_data_offset(), MGH_TAIL, 1.0, 0.0, affine, header)
+    return _Layout(shape, header.get_data_dtype().newbyteorder(">"), header.get_data_offset(), 1.0, 0.0, header)
 
 
-def _volume(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) > 3:
+def _mgh_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The same of MGH. It says all once only, but as unit vectors at right angles and sizes that are positive."""
+    if not _square(header) or not header["delta"].min() > 0:
+        raise InputError("its directions are no unit vectors at right angles, or its voxels have no size; export the image again")
+    with np.errstate(all="ignore"):
+        affine = header.get_affine()
+    return sound(affine, shape), ()
+
+
+def _square(header: Any) -> bool:
+    """Whether the directions of an MGH header are of unit length and at right angles."""
+    directions = header["Mdc"].astype(np.float64)
+    with np.errstate(all="ignore"):
+        return bool(np.abs(directions @ directions.T - np.eye(3)).max() < SKEW)
+
+
+def _tags(tail: bytes) -> bool:
+    """Whether bytes are what FreeSurfer writes behind voxels: five numbers of the sequence, and then tags, each with its length."""
+    at = 20
+    while at + 12 <= len(tail) <= MGH_TAIL:
+        tag, length = struct.unpack_from(">iq", tail, at)
+        if tag in UNMEASURED:
+            return True
+        if tag not in MEASURED or length < 1:
+            return False
+        at += 12 + length
+    return at == len(tail) <= MGH_TAIL
+
+
+def _single(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The three dimensions of a volume, without those of one that follow or lead them, as machine learning's tools write them."""
+    spatial = shape
+    while len(spatial) > 3 and spatial[-1] == 1:
+        spatial = spatial[:-1]
+    while len(spatial) > 3 and spatial[0] == 1:
+        spatial = spatial[1:]
+    if len(spatial) > 3:
         raise InputError(f"shape {shape} is a series of volumes; split it, e.g. with fslsplit, and give one volume")
-    if len(shape) < 3 or min(shape) < 2:
+    if len(spatial) < 3 or min(spatial) < 2:
         raise InputError(f"shape {shape} is not a volume; join the slices into one 3-D image")
-    return shape
-
-
-def _filled(voxels: np.ndarray) -> np.ndarray:
-    """The same array, with 0 for what is not finite."""
-    finite = np.isfinite(voxels)
-    if 2 * np.count_nonzero(finite) < finite.size:
-        raise InputError("most voxels are NaN or infinite; export the image again, with 0 as background")
-    low, high = voxels[finite].min(), voxels[finite].max()
-    if low == high:
-        raise InputError(f"the image is empty, every voxel is {low:g}; export it again or leave it out")
-    voxels[~finite] = 0
-    return voxels
-
-
-def _sound(affine: np.ndarray) -> np.ndarray:
-    affine = affine.astype(np.float64)
-    if not np.isfinite(affine).all():
-        raise InputError("its affine is not finite; set the orientation again or export the image again")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * spacing.prod():
-        raise InputError("its affine is singular, two axes run along one line; set the orientation again or export the image again")
-    if spacing.min() < SPACINGS[0] or spacing.max() > SPACINGS[1]:
-        sizes = " × ".join(f"{s:.4g}" for s in spacing)
-        raise InputError(f"voxels of {sizes} mm are outside {SPACINGS[0]:g} to {SPACINGS[1]:g}; set the voxel size in the header right")
-    return affine
-
-
-def _disagree(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two affines differ in handedness, or point an axis over 45° apart: more than a registration to a template turns a head."""
-    a, b = a[:3, :3], b[:3, :3]
-    cosines = (a * b).sum(axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))
-    return bool(np.linalg.det(a) * np.linalg.det(b) < 0 or cosines.min() < np.sqrt(0.5))
+    return spatial
 
 
 def _write(path: Path, voxels: Shaped[np.ndarray, "x y z"], affine: np.ndarray, like: Any) -> None:
@@ -312,29 +395,30 @@ def _nifti_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, l
     header = (nib.Nifti1Header if like is None else type(like))(endianness="<")
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
-    if like is not None and not like["sform_code"]:
-        header["pixdim"][:4] = like["pixdim"][:4]
-        for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "qform_code"):
-            header[name] = like[name]
-    else:
+    header.set_xyzt_units("mm")
+    if like is None:
         header.set_qform(affine, code="scanner")
         header.set_sform(affine, code="scanner")
-        if like is not None:
-            header["qform_code"] = header["sform_code"] = like["sform_code"]
+    else:
+        header["pixdim"][:4] = like["pixdim"][:4]
+        for name in PLACE:
+            header[name] = like[name]
+        header["xyzt_units"] = int(like["xyzt_units"]) & 7 or header["xyzt_units"]
     header.set_slope_inter(1, 0)
-    header.set_xyzt_units("mm")
     header["vox_offset"] = header.sizeof_hdr + 4
     return header
 
 
 def _mgh_header(path: Path, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, like: Any) -> Any:
     """The same for MGH, whose fields for the place are copied if `like` is MGH."""
-    if isinstance(like, nib.freesurfer.mghformat.MGHHeader):
+    if isinstance(like, _MGH) and tuple(like["dims"][:3].tolist()) == shape[:3]:
         header = like.copy()
     else:
         header = nib.MGHImage(np.broadcast_to(np.uint8(0), shape), affine).header
     if dtype not in (np.uint8, np.int16, np.int32, np.float32):
         raise InputError(f"{path}: MGH does not hold {dtype}; write it as .nii.gz")
+    if not _square(header):
+        raise InputError(f"{path}: MGH does not hold axes that are not at right angles; write it as .nii.gz")
     header.set_data_dtype(dtype)
     return header
 
