@@ -25,11 +25,11 @@ from brainseg_jax import runtime
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
-from brainseg_jax.errors import InputError, exit_code, reason
+from brainseg_jax.errors import InputError, exit_code, reason, warnings
 from brainseg_jax.files import READY, SEAL, check_own, check_place, without_formulas, write_table, write_text
 from brainseg_jax.predict_options import parser
 
-VERSION = 3  # of what is written: raise it whenever the same scan and checkpoints would give other labels
+VERSION = 4  # of what is written: raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
 COLUMNS = ("subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what ends the run, since nothing more can be written
@@ -98,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"{volumes}: volumes of {len(told)}")
     from brainseg_jax.quality import SERIOUS
 
+    for line in warnings([remark for one in told.values() for remark in one["Remarks"]], SHOWN):
+        print(line)
     if wrong := [case.labels for case, one in told.items() if one["Score"] >= SERIOUS]:
         shown = ", ".join(map(str, wrong[:SHOWN])) + ", …" * (len(wrong) > SHOWN)
         print(f"looks wrong, or is of another kind than the network knows: {shown}; {'see the page' if options.qc else '--qc shows why'}")
@@ -342,6 +344,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
         "Description": description(job),
         "MadeFrom": mark,
         "Entropy": round(found.entropy, 4),
+        "Remarks": ready.record["remarks"],
     }
     told |= judged(findings, table, found.volumes[1:].tolist())
     if job.options.post:

@@ -124,7 +124,8 @@ class Prediction(NamedTuple):
     """`labels`: ids of `table`, 0 the background, on the scan's grid, which `affine` places. `volumes`: ml by structure's name, of
     its voxels; `soft_volumes`: the sum of its probability, which networks overstate where a structure has a few ml only.
 
-    `flags`: reasons to look at the result, the worst first; none is no proof that it is right.
+    `flags`: reasons to look at the result, the worst first; none is no proof that it is right. `remarks`: what there is to say of how the
+    scan was read, as that its s-form was not taken.
     """
 
     labels: Integer[np.ndarray, "x y z"]
@@ -133,6 +134,7 @@ class Prediction(NamedTuple):
     soft_volumes: dict[str, float]
     table: Table
     flags: list[Flag]
+    remarks: list[str]
 
 
 def predict(
@@ -166,13 +168,13 @@ def predict(
     names = [str(image) if isinstance(image, str | Path) else f"also[{n - 1}]" if n else "scan" for n, image in enumerate(images)]
     by.check_images(len(images), names[0])
     scans = [read(image) if isinstance(image, str | Path) else screening.from_memory(image) for image in images]
-    classes, ml, found = segment(by, prepare(by, scans, names))
+    classes, ml, found = segment(by, ready := prepare(by, scans, names))
     screening.refuse_empty(by.table, ml, names[0])
     structures = [structure.name for structure in table.structures]
     volumes, soft = (dict(zip(structures, of[1:].tolist(), strict=True)) for of in (ml, found.volumes))
     affine = scans[0].affine
     flags = examine(classes, affine, by.table, by.cohort(), found.entropy).flags
-    return Prediction(as_ids(classes, table), affine, volumes, soft, table, flags)
+    return Prediction(as_ids(classes, table), affine, volumes, soft, table, flags, ready.record["remarks"])
 
 
 def predictor(checkpoints: Sequence[str | Path]) -> Predictor:

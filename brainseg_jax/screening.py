@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from brainseg_jax.data.labels import Table
-from brainseg_jax.data.nifti import Scan, from_array
+from brainseg_jax.data.nifti import Scan, from_array, from_image
 from brainseg_jax.errors import InputError
 
 # A brain is about 140, 170 and 130 mm wide, long and high: less than this of it, or this few slices, is no brain that could be measured.
@@ -44,19 +44,21 @@ def refuse_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) -> No
 
 def from_memory(given: Any) -> Scan:
     """An image of nibabel's, or an array and its affine, as reading a file would give them. InputError for anything else."""
-    if hasattr(given, "dataobj"):
-        given = given.dataobj, given.affine
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise InputError(f"scan: is {type(given).__name__}; give a file, an image of nibabel's, or (voxels, affine)")
-    voxels, affine = np.asarray(given[0]), np.asarray(given[1], np.float64)
-    if voxels.ndim != 3 or voxels.dtype.kind not in "biuf":
-        raise InputError(f"scan: an array of {voxels.dtype} and shape {voxels.shape}; give one grey value per voxel, [x, y, z]")
-    if affine.shape != (4, 4):
-        raise InputError(f"scan: its affine has shape {affine.shape}; give the 4 × 4 matrix that takes voxel indices to RAS millimetres")
     try:
-        return from_array(voxels, affine)
+        return from_image(given) if hasattr(given, "dataobj") else from_array(*_pair(given))
     except InputError as refusal:
         raise InputError(f"scan: {refusal}") from None
+
+
+def _pair(given: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise InputError(f"is {type(given).__name__}; give a file, an image of nibabel's, or (voxels, affine)")
+    voxels, affine = np.asarray(given[0]), np.asarray(given[1], np.float64)
+    if voxels.ndim != 3 or voxels.dtype.kind not in "biuf":
+        raise InputError(f"an array of {voxels.dtype} and shape {voxels.shape}; give one grey value per voxel, [x, y, z]")
+    if affine.shape != (4, 4):
+        raise InputError(f"its affine has shape {affine.shape}; give the 4 × 4 matrix that takes voxel indices to RAS millimetres")
+    return voxels, affine
 
 
 def _correlation(voxels: Float[np.ndarray, "x y z"]) -> float:

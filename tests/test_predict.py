@@ -127,6 +127,29 @@ def test_one_scan_to_one_file(run, networks, tmp_path):
     assert list(names[0]) == ["index", "name", "abbreviation", "color"] and names[1]["index"] == "2" and names[0]["color"] == "#cd3e4e"
 
 
+def test_what_there_is_to_say_of_a_scan_is_said_and_kept(run, tmp_path):
+    """And a scan in microns, whose s-form leads to a template, has the volumes of the head, on its own grid."""
+    voxels, _ = head()
+    write(tmp_path / "plain.nii.gz", voxels, AFFINE)
+    stretched = np.diag([1120, 1160, 1200, 1]) @ AFFINE
+    image = nib.Nifti1Image(np.where(np.indices(SHAPE)[0] < 2, np.nan, voxels), stretched)
+    image.set_qform(np.diag([1000, 1000, 1000, 1]) @ AFFINE, 1)
+    image.set_sform(stretched, 4)
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "odd.nii.gz")
+    assert run("--i={f}/plain.nii.gz", "--o={f}/out")[0] == 0
+    for times in ("", "once more, from the sidecar"):
+        code, out, err = run("--i={f}/odd.nii.gz", "--o={f}/out")
+        assert (code, err) == (0, "") and out.count("warning: ") == 2, times
+        assert f"warning: {tmp_path}/odd.nii.gz: its s-form (code 4) leads to a template" in out and "5% of its voxels are NaN" in out
+    plain, odd = (json.loads((tmp_path / "out" / f"{name}_seg.json").read_text()) for name in ("plain", "odd"))
+    assert plain["Remarks"] == [] and len(odd["Remarks"]) == 2
+    assert [v["voxel_ml"] for v in odd["Volumes"]] == pytest.approx([v["voxel_ml"] for v in plain["Volumes"]], rel=1e-2)
+    labels, scan = nib.load(tmp_path / "out" / "odd_seg.nii.gz"), nib.load(tmp_path / "odd.nii.gz")
+    assert labels.affine.tobytes() == scan.affine.tobytes() and labels.get_qform().tobytes() == scan.get_qform().tobytes()
+    assert labels.header.get_xyzt_units()[0] == "micron"
+
+
 def test_a_folder(run, networks, scans, tmp_path):
     code, out, _ = run("--i={f}/scans", "--o={f}/out", "--vol={f}/out/v.tsv", "--ids=table")
     assert code == 0 and "segmenting scans: 3/3" in out and "out: 3 segmented\n" in out

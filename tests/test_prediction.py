@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
+from native import restore
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from scipy.stats import entropy
@@ -18,7 +19,7 @@ from scipy.stats import entropy
 from brainseg_jax import inference, network, prediction
 from brainseg_jax.data.labels import parse_table, read_table, table_text
 from brainseg_jax.data.nifti import Scan, write
-from brainseg_jax.data.standardize import Standardized, restore, spec, standardize
+from brainseg_jax.data.standardize import Standardized, spec, standardize
 from brainseg_jax.errors import InputError
 from brainseg_jax.prediction import Found, Predictor, on_scan, predict, predictor, soft_maps
 from brainseg_jax.record import as_json
@@ -172,6 +173,24 @@ def test_from_a_file_and_from_an_array_it_is_the_same(threshold, tmp_path):
     assert one.soft_volumes == other.soft_volumes and one.affine.tobytes() == other.affine.tobytes() == affine.tobytes()
     (_, _, none), (_, _, mirror), _ = threshold
     assert none is None and mirror.axis == 0 and mirror.partners.tolist() == [0, 1]
+
+
+def test_an_image_in_memory_is_taken_as_its_file_would_be(threshold, tmp_path):
+    """In its unit, by the scanner's form, and with a word on it."""
+    affine = placed()
+    voxels, _ = head(affine)
+    image = nib.Nifti1Image(voxels[None], np.diag([1120, 1160, 1200, 1]) @ affine)
+    image.set_qform(np.diag([1000, 1000, 1000, 1]) @ affine, 1)
+    image.set_sform(image.affine, 4)
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "a.nii.gz")
+    one, other = predict(tmp_path / "a.nii.gz", BY), predict(image, BY)
+    np.testing.assert_allclose(other.affine, affine, atol=1e-3)
+    assert other.affine.tobytes() == one.affine.tobytes() and other.volumes == one.volumes
+    assert [text.removeprefix("scan: ") for text in other.remarks] == [text.removeprefix(f"{tmp_path}/a.nii.gz: ") for text in one.remarks]
+    assert "the scanner's was used" in one.remarks[0]
+    with pytest.raises(InputError, match=r"^scan: shape \(2, .* is a series"):
+        predict(nib.Nifti1Image(np.stack([voxels, voxels]), affine), BY)
 
 
 def test_it_says_what_to_look_at(threshold):
@@ -411,7 +430,7 @@ def test_ids_are_one_of_three():
         predict("scan.nii.gz", BY, ids="dlmuse")
 
 
-def test_what_is_not_finite_in_an_array_is_zero(threshold):
+def test_what_is_not_finite_in_an_array_is_air(threshold):
     affine = placed()
     voxels, blob = head(affine)
     voxels[0, 0, :3] = np.nan, np.inf, -np.inf

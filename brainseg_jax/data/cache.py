@@ -28,7 +28,7 @@ from brainseg_jax.errors import InputError, reason
 from brainseg_jax.files import absent, plain, whole, without_formulas, write_table
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
-VERSION = 3  # of what a cached file holds: raise it whenever the same scan and spec would give another
+VERSION = 4  # of what a cached file holds: raise it whenever the same scan and spec would give another
 SUSPECT = 20  # failures after which the share of bad scans is judged before all are done
 
 
@@ -132,7 +132,8 @@ def contents(entry: Entry) -> dict[Path, str]:
 
 
 def remarks(entries: Sequence[Entry], source: str | Path) -> list[str]:
-    """A line for each label map that is odd (see `doubts`), and on entries that have the same voxels, whatever their files are called.
+    """A line for each thing to say of how an image was read, for each odd label map (see `doubts`), and on entries that have the same
+    voxels, whatever their files are called.
 
     Raises InputError, naming `source`, where those are on two sides of the split.
     """
@@ -140,6 +141,7 @@ def remarks(entries: Sequence[Entry], source: str | Path) -> list[str]:
     for i, one in enumerate(told):
         same[one["voxels"]].append(i)
     lines = shared([entry.row for entry in entries], [group for group in same.values() if len(group) > 1], source)
+    lines += [remark for one in told for remark in one["standardized"].get("remarks", ())]
     return lines + [f"{entry.row.labels[0]}: {doubt}" for entry, one in zip(entries, told, strict=True) for doubt in one.get("doubts", ())]
 
 

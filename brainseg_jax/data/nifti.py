@@ -97,6 +97,20 @@ def from_array(voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "
     return Scan(voxels, affine, remarks)
 
 
+def from_image(image: Any) -> Scan:
+    """What `read` would give for the file that an image of nibabel's would be saved as. Raises InputError as `from_array` does."""
+    voxels = np.asanyarray(image.dataobj)
+    if voxels.dtype.kind not in "biuf":
+        raise InputError(f"holds colours or complex numbers ({voxels.dtype}); give one grey value per voxel")
+    voxels = voxels.reshape(_single(voxels.shape))
+    if not isinstance(image, nib.Nifti1Pair):
+        return from_array(voxels, image.affine)
+    header = type(image)(image.dataobj, image.affine, image.header).header  # with its forms as they would be saved
+    affine, remarks = _nifti_place(header, voxels.shape)
+    voxels, more = cleaned(voxels.astype(np.float32, order="C"))
+    return Scan(voxels, affine, remarks + more)
+
+
 def read_labels(path: str | Path) -> Scan:
     """A label map as int32 [x y z]; it may be empty. Raises InputError as `read` does, and for values that are not integers.
 

@@ -90,10 +90,12 @@ def standardize(scan: Scan, spec: Spec, name: str = "scan") -> Standardized:
 def standardize_all(scans: Sequence[Scan], spec: Spec, names: Sequence[str]) -> Standardized:
     """Images of one head, one or more, as the channels of one [x y z c], all on the grid of the first; the intensities of each by itself.
 
-    They need not share voxels, only millimetres: each goes by its own affine. 0 where an image does not reach. InputError, calling them
-    by `names`, as of `standardize`, and where two images show too little of the same place to be of one head.
+    They need not share voxels, only millimetres: each goes by its own affine. 0 where an image does not reach. The record's `remarks` say
+    what there is to say of how they were read. InputError, calling them by `names`, as of `standardize`, and where two images show too
+    little of the same place to be of one head.
     """
     first = standardize(scans[0], spec, names[0])
+    first.record["remarks"] += [remark for scan, name in zip(scans[1:], names[1:], strict=True) for remark in _remarks(scan, name)]
     others = (_onto(scan, first.record, name, names[0]) for scan, name in zip(scans[1:], names[1:], strict=True))
     return first._replace(image=np.stack([first.image, *others], axis=-1))
 
@@ -136,15 +138,6 @@ def on_grid(
     return turned.voxels
 
 
-def restore(volume: Shaped[np.ndarray, "x y z"], record: dict[str, Any], order: int = 0) -> Shaped[np.ndarray, "x2 y2 z2"]:
-    """A volume on the standardised grid back on the scan's own grid, 0 where the window did not reach. order: 0 labels, 1 probabilities."""
-    affine = np.array(record["resampled_affine"]) @ _shift(record["start"])
-    matrix = np.linalg.solve(affine, np.array(record["source_affine"]))
-    matrix[np.abs(matrix) < 1e-9] = 0  # so that the edge is not lost to rounding
-    shape = tuple(record["source_shape"])
-    return ndimage.affine_transform(volume, matrix, output_shape=shape, order=order, mode="grid-constant", cval=0, prefilter=False)
-
-
 def _standardize_float(scan: Scan, spec: Spec, name: str) -> tuple[Float[np.ndarray, "x y z"], Float[np.ndarray, "4 4"], dict[str, Any]]:
     """The standardised image before it is stored: float32 in [0, 1]."""
     turned, affine, shape = _turned(scan, spec)
@@ -162,8 +155,13 @@ def _standardize_float(scan: Scan, spec: Spec, name: str) -> tuple[Float[np.ndar
         "resampled_shape": list(shape),
         "resampled_affine": affine.tolist(),
         "start": list(start),
+        "remarks": _remarks(scan, name),
     }
     return image, affine @ _shift(start), record
+
+
+def _remarks(scan: Scan, name: str) -> list[str]:
+    return [f"{name}: {remark}" for remark in scan.remarks]
 
 
 def _onto(scan: Scan, record: dict[str, Any], name: str, first: str) -> Shaped[np.ndarray, "x y z"]:

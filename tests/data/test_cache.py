@@ -50,6 +50,18 @@ def name(row, spec=SPEC, target=FREESURFER):
     return cache.file_names(row, spec, target)[-1]
 
 
+def test_what_there_is_to_say_of_a_scan_is_kept_with_it(rows, tmp_path):
+    scan = read(rows[1].image)
+    scan.voxels[:, :, 0] = np.inf
+    write(rows[1].image, scan.voxels, scan.affine)
+    for _ in range(2):  # made, and found
+        lines = cache.remarks(build(rows, tmp_path)[0], "people.tsv")
+        assert [
+            line for line in lines if "4.2% of its voxels are NaN or infinite" in line and line.startswith(f"{rows[1].image}: ")
+        ] == lines
+        assert len(lines) == 1
+
+
 def test_holds_what_standardisation_gives(rows, tmp_path):
     entries, failures = build(rows, tmp_path)
     assert [entry.row for entry in entries] == list(rows) and failures == ()

@@ -140,12 +140,12 @@ REFUSED = {
     "stretched beside another scan's": (lambda d: make(d / "a.nii", sform_code=4, qform_code=2, srow_x=[0, 0, 3, 0]), "disagree on the vo"),
     "pointer of LFS": (
         lambda d: text(d / "a.nii.gz", LFS),
-        "not fetched .*git lfs",
+        "not fetched .*git lfs pull",
     ),
     "pointer of git-annex": (lambda d: text(d / "a.mgz", b"/annex/objects/MD5E-s1--0123.mgz\n"), "not fetched .*datalad get"),
     "link to what is not there": (
         lambda d: link(d / "a.nii.gz", ".git/annex/objects/aa/bb/MD5E.nii.gz"),
-        "not fetched .*datalad get",
+        "not fetched.* datalad get",
     ),
     "pipe": (lambda d: pipe(d / "a.nii.gz"), "pipe or device"),
     "device": (lambda d: Path("/dev/zero"), "pipe or device"),
@@ -361,18 +361,17 @@ def header_bytes():
 def test_a_changed_header_is_refused_in_a_line_or_changes_nothing_that_it_says_twice(tmp_path, build, size, twice):
     path = build(tmp_path)
     sound, content, rng, refused = nifti.read(path), path.read_bytes(), np.random.default_rng(0), 0
-    for at in range(size):
-        for value in (content[at] ^ 1 << int(rng.integers(8)), int(rng.integers(256))):
-            path.write_bytes(content[:at] + bytes([value]) + content[at + 1 :])
-            try:
-                scan = nifti.read(path)
-            except InputError as refusal:
-                refused += 1
-                assert str(refusal).startswith(f"{path}: ") and "\n" not in str(refusal)
-            else:
-                assert scan.voxels.shape == sound.voxels.shape
-                assert at not in twice or farthest(scan.affine, sound.affine, sound.voxels.shape) <= 1
-    assert refused > size / 4
+    for at, bit in rng.permutation([*product(range(size), range(8))])[:300].tolist():
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+        try:
+            scan = nifti.read(path)
+        except InputError as refusal:
+            refused += 1
+            assert str(refusal).startswith(f"{path}: ") and "\n" not in str(refusal)
+        else:
+            assert scan.voxels.shape == sound.voxels.shape
+            assert at not in twice or farthest(scan.affine, sound.affine, sound.voxels.shape) <= 1
+    assert refused > 40
 
 
 def test_bit_flips_are_noticed_or_harmless(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native import restore
 from scipy import ndimage
 
 from brainseg_jax.data import standardize as std
@@ -177,7 +178,7 @@ def test_labels_come_back_to_the_scans_grid(name):
     image = head((30, 24, 34))
     labels = np.where(image > 0, np.random.default_rng(2).integers(1, 9, image.shape), 0).astype(np.int32)
     record = std.standardize(Scan(image, affine), std.spec(name, 0.5, (128, 128, 128))).record
-    back = std.restore(std.standardize_labels(Scan(labels, affine), record), record)
+    back = restore(std.standardize_labels(Scan(labels, affine), record), record)
     np.testing.assert_array_equal(back, labels)
 
 
