@@ -29,6 +29,7 @@ from brainseg_jax.files import absent, whole
 
 LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
 SLAB = 2**24  # bytes that are read at once
+FAR = 2**26  # bytes from the start of a file to its voxels, at most: extensions of NIfTI hold text, or the header of a DICOM file
 # What may follow the voxels: a little padding in NIfTI; tags, the command history and a colour table in MGH.
 NIFTI_TAIL, MGH_TAIL = 4096, 2**18
 PLACE = ("qform_code", "sform_code", *(f"quatern_{k}" for k in "bcd"), *(f"{form}_{k}" for form in ("qoffset", "srow") for k in "xyz"))
@@ -292,7 +293,7 @@ def _nifti(head: bytes, kind: type, order: str) -> _Layout:
         shape = tuple(dim[1 : dim[0] + 1])
         dtype = header.get_data_dtype()
         offset = int(header["vox_offset"]) or size + 4
-        if not 1 <= dim[0] <= 7 or min(shape) < 1 or offset < size + 4:
+        if not 1 <= dim[0] <= 7 or min(shape) < 1 or not size + 4 <= offset <= FAR:
             raise ValueError(f"dim {dim}, vox_offset {offset}")
     except (nib.spatialimages.HeaderDataError, KeyError, ValueError, OverflowError) as error:
         raise InputError(f"its header is damaged ({error}); export the image again") from None

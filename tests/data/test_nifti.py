@@ -104,7 +104,7 @@ REFUSED = {
     "unknown type": (lambda d: make(d / "a.nii", datatype=5), "header is damaged"),
     "offset NaN": (lambda d: make(d / "a.nii", vox_offset=np.nan), "header is damaged"),
     "offset in header": (lambda d: make(d / "a.nii", vox_offset=100), "header is damaged"),
-    "offset far away": (lambda d: make(d / "a.nii", vox_offset=1e12), "over 2 GiB"),
+    "offset far away": (lambda d: make(d / "a.nii", vox_offset=1e9), "header is damaged"),
     "volumes of one slice": (lambda d: make(d / "a.nii.gz", DATA[:, :, None]), "split it"),
     "series": (lambda d: make(d / "a.nii.gz", np.stack([DATA, DATA], -1)), "split it"),
     "vectors": (lambda d: make(d / "a.nii.gz", np.stack([DATA, DATA], -1)[..., None, :]), "split it"),
