@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from brainseg_jax.data.makers import VOLUMES, bids, bids_scans, enhanced, folder, stem
 from brainseg_jax.data.manifest import Row, read_manifest
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import plain, shorten
+from brainseg_jax.files import absent, plain, shorten
 
 # BIDS entities that stand after `seg` in a name.
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
@@ -87,7 +87,7 @@ def _find(path: Path, contrast_enhanced: bool) -> Source:
             return Source(bids(path, contrast_enhanced=contrast_enhanced), path, "bids", left_out)
         return Source(folder(path), path, "folder")
     if not path.exists():
-        raise InputError(f"--i {path}: no such file or folder; check the path")
+        raise InputError(f"--i {absent(path) if path.is_symlink() else f'{path}: no such file or folder; check the path'}")
     if path.name.endswith(VOLUMES):
         return Source((Row(stem(path), "", path, (), (), "", ""),), path.parent, "scan")
     if path.suffix in (".csv", ".tsv"):

@@ -155,6 +155,12 @@ def test_refused_in_one_line(tmp_path, files, given, out, reason):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_scan_whose_content_was_not_fetched_is_called_that(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to(".git/annex/objects/aa/bb/MD5E.nii.gz")
+    with pytest.raises(InputError, match=r"^--i .*a\.nii\.gz: its content was not fetched.* datalad get"):
+        find(tmp_path / "a.nii.gz")
+
+
 def test_two_scans_of_one_label_map_have_a_fault_and_the_others_none(tmp_path):
     touch(tmp_path, "in/a.nii", "in/a.nii.gz", "in/b.nii", "bids/sub-1/anat/sub-1_T1w.nii", "bids/sub-1/anat/sub-1_T1w.nii.gz")
     (tmp_path / "list.csv").write_text("subject,image\nx y,in/a.nii\nx-y,in/a.nii.gz\nz,in/b.nii\n")
