@@ -15,6 +15,7 @@ import pytest
 from brainseg_jax.checkpoint import verify
 from brainseg_jax.config import with_sources
 from brainseg_jax.data.manifest import read_manifest, write_manifest
+from brainseg_jax.data.nifti import read
 from brainseg_jax.distributed import Start, check_devices, chosen, first_host, from_first, gather, in_turns, own_gpus
 from brainseg_jax.errors import InputError
 from brainseg_jax.train import train
@@ -265,8 +266,12 @@ def test_two_fine_tune_as_one(two, close):
     tuned, whole = two.folder / "tuned", two.alone("tuned")
     assert "encoder from" in two.logs[0] and "finished: 4 steps" in two.logs[0]
     close(losses(tuned), losses(whole), times=10)
-    for name in ("dice", "dice/Brain", "loss"):
-        close(losses(tuned, "eval", name), losses(whole, "eval", name), times=100)  # a voxel on the border may go either way
+    close(losses(tuned, "eval"), losses(whole, "eval"), times=100)
+    # A voxel on the border may go either way, which changes the mean Dice of the two volumes by 1 / brain at most.
+    brain = min(int(read(row.labels[0]).voxels.sum()) for row in read_manifest(two.folder / "people.tsv"))
+    for name in ("dice", "dice/Brain"):
+        here, there = losses(tuned, "eval", name), losses(whole, "eval", name)
+        assert here.keys() == there.keys() and max(abs(here[step] - there[step]) for step in here) * brain < 8
 
 
 @pytest.mark.slow
