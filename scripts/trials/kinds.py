@@ -23,15 +23,15 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "kills of a training": Kind(kills.trial, COMMANDS, 90, 0, True),
+    "kills of a training": Kind(kills.trial, COMMANDS, 80, 0, True),
     "a full disk": Kind(disk.trial, COMMANDS, 24, 0, True),
     "two at once": Kind(pairs.trial, COMMANDS, 24, 0, True),
     "hostile files, by the commands": Kind(commands.trial, COMMANDS, 60, 0, True),
     "damage to a run, by the commands": Kind(folders.trial, COMMANDS, 60, 0, True),
-    "damage to checkpoints": Kind(checkpoints.trial, CALLS, 2000, 40),
-    "damage to a run's records": Kind(records.trial, CALLS, 300, 0, True),
-    "damage to predictions": Kind(outputs.trial, CALLS, 300, 0, True),
-    **{f"damage to {name}": Kind(partial(files.trial, target), CALLS, 1500, 100) for name, target in files.TARGETS.items()},
-    "hostile torch files": Kind(pickles.trial, CALLS, 1500, 60),
+    "damage to checkpoints": Kind(checkpoints.trial, CALLS, 5000, 40),
+    "damage to a run's records": Kind(records.trial, CALLS, 400, 0, True),
+    "damage to predictions": Kind(outputs.trial, CALLS, 500, 0, True),
+    **{f"damage to {name}": Kind(partial(files.trial, target), CALLS, 4000, 100) for name, target in files.TARGETS.items()},
+    "hostile torch files": Kind(pickles.trial, CALLS, 3000, 60),
     **{f"without {guard.what}": Kind(partial(guards.trial, guard), COMMANDS, 1, 0) for guard in guards.GUARDS},
 }

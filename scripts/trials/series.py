@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from trials import ledger, material
 from trials.kinds import CALLS, COMMANDS, KINDS, Kind
-from trials.ledger import Trial
+from trials.ledger import Trial, Verdict
 
 from brainseg_jax import record
 from brainseg_jax.errors import InputError
@@ -102,7 +102,10 @@ def once(args: argparse.Namespace, name: str, n: int, folder: Path) -> Trial:
     """Trial number n of a kind, in a folder of its own."""
     folder.mkdir(parents=True)
     rng, began = np.random.default_rng([args.seed, zlib.crc32(name.encode()), n]), time.perf_counter()
-    verdict = KINDS[name].trial(args.out / "material", rng, folder)
+    try:
+        verdict = KINDS[name].trial(args.out / "material", rng, folder)
+    except Exception as error:  # of a trial, which then has shown nothing; the others go on
+        verdict = Verdict(ledger.TRACEBACK, f"the trial itself failed, {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     return Trial(name, args.seed, n, *verdict, round(time.perf_counter() - began, 2))
 
 
