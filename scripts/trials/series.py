@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,7 @@ def start(args: argparse.Namespace, name: str, began: float) -> subprocess.Popen
 def lane(args: argparse.Namespace) -> int:
     """Does the trials of one lane until all are done or the time is over."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length of what is damaged here on purpose
+    warnings.simplefilter("error", RuntimeWarning)  # which a command would print beside its line
     kinds = {name: kind for name, kind in chosen(args).items() if kind.lane == args.lane}
     until, folder = time.monotonic() + 60 * args.minutes, args.out / f"{args.lane}-trial"
     with contextlib.suppress(KeyboardInterrupt):
