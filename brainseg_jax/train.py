@@ -93,6 +93,9 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         # What a run that goes on began with may be gone by now: its own checkpoints say all that is needed.
         before = checkpoint.card(checkpoints.folder / str(start)).get("subjects_before", ()) if state else subjects_before(config)
         run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before))
+        with distributed.together():
+            if state and share.index == 0:
+                dataset.mend_split(data, folder, record.read(folder / record.RUN)["data"].get("split_sha256", ""), say)
         if start >= steps or (state and stale(history(run), config.patience)):
             tell(run, start)
             return

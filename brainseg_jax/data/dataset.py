@@ -117,6 +117,22 @@ def write_down(data: Dataset, run: Path, begun: bool) -> None:
         cache.write_failures(run / FAILURES, data.failures)
 
 
+def mend_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], None]) -> None:
+    """Writes split.tsv anew, and says so, where it is not what it was when the run began, as its recorded hash tells.
+
+    Raises InputError where the data of now have another split than those of then.
+    """
+    file = run / SPLIT
+    if not recorded or (file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == recorded):
+        return
+    if data.split_sha256 != recorded:
+        raise InputError(
+            f"{file}: is damaged, changed or missing; bring it back from a backup, or bring back the manifest that the run began with"
+        )
+    write_text(file, data.split)
+    say(f"{file}: was damaged, changed or missing, and is written anew")
+
+
 def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str) -> list[Row]:
     """The scans to fine-tune on and to validate with, each with the one label map that is read (the paper, section IV-C).
 

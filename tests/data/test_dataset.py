@@ -115,6 +115,18 @@ def test_people_who_came_later_leave_the_split_of_a_run_that_has_begun_as_it_is(
     assert (tmp_path / "split.tsv").read_text() == made.split != before
 
 
+@pytest.mark.parametrize("harm", ["cut", "deleted", "one letter"])
+def test_a_damaged_split_of_a_run_that_has_begun_is_written_anew_or_refused(cohort, tmp_path, harm):
+    made, file, said = prepare(settings(cohort, tmp_path), tmp_path), tmp_path / "split.tsv", []
+    dataset.mend_split(made, tmp_path, made.split_sha256, said.append)
+    assert said == []
+    file.unlink() if harm == "deleted" else file.write_text(made.split[:50] if harm == "cut" else made.split.replace("train", "trazn", 1))
+    with pytest.raises(InputError, match=r"split\.tsv: is damaged, changed or missing; bring it back"):
+        dataset.mend_split(made, tmp_path, "0" * 64, said.append)  # of other data than those of now
+    dataset.mend_split(made, tmp_path, made.split_sha256, said.append)
+    assert file.read_text() == made.split and len(said) == 1 and str(file) in said[0]
+
+
 def judged(bad, good, untried=0, most=0.1):
     """The refusal of `judge`, for `bad` scans in train, and good ones in train and, the last, in val."""
     (row,) = people(A_train=1)
