@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from trials.ledger import HELD, NOTICED, ORPHAN, TRACEBACK, UNBOUNDED, Verdict
+from trials.ledger import BAD, HELD, NOTICED, ORPHAN, TRACEBACK, UNBOUNDED, Verdict
 
 ROOT = Path(__file__).parents[2]
 MARK = "ENDURANCE_TRIAL"  # in the environment of what a trial starts, and so of its children
@@ -118,6 +118,12 @@ def left(folder: Path, shared: set[str], places: tuple[Path, ...] = ()) -> Verdi
     if words or segments or parts:
         return Verdict(ORPHAN, f"processes {list(words.values())}, shared memory {segments[:5]}, files {parts[:5]}")
     return None
+
+
+def settled(found: Verdict, folder: Path, shared: set[str], places: tuple[Path, ...] = ()) -> Verdict:
+    """A trial's verdict, or that something was left, where nothing else is wrong."""
+    rest = left(folder, shared, places)
+    return found if rest is None or found.outcome in BAD else rest
 
 
 def processes(folder: Path) -> Iterator[int]:

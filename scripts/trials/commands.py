@@ -122,8 +122,7 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
     act = ACTS[rng.choice(len(ACTS), p=(0.3, 0.25, 0.2, 0.15, 0.1))]
     shared = command.segments_now()
     (folder / "in").mkdir()
-    found = act(material, rng, folder)
-    found = command.left(folder, shared, (folder,)) or found
+    found = command.settled(act(material, rng, folder), folder, shared, (folder,))
     if (folder / "executed").exists():
         found = Verdict(WRONG, "was executed")
     return found._replace(detail=f"{act.__name__.replace('_', ' ')}; {found.detail}")

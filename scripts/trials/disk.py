@@ -43,7 +43,7 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
                 found = command.fault(after, {0: "segmented"}) or same_predictions(material, disk / "out")
             else:
                 found = training.finish(material, run, cache, folder)
-        found = command.left(folder, shared, (disk,)) or (command.outcome(ended) if found.outcome == HELD else found)
+        found = command.settled(command.outcome(ended) if found.outcome == HELD else found, folder, shared, (disk,))
         return found._replace(detail=f"{what} on {size} KiB, exit code {ended.code}; {found.detail}")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)

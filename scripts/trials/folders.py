@@ -23,8 +23,7 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
     if content is not None:
         file.write_bytes(content)
     act = predicted if file.is_relative_to(last) and rng.random() < 0.4 else gone_on
-    found = act(material, run, folder, file, before)
-    found = command.left(folder, shared, (run,)) or found
+    found = command.settled(act(material, run, folder, file, before), folder, shared, (run,))
     return found._replace(detail=f"{act.__name__}, {file.relative_to(run)}: {words}; {found.detail}")
 
 

@@ -42,8 +42,7 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
         words.append(f"{number.name}{' to all' * whole} in {phase} near step {seen}, exit code {ended.code}")
         if found := command.fault(ended, CODES[number]) or command.left(folder, shared) or lost(ended, run):
             return found._replace(detail=f"{'; '.join(words)}{changes or ''}; {found.detail}")
-    found = training.finish(material, run, cache, folder, **changes)
-    found = command.left(folder, shared, (run, cache)) or found
+    found = command.settled(training.finish(material, run, cache, folder, **changes), folder, shared, (run, cache))
     return found._replace(detail=f"{'; '.join(words)}{changes or ''}; {found.detail}")
 
 

@@ -15,8 +15,7 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
     """One of the four, the second command beginning up to ten seconds after the first."""
     act = ACTS[rng.integers(len(ACTS))]
     shared = command.segments_now()
-    found = act(material, rng, folder)
-    found = command.left(folder, shared, (folder,)) or found
+    found = command.settled(act(material, rng, folder), folder, shared, (folder,))
     return found._replace(detail=f"{act.__name__.replace('_', ' ')}; {found.detail}")
 
 
