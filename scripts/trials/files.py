@@ -20,6 +20,8 @@ from converters.torchfile import read as read_torch
 
 SHAPE = (22, 24, 20)
 NII, MGH = 352, 284  # bytes of the headers
+# What two forms may differ by and be one (as data/geometry.py has it, and rounding), and how far a head may lie from the origin, in mm.
+SIZE, NEAR, REACH = 0.011, 1.25, 3000
 
 
 class Target(NamedTuple):
@@ -37,7 +39,7 @@ def plain_nifti(expected: Any, found: Any, before: bytes, after: bytes) -> Verdi
         return Verdict(WRONG, f"another shape, {found.voxels.shape}, or size, {len(after)}")
     sizes = [np.linalg.norm(scan.affine[:3, :3], axis=0) for scan in (found, expected)]
     away = corners(found.affine, expected.affine, expected.voxels.shape)
-    if np.abs(sizes[0] / sizes[1] - 1).max() > 0.01 or away > 1:
+    if np.abs(sizes[0] / sizes[1] - 1).max() > SIZE or away > NEAR:
         return Verdict(WRONG, f"another geometry, voxels of {sizes[0].round(4).tolist()} mm, {away:.3g} mm away")
     if before[108:112] != after[108:112] and not equal(found.voxels, expected.voxels):
         return Verdict(WRONG, "voxels from another place in the file")
@@ -50,7 +52,7 @@ def plain_mgh(expected: Any, found: Any, before: bytes, after: bytes) -> Verdict
     directions, centre = numbers[3:12].reshape(3, 3), numbers[12:]
     if found.voxels.shape != expected.voxels.shape or len(after) != len(before):
         return Verdict(WRONG, f"another shape, {found.voxels.shape}, or size, {len(after)}")
-    if np.abs(directions @ directions.T - np.eye(3)).max() > 0.02 or np.abs(centre).max() > 1000:
+    if np.abs(directions @ directions.T - np.eye(3)).max() > 0.02 or np.abs(centre).max() > REACH:
         return Verdict(WRONG, f"directions {directions.round(3).tolist()}, centre {centre.tolist()}")
     return Verdict(
         UNKNOWABLE, "other voxels" if equal(found.affine, expected.affine) else "another spacing or place: there is one form only"
