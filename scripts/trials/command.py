@@ -99,10 +99,11 @@ def outcome(ended: Ended) -> Verdict:
     return Verdict(HELD, "") if ended.code == 0 else Verdict(NOTICED, last(ended))
 
 
-def left(folder: Path, shared: set[str], places: tuple[Path, ...] = ()) -> Verdict | None:
+def left(folder: Path, shared: set[str] | None = None, places: tuple[Path, ...] = ()) -> Verdict | None:
     """What a trial's ended commands left: processes, which are ended then, shared memory, and unfinished files; None if nothing.
 
-    `shared` is what /dev/shm held before. What others on this machine hold there is in use.
+    `shared` is what /dev/shm held before. What others on this machine hold there is in use. None: it is not looked at, since what a killed
+    process left there is for the next one to remove.
     """
     until = time.monotonic() + GRACE
     while (alive := list(processes(folder))) and time.monotonic() < until:
@@ -110,7 +111,7 @@ def left(folder: Path, shared: set[str], places: tuple[Path, ...] = ()) -> Verdi
     words = {pid: (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80] for pid in alive}
     for pid in alive:
         os.kill(pid, signal.SIGKILL)
-    segments = sorted(segments_now() - shared - in_use())
+    segments = [] if shared is None else sorted(segments_now() - shared - in_use())
     for name in segments:
         (Path("/dev/shm") / name).unlink(missing_ok=True)
     parts = [str(p) for place in places for p in place.rglob("*") if p.name.endswith(".part") or "orbax-checkpoint-tmp" in p.name]

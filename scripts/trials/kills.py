@@ -40,7 +40,7 @@ def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
         (os.killpg if whole else os.kill)(process.pid, number)
         ended = command.end(process)
         words.append(f"{number.name}{' to all' * whole} in {phase} near step {seen}, exit code {ended.code}")
-        if found := command.fault(ended, CODES[number]) or command.left(folder, shared) or lost(ended, run):
+        if found := command.fault(ended, CODES[number]) or command.left(folder) or lost(ended, run):
             return found._replace(detail=f"{'; '.join(words)}{changes or ''}; {found.detail}")
     found = command.settled(training.finish(material, run, cache, folder, **changes), folder, shared, (run, cache))
     return found._replace(detail=f"{'; '.join(words)}{changes or ''}; {found.detail}")

@@ -64,8 +64,7 @@ def again(material: Path, run: Path, out: io.StringIO) -> None:
     places = {"data.manifest": str(material / "heads" / "people.tsv"), "data.cache": str(material / "volumes")}
     config.update_from_flattened_dict(training.KEYS | places)
     resolved = with_sources(config, set(), "configs/pretrain_vit.py")
-    for key, value in settle(config, jax.default_backend() == "cpu").items():
-        resolved[key]["value"] = value
+    settle(config, jax.default_backend() == "cpu", resolved)
     with contextlib.redirect_stdout(out):
         train(config, resolved, run)
 
