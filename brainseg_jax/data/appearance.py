@@ -1,9 +1,10 @@
 """What changes an image's intensities and leaves anatomy and labels alone: contrast, receive bias, blur, noise, thick slices.
 
 All but `intensity` take and give values of one sample in [0, 1], clipped where need be, as standardisation does with every scan.
-Contrast, bias and noise draw for every channel anew.
+How much is drawn for every channel anew: images of one head come from sequences of their own.
 """
 
+from collections.abc import Sequence
 from math import comb
 
 import jax
@@ -27,7 +28,7 @@ def intensity(
 
     def draw(which: jax.Array, amount: jax.Array, limit: float) -> jax.Array:
         happens = jax.random.bernoulli(which, chance, (b, 1, 1, 1, 1))
-        return jnp.where(happens, jax.random.uniform(amount, (b, 1, 1, 1, 1), minval=-limit, maxval=limit), 0.0)
+        return jnp.where(happens, jax.random.uniform(amount, (b, 1, 1, 1, images.shape[-1]), minval=-limit, maxval=limit), 0.0)
 
     return images * (1 + draw(keys[0], keys[1], scale)) + draw(keys[2], keys[3], shift)
 
@@ -61,8 +62,13 @@ def bias(key: jax.Array, image: Image, limit: float, nodes: float) -> Image:
 
 def blur(key: jax.Array, image: Image, limit: float) -> Image:
     """Gaussian blur, along each axis with its own standard deviation up to `limit` voxels."""
-    sigmas = jax.random.uniform(key, (3,), image.dtype, 0, limit)
-    return along_axes(image, tuple(gaussian(n, sigmas[i]) for i, n in enumerate(image.shape[:3])))
+    sigmas = drawn(jax.random.uniform, key, (image.shape[-1], 3), image.dtype, 0, limit)
+    return each_along_axes(image, [tuple(gaussian(n, s[i]) for i, n in enumerate(image.shape[:3])) for s in sigmas])
+
+
+def each_along_axes(image: Image, matrices: Sequence[tuple[jax.Array, ...]]) -> Image:
+    """Each channel times its own matrix along each axis."""
+    return jnp.concatenate([along_axes(image[..., c : c + 1], of) for c, of in enumerate(matrices)], axis=-1)
 
 
 def gaussian(n: int, sigma: Number) -> Float[jax.Array, "{n} {n}"]:
@@ -94,11 +100,12 @@ NOISES = {"gaussian": gaussian_noise, "rician": rician_noise}
 
 def low_resolution(key: jax.Array, image: Image, limit: float) -> Image:
     """What thicker voxels leave, up to `limit` of ours, interpolated back: half of the time thick slices along one axis, else all three."""
-    keys = jax.random.split(key, 4)
-    thick = (jax.random.randint(keys[0], (), 0, 3) == jnp.arange(3)) | jax.random.bernoulli(keys[1], 0.5, (1,))
-    thickness = jnp.where(thick, jax.random.uniform(keys[2], (3,), image.dtype, 1, limit), 1)
-    first = jax.random.uniform(keys[3], (3,), image.dtype, -0.5, 0.5) * (thickness - 1)
-    return along_axes(image, tuple(slices(n, thickness[i], first[i]) for i, n in enumerate(image.shape[:3])))
+    c, keys = image.shape[-1], jax.random.split(key, 4)
+    thick = (jax.random.randint(keys[0], (c, 1), 0, 3) == jnp.arange(3)[None]) | jax.random.bernoulli(keys[1], 0.5, (c, 1))
+    thickness = jnp.where(thick, drawn(jax.random.uniform, keys[2], (c, 3), image.dtype, 1, limit), 1)
+    first = drawn(jax.random.uniform, keys[3], (c, 3), image.dtype, -0.5, 0.5) * (thickness - 1)
+    sizes = list(enumerate(image.shape[:3]))
+    return each_along_axes(image, [tuple(slices(n, t[i], f[i]) for i, n in sizes) for t, f in zip(thickness, first, strict=True)])
 
 
 def slices(n: int, thickness: Number, first: Number) -> Float[jax.Array, "{n} {n}"]:

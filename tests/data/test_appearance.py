@@ -192,10 +192,26 @@ def test_thick_slices_by_hand():
 def test_slices_are_thick_along_one_axis_or_all():
     """Along an axis whose voxels stay thin, an image that alternates along it stays as it is."""
     n = 12
-    wave = (np.indices((n, n, n)) % 2).astype(np.float32)  # one for each axis, as channels
+    wave = (np.indices((n, n, n)) % 2).astype(np.float32)  # one for each axis
     image = jnp.asarray(np.tile(np.moveaxis(wave, 0, -1)[None], (400, 1, 1, 1, 1)))
-    out = np.asarray(change("low_resolution", 4.0)(jax.random.key(0), image))
+    coarser = change("low_resolution", 4.0)
+    out = np.concatenate([np.asarray(coarser(jax.random.key(0), image[..., i : i + 1])) for i in range(3)], axis=-1)
     coarse = np.abs(out - np.asarray(image)).max((1, 2, 3)) > 1e-3
     how_many = np.bincount(coarse.sum(1), minlength=4)
     assert how_many[0] <= 2 and how_many[2] <= 4 and abs(how_many[1] - 200) < 50
     assert (np.abs(coarse[coarse.sum(1) == 1].mean(0) - 1 / 3) < 0.12).all()
+
+
+@pytest.mark.parametrize("name", MUCH)
+def test_channels_are_changed_each_by_itself(name):
+    """Two that are alike no longer are."""
+    image = jnp.asarray(np.random.default_rng(3).random((20, 12, 10, 8, 1), np.float32))
+    out = np.asarray(change(name, *MUCH[name])(jax.random.key(1), jnp.repeat(image, 2, axis=-1)))
+    differ = np.abs(out[..., 0] - out[..., 1]).max((1, 2, 3)) > 1e-4
+    assert differ.sum() >= 18 and out.min() >= 0 and out.max() <= 1
+
+
+def test_scale_and_shift_are_each_channels_own():
+    image = jnp.ones((50, 1, 1, 1, 2))
+    out = np.asarray(jax.jit(intensity, static_argnums=(2, 3, 4))(jax.random.key(0), image, 0.1, 0.1, 1.0)).reshape(50, 2)
+    assert (np.abs(out[:, 0] - out[:, 1]) > 1e-6).all() and abs(np.corrcoef(out.T)[0, 1]) < 0.5
