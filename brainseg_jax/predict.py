@@ -84,7 +84,8 @@ def run(options: argparse.Namespace) -> int:
         job = load(job, networks)
         job.by.check_images(len(source.rows[0].images), f"--i {options.i}")
         cases = cases_of(job, job.by.table.name)
-    results = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
+    before = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
+    results = {case: told for case, told in before.items() if not damage(job, case, told)}
     before, reasons = len(results), of_part(job.folder / "failures.csv", options.part)
     if source.kind == "bids":
         describe(source, job.folder)
@@ -155,7 +156,7 @@ def checkpoints(options: argparse.Namespace) -> list[str]:
 
 
 def digest(checkpoint: str) -> str:
-    """What tells a checkpoint from others, wherever it lies; "" if it is none."""
+    """What tells a checkpoint, or any file, from others, wherever it lies; "" where there is none."""
     try:
         file = Path(checkpoint)
         return hashlib.sha256((file / SEAL if file.is_dir() else file).read_bytes()).hexdigest()
@@ -175,7 +176,8 @@ def finished(job: Job) -> tuple[Case, ...] | None:
     """The cases, if earlier runs have left nothing to do, which can be told without the networks."""
     for task in inputs.tasks(job.source, job.folder):
         cases = cases_of(job, task)
-        if not job.options.overwrite and all(done(job, case) and recorded(job, case) for case in cases):
+        sound = ((told := done(job, case)) and not damage(job, case, told) and recorded(job, case) for case in cases)
+        if not job.options.overwrite and all(sound):
             return cases
     return None
 
@@ -186,9 +188,35 @@ def done(job: Job, case: Case) -> Told | None:
         if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
             return None
         told = json.loads(case.sidecar.read_text(encoding="utf-8"))
-        return told if told["MadeFrom"] == made_from(job, case) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return told if told["MadeFrom"] == made_from(job, case) and told.keys() >= {"Entropy", "Volumes", "Score"} else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def damage(job: Job, case: Case, told: Told) -> str:
+    """What is wrong with the files of a scan whose sidecar says that it is done, and the remedy, or "".
+
+    A label map that was corrected by hand is sound. As long as its bytes are those that were written, no file is unpacked.
+    """
+    written = told.get("SHA256", {})
+    if job.options.post and written.get(case.soft.name, now := digest(str(case.soft))) != now:
+        return f"{case.soft}: is not as it was written; delete it and run again"
+    if digest(str(case.labels)) == written.get(case.labels.name):
+        return ""
+    try:
+        from brainseg_jax.data.nifti import read_labels
+
+        read_labels(case.labels)
+    except InputError as refusal:
+        return f"{_cause(refusal)}; delete it and run again"
+    except Exception as error:
+        return f"{case.labels}: cannot be read ({type(error).__name__}); delete it and run again"
+    return ""
+
+
+def _cause(refusal: InputError) -> str:
+    """What an error says up to its remedy, which is one for scans."""
+    return str(refusal).partition(";")[0]
 
 
 def recorded(job: Job, case: Case) -> bool:
@@ -282,6 +310,9 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
         own = [case.labels] if shared_names(case.names) else [case.labels, case.names]
         if others := [file for file in own if file.exists()]:
             raise InputError(f"{others[0]}: exists, and not from this command; move it away, or add --overwrite")
+    told = None if case in results or job.options.overwrite else done(job, case)
+    if told and (fault := damage(job, case, told)):
+        raise InputError(fault)
     images = case.row.images
     try:
         mark = made_from(job, case)
@@ -307,7 +338,10 @@ def classes_of(job: Job, case: Case, scan: Any) -> Any:
     from brainseg_jax.data.labels import lookup
     from brainseg_jax.data.nifti import read_labels
 
-    labels = read_labels(case.labels)
+    try:
+        labels = read_labels(case.labels)
+    except InputError as refusal:
+        raise InputError(f"{_cause(refusal)}; delete it and run again") from None
     if labels.voxels.shape != scan.voxels.shape or not np.allclose(labels.affine, scan.affine, atol=0.01):
         raise InputError(f"{case.labels}: lies on another grid than its scan; delete it, and it is made again")
     return lookup(labels.voxels, job.table, job.table, str(case.labels))
@@ -328,10 +362,11 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     image, table, cohort = case.row.image, job.table, job.by.cohort()
     if told:
         findings = examine(ready, scan.affine, table, cohort, told["Entropy"])
-        if (told := told | judged(findings, table, [one["soft_ml"] for one in told["Volumes"]])) != json.loads(
-            case.sidecar.read_text(encoding="utf-8")
-        ):
-            write_json(case.sidecar, told)
+        now = told | judged(findings, table, [one["soft_ml"] for one in told["Volumes"]])
+        now["SHA256"] = told.get("SHA256", {}) | {case.labels.name: digest(str(case.labels))}
+        if now != told:
+            write_json(case.sidecar, now)
+        told = now
         casebook.write(case, job.folder, told, scan, ready, table, findings, cohort)
         return told
     classes, ml, found = prediction.segment(job.by, ready)
@@ -355,6 +390,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
     if job.options.qc:
         casebook.write(case, job.folder, told, scan, classes, table, findings, cohort)
+    told["SHA256"] = {file.name: digest(str(file)) for file in (case.labels, *[case.soft] * job.options.post)}
     write_json(case.sidecar, told)
     return told
 

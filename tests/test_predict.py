@@ -282,6 +282,35 @@ def test_soft_maps_that_are_missing_are_made(run, networks, scans, tmp_path):
     assert networks["segmented"] == 9
 
 
+@pytest.mark.parametrize("qc", [False, True])
+@pytest.mark.parametrize("harm", [lambda b: b"", lambda b: b[:-9], lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:], lambda b: b"text"])
+def test_a_label_map_that_was_damaged_afterwards_is_noticed(run, networks, scans, tmp_path, harm, qc):
+    """And is left as it is: part of it may be somebody's work."""
+    flags = QC if qc else QC[:2]
+    run(*flags)
+    file = tmp_path / "out" / "a_seg.nii.gz"
+    harmed = harm(file.read_bytes())
+    file.write_bytes(harmed)
+    code, out, err = run(*flags)
+    assert (
+        code == 3 and "1 of 3 scans could not be segmented" in err and f"\n{file}: " in err and err.endswith("; delete it and run again\n")
+    )
+    assert "dcm2niix" not in err and "0 segmented, 2 were done before" in out and networks["segmented"] == 3
+    assert file.read_bytes() == harmed
+    file.unlink()
+    assert run(*flags)[0] == 0 and networks["segmented"] == 4
+
+
+def test_soft_maps_that_were_damaged_afterwards_are_noticed(run, networks, scans, tmp_path):
+    flags = ("--i={f}/scans/a.nii.gz", "--o={f}/out", "--post")
+    run(*flags)
+    assert run(*flags)[0] == 0 and networks["segmented"] == 1
+    (tmp_path / "out" / "a_post.nii.gz").write_bytes(b"")
+    code, _, err = run(*flags)
+    assert code == 3 and err.endswith("a_post.nii.gz: is not as it was written; delete it and run again\n")
+    assert run(*flags[:2])[0] == 0 and run(*flags, "--overwrite")[0] == 0
+
+
 def test_somebody_elses_file_is_not_overwritten(run, scans, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_seg.nii.gz").write_text("by hand")
