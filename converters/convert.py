@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder, or the .safetensors file, to write")
     parser.add_argument("--dialect", default="", choices=[d.name for d in DIALECTS], help="the kind of file, where it is not detected")
     merges = ("legacy", "merging", "mergingv2")
+    several = "which of several sets of weights of a file, by the name of its key, e.g. state_dict_ema"
+    parser.add_argument("--weights", default="", metavar="NAME", help=several)
     parser.add_argument("--merge", default="", choices=merges, help="a Swin's order of patch merging: the file's, or the one to write")
     parser.add_argument("--monai", default="", help="the version that a file was trained with, or that it is written for (default 1.6)")
     parser.add_argument(

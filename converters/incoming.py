@@ -36,7 +36,7 @@ def convert_file(options: argparse.Namespace) -> Conversion:
         raise InputError(f"{out}: exists already and is never overwritten; give another folder, or remove it")
     if options.force:
         raise InputError("--force: replaces a .safetensors file, and a checkpoint is never overwritten; leave it out")
-    content = read(source)
+    content = read(source, options.weights)
     try:
         found = _understood(content, options)
         if options.certify:
@@ -48,6 +48,7 @@ def convert_file(options: argparse.Namespace) -> Conversion:
     facts = {
         "file": source.name,
         "sha256": digest(source),
+        "weights": content.name,
         "dialect": found.dialect.name,
         "monai": releases,
         "merging": config.swin.merging if config.encoder == "swin" else "",
@@ -60,7 +61,12 @@ def convert_file(options: argparse.Namespace) -> Conversion:
 
     checkpoint.write(out, tree(leaves), {"config": with_sources(config, set(), source.name), "format": FORMAT, "source": facts})
     kind = f"{source}: {found.dialect.what}, dialect {found.dialect.name}" + (f", keys as of MONAI {releases}" if releases else "")
-    report = [kind, *_told(found), *(f"  {line}" for line in [*done, summary(config, leaves)])]
+    report = [
+        kind,
+        *([f"  {content.choice}"] if content.choice else []),
+        *_told(found),
+        *(f"  {line}" for line in [*done, summary(config, leaves)]),
+    ]
     whole = config.objective == "segmentation" and not facts["left"]
     report.append(f"{out}: written" + (f'; use it with brainseg_jax.load("{out}")' if whole else ", to start a training from"))
     return Conversion(found.config, found.leaves, found.tensors, found.dialect, facts, report)

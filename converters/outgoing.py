@@ -29,7 +29,7 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
         raise InputError(f"{out}: is a folder, or lies in the checkpoint; give another name")
     if out.exists() and not options.force:
         raise InputError(f"{out}: exists already; give another name, or --force to replace it")
-    for flag in ("to_channels", "to_classes", "to_crop", "crop", "heads", "partial"):
+    for flag in ("to_channels", "to_classes", "to_crop", "crop", "heads", "partial", "weights"):
         if getattr(options, flag):
             raise InputError(f"--{flag.replace('_', '-')}: is for files that become checkpoints; {source} is a checkpoint already")
     params, card = checkpoint.load(source)

@@ -8,36 +8,72 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from brainseg_jax import safetensors
-from brainseg_jax.errors import InputError, few
+from brainseg_jax.errors import InputError, few, meant
 from converters import paper, swin_unetr, torchfile, unetr
 from converters.rules import Dialect, Tensors
 
 DIALECTS = (unetr.UNETR, paper.UNETR, swin_unetr.SWIN_UNETR, swin_unetr.SSL, swin_unetr.SWINVIT, swin_unetr.DISRUPTIVE, paper.MAE)
-WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net")  # where files keep the weights
+# Where files keep the weights that were trained; "" is the file itself. Where else there are tensors are others, e.g. their running mean.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net", "network_weights", "")
+COPIES = ("ema", "ema_model", "model_ema", "online_model", "student", "teacher")  # what two networks in one dictionary begin with
+STATE = re.compile("optim|.*sched|.*scaler|amp|swag")  # what has tensors and is no network
+NNUNET = ("encoder.stages.", "conv_blocks_context.")  # its keys, of version 2 and 1
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")  # what wrapping a network puts before all keys
 METADATA = "brainseg_jax"  # the entry of a safetensors file where export writes down what shapes do not tell
 
 
 class Source(NamedTuple):
-    """What a file holds: its tensors under keys without prefixes, and values of our config that it tells of itself."""
+    """What a file holds: its tensors under keys without prefixes, values of our config that it tells of itself, and which of several sets
+    of weights these are: its name, and a line where there was a choice."""
 
     tensors: Tensors
     told: dict[str, Any]
+    name: str
+    choice: str
 
 
-def read(path: Path) -> Source:
-    """The weights in a file, PyTorch's or safetensors. Raises InputError if there are none."""
+def read(path: Path, wanted: str = "") -> Source:
+    """The weights in a file, PyTorch's or safetensors; `wanted` names one of several sets (--weights). Raises InputError if there are none,
+    and for several of which none is the usual one."""
     told: dict[str, Any] = {}
     if path.suffix == ".safetensors":
-        tensors, metadata = safetensors.read(path)
+        content, metadata = safetensors.read(path)
         if METADATA in metadata:
             told = _json(path, metadata[METADATA])
     else:
-        tensors = _weights(torchfile.read(path))
-    tensors = _without_prefixes(tensors)
-    if not tensors:
+        content = torchfile.read(path)
+    found = sets(content)
+    if not found:
         raise InputError(f"{path}: holds no weights; a file of torch.save(model.state_dict(), file) is expected")
-    return Source(tensors, told)
+    name = _chosen(path, list(found), wanted)
+    others = [other for other in found if other != name]
+    also = f"; --weights takes {' or '.join(others)} instead" if others else ""
+    choice = f"weights: {name or 'those of the file itself'}{also}" if others or name not in WRAPPERS else ""
+    return Source(_without_prefixes(found[name]), told, name, choice)
+
+
+def sets(content: dict[str, Any], name: str = "", depth: int = 3) -> dict[str, Tensors]:
+    """Every set of weights in what a file holds, by its place, e.g. "state_dict" and "ema.module"; optimizers are left out."""
+    found: dict[str, Tensors] = {}
+    for key, value in content.items():
+        if isinstance(value, np.ndarray):
+            first = str(key).partition(".")[0]
+            copy = first if first in COPIES and "." in str(key) else ""
+            found.setdefault(".".join(filter(None, (name, copy))), {})[str(key).removeprefix(f"{copy}." if copy else "")] = value
+    found = {place: tensors for place, tensors in found.items() if any(tensor.ndim > 1 for tensor in tensors.values())}
+    for key, value in content.items() if depth else ():
+        if isinstance(value, dict) and not STATE.match(str(key).lower()):
+            found |= sets(value, ".".join(filter(None, (name, str(key)))), depth - 1)
+    return found
+
+
+def _chosen(path: Path, names: list[str], wanted: str) -> str:
+    if wanted and wanted not in names:
+        raise InputError(f"--weights {wanted}: {path} has none of this name{meant(wanted, names)}; it has {', '.join(filter(None, names))}")
+    usual = [name for name in WRAPPERS if name in names]
+    if not wanted and not usual and len(names) > 1:
+        raise InputError(f"{path}: holds {len(names)} sets of weights; say which with --weights: {', '.join(names)}")
+    return wanted or (usual or names)[0]
 
 
 def detect(tensors: Tensors, wanted: str = "") -> Dialect:
@@ -49,6 +85,8 @@ def detect(tensors: Tensors, wanted: str = "") -> Dialect:
             looks = f"it looks like {fitting[0].name}" if fitting else f"its {len(tensors)} keys are like {few(tensors)}"
             raise InputError(f"is no {wanted}, which has {lacks[wanted][0]}; {looks}; leave out --dialect, or check the file")
         return next(d for d in fitting if d.name == wanted)
+    if not fitting and any(key.startswith(NNUNET) for key in tensors):
+        raise InputError("holds a U-Net of nnU-Net's, of which there is no counterpart here; predict with nnU-Net itself")
     if not fitting:
         nearest = min(DIALECTS, key=lambda d: len(lacks[d.name]) / len(d.marks))
         hint = f"nearest is {nearest.what}, but {few(lacks[nearest.name])} is missing: get the whole file"
@@ -56,15 +94,6 @@ def detect(tensors: Tensors, wanted: str = "") -> Dialect:
             hint = "give weights of MONAI's UNETR or SwinUNETR, of its research contributions' Swin pretraining, or of the paper's code"
         raise InputError(f"its {len(tensors)} keys, like {few(tensors)}, are of no network known here; {hint}")
     return fitting[0]
-
-
-def _weights(content: dict[str, Any]) -> Tensors:
-    for name in WRAPPERS:
-        inner = content.get(name)
-        if isinstance(inner, dict) and any(isinstance(value, np.ndarray) for value in inner.values()):
-            content = inner
-            break
-    return {str(key): value for key, value in content.items() if isinstance(value, np.ndarray)}
 
 
 def _without_prefixes(tensors: Tensors) -> Tensors:

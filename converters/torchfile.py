@@ -27,7 +27,10 @@ LIMIT = 2**34  # bytes all entries may take unpacked
 PICKLE = 2**24  # bytes of the pickle; three thousand tensors with their optimizer take about one million
 ENTRIES = 2**16  # files in the archive
 RATIO = 100  # compressed entries may unpack to this many times their size; PyTorch itself does not compress
-DEPTH, NODES = 64, 2**22  # nesting, and values in all, counted as often as they are referred to
+# Steps of the pickle: a tensor with its two moments takes about 31 for each file in the archive, and what was logged one a number. A second
+# or two, however large the file.
+STEPS, STEPS_EACH = 2**18, 64
+DEPTH, NODES = 64, 2**20  # nesting, and values in all, counted as often as they are referred to
 # Views of one storage, e.g. tied or expanded weights, may take more than the storage once they are copied; this much, and not more.
 SHARES, SLACK = 8, 2**26
 
@@ -93,7 +96,8 @@ def _checkpoint(file: BinaryIO) -> dict[str, Any]:
             raise InputError(f"its pickle is larger than {PICKLE >> 20} MiB; {_ALONE}")
         if f"{root}/byteorder" in archive.namelist() and archive.read(f"{root}/byteorder") != b"little":
             raise InputError("was written on a big-endian machine; load and save it again on a little-endian one")
-        structure = _unpickle(archive.read(f"{root}/data.pkl"), _storages(archive, root))
+        steps = STEPS + STEPS_EACH * len(archive.namelist())
+        structure = _unpickle(archive.read(f"{root}/data.pkl"), _storages(archive, root), steps)
         _check_extent(structure, SHARES * sum(entry.file_size for entry in archive.infolist()) + SLACK)
     if not isinstance(structure, dict) or not all(isinstance(name, str) for name in structure):
         raise InputError(f"holds no dictionary of names but a {type(structure).__name__}; {_ALONE}")
@@ -167,16 +171,16 @@ def _storages(archive: zipfile.ZipFile, root: str) -> Callable[[Any], np.ndarray
     return storage
 
 
-def _unpickle(pickle: bytes, storage: Callable[[Any], np.ndarray]) -> Any:
+def _unpickle(pickle: bytes, storage: Callable[[Any], np.ndarray], steps: int) -> Any:
     try:
-        return _run(pickle, storage)
+        return _run(pickle, storage, steps)
     # Hostile pickles pop from an empty stack, name no memo entry, or call with other arguments; a bad escape in a text opcode only warns.
     except (LookupError, TypeError, ValueError, OverflowError, DeprecationWarning) as error:
         raise _malformed(type(error).__name__) from None
 
 
-def _run(pickle: bytes, storage: Callable[[Any], np.ndarray]) -> Any:
-    """The value that a pickle describes; every opcode costs time and memory in proportion to its own bytes."""
+def _run(pickle: bytes, storage: Callable[[Any], np.ndarray], steps: int) -> Any:
+    """The value that a pickle of at most so many steps describes; every opcode costs time and memory in proportion to its own bytes."""
     stack, marks, memo = [], [], {}
 
     def pop_marked() -> list:
@@ -185,7 +189,9 @@ def _run(pickle: bytes, storage: Callable[[Any], np.ndarray]) -> Any:
         del stack[start:]
         return items
 
-    for opcode, argument, _ in pickletools.genops(pickle):
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(pickle)):
+        if step >= steps:
+            raise InputError(f"its pickle takes over {steps} steps, far more than its tensors need; {_ALONE}")
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass

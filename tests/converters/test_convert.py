@@ -280,6 +280,17 @@ def test_prefixes_and_wrappers(tmp_path, plain_unetr, converted, capsys):
 
 
 @pytest.mark.parity
+def test_of_two_sets_of_weights_the_one_asked_for_is_taken(plain_unetr, converted, capsys):
+    live = plain_unetr[1]
+    content = {"state_dict": live, "state_dict_ema": {key: value + 1 for key, value in live.items()}}
+    folder = converted(content, "--weights", "state_dict_ema")
+    assert "\n  weights: state_dict_ema; --weights takes state_dict instead\n" in capsys.readouterr().out
+    params, card = checkpoint.load(folder)
+    assert card["source"]["weights"] == "state_dict_ema"
+    assert np.array_equal(params["head"]["bias"], live["out.conv.conv.bias"] + 1)
+
+
+@pytest.mark.parity
 def test_half_precision_becomes_single(converted, plain_unetr):
     params, _ = checkpoint.load(converted({key: value.bfloat16() for key, value in plain_unetr[1].items()}))
     assert {leaf.dtype for leaf in paths(params).values()} == {np.dtype("float32")}

@@ -375,6 +375,26 @@ def test_hostile_pickles_are_refused_in_one_line(tmp_path, case):
     assert words in refusal(file)
 
 
+@pytest.mark.parametrize("step", [b"\x85", b"]a", b"0)"], ids=["nested", "lists", "dropped"])
+def test_a_pickle_of_far_more_steps_than_its_tensors_need(tmp_path, step):
+    """Megabytes of them would take half a minute."""
+    start = b"]" if b"a" in step else b")"
+    file = archive(tmp_path / "w.pt", weights(start + step * 300_000), [("data/0", FOUR)])
+    assert "far more than its tensors need" in refusal(file)
+
+
+@pytest.mark.parity
+def test_a_model_with_its_optimizer_needs_about_half_of_the_steps_allowed(tmp_path, monkeypatch):
+    model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(20)])
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 2)).sum().backward()
+    optimizer.step()
+    file = saved(tmp_path / "w.pt", {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()})
+    monkeypatch.setattr(torchfile, "STEPS", 0)
+    monkeypatch.setattr(torchfile, "STEPS_EACH", 36)
+    assert torchfile.read(file).keys() == {"state_dict", "optimizer"}
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80", b"\x80\x02", b"\x80\x02}", b"." * 3, weights(tensor())[:-1]], ids=repr)
 def test_a_pickle_that_ends_early(tmp_path, content):
     assert "malformed" in refusal(archive(tmp_path / "w.pt", content))
