@@ -4,7 +4,20 @@ Axes in shapes: b batch, x y z voxels, c channels, k classes, n tokens, d width,
 Channels come last everywhere; the converters own the only transposes.
 """
 
+import sys
+
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:  # while Python looks for the command of `python -m`, which takes seconds to import
+
+    def _stopped(kind, error, trace):
+        """Ctrl-C before a command can answer it is one line, too, and 130."""
+        if issubclass(kind, KeyboardInterrupt):
+            print("stopped", file=sys.stderr)
+            raise SystemExit(130)
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = _stopped
 
 
 def __getattr__(name: str):

@@ -2,6 +2,8 @@
 
 import difflib
 import io
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -39,15 +41,39 @@ def reason(name: object, error: Exception) -> str:
     return f"{name}: unexpected {type(error).__name__}: {' '.join(str(error).split())}; please report it"
 
 
-def exit_code(command: Callable[[], int]) -> int:
-    """What a command returns; 2, once one line on stderr says it, for what the user can mend."""
+def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
+    """What a command returns; 2, once one line on stderr says it, for what the user can mend; 130, after the line `stopped`, for Ctrl-C.
+
+    Where what reads the output has gone, as `head` does, the command ends without a word, with 141 as the shell's own do.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal or a log in ASCII is no reason to stop
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         print(f"error: {error.filename or 'output'}: {error.strerror}; check the place, its permissions and room", file=sys.stderr)
     return 2
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads stdout has gone; if so nothing more is written there, also not at the end, where Python would complain."""
+    try:
+        gone = select.poll()
+        gone.register(sys.stdout.fileno(), 0)
+        if not gone.poll(0):
+            return False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, AttributeError):  # a stdout that is no file, or Windows
+        return False
+    return True

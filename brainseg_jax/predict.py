@@ -65,12 +65,9 @@ sys.modules[__name__].__class__ = _Callable
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Segments as the command line says. Returns 0, 3 if some scans could not be segmented, or 2 after a line on what the user can mend."""
-    try:
-        return exit_code(lambda: run(parser().parse_args(argv)))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        return 130
+    """Segments as the command line says. Returns 0, 3 if some scans could not be segmented, 130 for Ctrl-C, or 2 after a line on what the
+    user can mend."""
+    return exit_code(lambda: run(parser().parse_args(argv)), "stopped; the same command goes on from there")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -198,7 +195,7 @@ def damage(job: Job, case: Case, told: Told) -> str:
 
     A label map that was corrected by hand is sound. As long as its bytes are those that were written, no file is unpacked.
     """
-    written = told.get("SHA256", {})
+    written = told["SHA256"] if isinstance(told.get("SHA256"), dict) else {}
     if job.options.post and written.get(case.soft.name, now := digest(str(case.soft))) != now:
         return f"{case.soft}: is not as it was written; delete it and run again"
     if digest(str(case.labels)) == written.get(case.labels.name):

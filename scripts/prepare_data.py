@@ -31,11 +31,7 @@ TABLES = f"one of {', '.join(SCHEMES)}, or a .tsv file of yours"
 
 def main(argv: list[str] | None = None) -> int:
     """Does what the command line says. Returns 0, 3 if some scans cannot be used, or 2 after one line on what the user can mend."""
-    try:
-        return exit_code(lambda: run(argv))
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from there", file=sys.stderr)
-        return 130
+    return exit_code(lambda: run(argv), "stopped; the same command goes on from there")
 
 
 def run(argv: list[str] | None) -> int:

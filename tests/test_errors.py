@@ -1,6 +1,13 @@
 """What people read of an error, wherever they read it."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from brainseg_jax.errors import InputError, exit_code
 
@@ -18,3 +25,59 @@ def test_output_in_ascii_is_no_reason_to_stop(monkeypatch):
     for stream, text in ((out, b"1 \\xd7 cpu\n"), (err, b"error: M\\xfcller.nii: no such file\n")):
         stream.flush()
         assert stream.buffer.getvalue() == text
+
+
+STOPPING = """
+import os, signal, sys
+class Stop:
+    def find_spec(self, name, *_):
+        if name == NAME:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Stop())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "needs"),
+    [
+        ("brainseg_jax.predict", "argparse"),
+        ("brainseg_jax.evaluate", "ml_collections"),
+        ("brainseg_jax.probe", "ml_collections"),
+        ("brainseg_jax.plan", "ml_collections"),
+        ("brainseg_jax.main", "ml_collections"),
+        ("converters.convert", "ml_collections"),
+    ],
+)
+def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path, module, needs):
+    """As a user presses it who has mistyped: when Python looks for what the command needs."""
+    (tmp_path / "sitecustomize.py").write_text(STOPPING.replace("NAME", repr(needs)))
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
+def test_ctrl_c_in_a_command_is_one_line(capsys):
+    def command():
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    assert exit_code(command) == 130 and capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_ends_a_command_without_a_word(unbuffered):
+    """As in `command | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    code = r"import sys; from brainseg_jax.errors import exit_code; sys.exit(exit_code(lambda: print(9 * 'line\n') or 0))"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_pipe_of_another_kind_is_said(capsys):
+    def command():
+        raise BrokenPipeError(32, "Broken pipe", "worker")
+
+    assert exit_code(command) == 2 and capsys.readouterr().err.startswith("error: worker: Broken pipe")
