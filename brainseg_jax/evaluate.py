@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table as Grid
 from rich.text import Text
 
+from brainseg_jax import runtime
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
 from brainseg_jax.data.makers import stem
@@ -113,7 +114,8 @@ def of_files(options: argparse.Namespace) -> Work:
 
 def of_checkpoint(options: argparse.Namespace) -> Work:
     """The scans of a manifest's split that have labels, segmented by one checkpoint or by several together."""
-    from brainseg_jax.prediction import predictor  # JAX is needed for this only
+    runtime.for_prediction()
+    from brainseg_jax.prediction import predictor  # JAX is needed for this only, and reads its settings when it is imported
 
     if not options.manifest:
         raise InputError("--manifest is missing: the scans to segment, with labels and splits, e.g. the one that was trained on")

@@ -136,8 +136,7 @@ def load(job: Job, networks: list[str]) -> Job:
 
 def start(options: argparse.Namespace) -> None:
     """Settles what JAX reads when it is imported: where it computes, on how many cores, and that it takes of a GPU only what it needs."""
-    runtime.keep_compiled_programs()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    runtime.for_prediction()
     if options.cpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
     if options.threads and hasattr(os, "sched_setaffinity"):

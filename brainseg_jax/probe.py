@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags, logging
 from jaxtyping import Float, Integer
 
+from brainseg_jax import runtime
 from brainseg_jax.errors import InputError
 from brainseg_jax.flags import run
 
@@ -167,6 +168,7 @@ def main(argv: list[str]) -> None:
     if min(VOLUMES.value, HELD_OUT.value) < 1:
         raise InputError("--volumes and --held_out count volumes; use at least 1 of each")
     logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
+    runtime.for_prediction()
     rows, structures = probe(Path(CHECKPOINT.value), MANIFEST.value, TABLE.value, VOLUMES.value, HELD_OUT.value)
     width = max(map(len, rows))
     print(f"{'':{width}}  recall    Dice   Dice of " + ", ".join(structures))

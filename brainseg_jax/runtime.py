@@ -79,6 +79,12 @@ def of_jax(address: str, need: str) -> Any:
         raise InputError(f'{need}, and JAX {jax.__version__} has no {where}; pip install "jax<{UNTRIED}"') from None
 
 
+def for_prediction() -> None:
+    """Settles that compiled programs are kept, and that JAX takes of a GPU only what it needs: others may compute there."""
+    keep_compiled_programs()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def give_back_memory() -> None:
     """Returns to the system what is free but was kept: after compiling a network's step up to a gigabyte, which the step would come on top
     of."""

@@ -403,6 +403,15 @@ def test_one_scan_that_cannot_be_written_does_not_lose_the_others(run, scans, tm
     assert page(tmp_path / "out" / "qc.html")[0] == ["a_seg.nii.gz", "deep/c_seg.nii.gz"]
 
 
+def test_a_subject_of_300_letters_has_a_label_map_too(run, scans, tmp_path):
+    (tmp_path / "list.csv").write_text(f"subject,image\n{300 * 'x'},scans/a.nii.gz\ny,scans/b.mgz\n")
+    code, out, err = run("--i={f}/list.csv", "--o={f}/out", "--vol={f}/v.tsv", "--qc={f}/out/qc.html", "--post")
+    assert (code, err) == (0, "") and "out: 2 segmented\n" in out
+    assert [row["subject"] for row in table(tmp_path / "v.tsv")[::4]] == [300 * "x", "y"] and len(
+        page(tmp_path / "out" / "qc.html")[0]
+    ) == 2
+
+
 def test_a_name_that_no_file_can_have_is_one_bad_scan(run, scans, tmp_path, monkeypatch):
     place = inputs.place
 

@@ -2,11 +2,15 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
+import brainseg_jax
 from brainseg_jax.runtime import SIGNALS
 
 POOL = """
@@ -47,3 +51,29 @@ def test_children_end_with_a_killed_parent_and_not_by_what_is_meant_for_it():
     while time.monotonic() < deadline and not ended(child):
         time.sleep(0.02)
     assert ended(child)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "probe"])
+def test_commands_that_predict_take_of_a_gpu_what_they_need(tmp_path, command):
+    """Before JAX is imported, which reads it; what the user has set stays."""
+    flags = {
+        "predict": f"main(['--i={tmp_path}', '--o={tmp_path}/o'])",
+        "evaluate": f"main(['--checkpoint=none', '--manifest={tmp_path}/none.tsv', '--o={tmp_path}/o.tsv'])",
+        "probe": "run(main)",
+    }[command]
+    shutil.copy(Path(brainseg_jax.__file__).parent / "data" / "sample_files" / "mni_sym09c_T1_head.nii.gz", tmp_path)
+    code = f"""
+import os, sys
+class Look:
+    def find_spec(self, name, *_):
+        if name == "jax":
+            os._exit(7 if os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE") == {{}} and "JAX_COMPILATION_CACHE_DIR" in os.environ else 8)
+sys.meta_path.insert(0, Look())
+sys.argv[1:] = ["--checkpoint=none"]
+from brainseg_jax.{command} import *
+sys.exit({flags})
+"""
+    for given in ({}, {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}):
+        environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | given
+        program = code.replace("{}", repr(given.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")))
+        assert subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 7
