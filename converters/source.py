@@ -52,18 +52,23 @@ def read(path: Path, wanted: str = "") -> Source:
     return Source(_without_prefixes(found[name]), told, name, choice)
 
 
-def sets(content: dict[str, Any], name: str = "", depth: int = 3) -> dict[str, Tensors]:
-    """Every set of weights in what a file holds, by its place, e.g. "state_dict" and "ema.module"; optimizers are left out."""
+def sets(content: dict[str, Any]) -> dict[str, Tensors]:
+    """Every set of weights in what a file holds, by its place, e.g. "state_dict" and "ema.module"; optimizers are left out, and tensors
+    that are logged beside weights."""
+    found = _sets(content)
+    return {place: tensors for place, tensors in found.items() if any(tensor.ndim > 1 for tensor in tensors.values())} or found
+
+
+def _sets(content: dict[str, Any], name: str = "", depth: int = 3) -> dict[str, Tensors]:
     found: dict[str, Tensors] = {}
     for key, value in content.items():
         if isinstance(value, np.ndarray):
             first = str(key).partition(".")[0]
             copy = first if first in COPIES and "." in str(key) else ""
             found.setdefault(".".join(filter(None, (name, copy))), {})[str(key).removeprefix(f"{copy}." if copy else "")] = value
-    found = {place: tensors for place, tensors in found.items() if any(tensor.ndim > 1 for tensor in tensors.values())}
     for key, value in content.items() if depth else ():
         if isinstance(value, dict) and not STATE.match(str(key).lower()):
-            found |= sets(value, ".".join(filter(None, (name, str(key)))), depth - 1)
+            found |= _sets(value, ".".join(filter(None, (name, str(key)))), depth - 1)
     return found
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +27,11 @@ def test_output_in_ascii_is_no_reason_to_stop(monkeypatch):
 
 
 STOPPING = """
-import os, signal, sys
+import sys
 class Stop:
     def find_spec(self, name, *_):
         if name == NAME:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
 sys.meta_path.insert(0, Stop())
 """
 
@@ -58,8 +57,7 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path, module, needs)
 
 def test_ctrl_c_in_a_command_is_one_line(capsys):
     def command():
-        os.kill(os.getpid(), signal.SIGINT)
-        return 0
+        raise KeyboardInterrupt
 
     assert exit_code(command) == 130 and capsys.readouterr().err == "stopped\n"
 
