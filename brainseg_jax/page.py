@@ -25,7 +25,8 @@ from brainseg_jax.files import check_own, check_place, write_text
 from brainseg_jax.quality import ALL, KINDS, WORST, Findings, Z
 from brainseg_jax.strip import MM, WINDOW, strip
 
-FORMAT = 1  # of a case's record: raise it when a page cannot be made of older ones
+FORMAT = 2  # of a case's record: raise it when a page cannot be made of older ones
+SEAL = "sha256"  # of the rest of a record, in its file
 SHOWN = 5  # flags of a case that are shown before the others are unfolded
 RATINGS = ("good", "doubtful", "bad")
 MARK = '<meta name="generator" content="brainseg_jax">'  # by which a page of ours is known
@@ -74,8 +75,8 @@ def case(
 
 
 def write_case(file: Path, record: Case) -> None:
-    """Writes a record as JSON, all of it or nothing."""
-    write_text(file, json.dumps(record))
+    """Writes a record as JSON with a checksum, all of it or nothing."""
+    write_text(file, json.dumps(record | {SEAL: _seal(record)}))
 
 
 def read_cases(files: Iterable[Path]) -> list[Case]:
@@ -84,12 +85,16 @@ def read_cases(files: Iterable[Path]) -> list[Case]:
     for file in files:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        if not isinstance(record, dict) or record.pop(SEAL, "") != _seal(record) or record.get("format") != FORMAT:
             raise InputError(f"{file}: is no case of a page as this version writes it; delete it, and predict that scan again")
         records.append(record)
     return records
+
+
+def _seal(record: Case) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def refuse(file: Path, made: Path) -> None:

@@ -184,7 +184,9 @@ def done(job: Job, case: Case) -> Told | None:
         if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
             return None
         told = json.loads(case.sidecar.read_text(encoding="utf-8"))
-        return told if told["MadeFrom"] == made_from(job, case) and told.keys() >= {"Entropy", "Volumes", "Score"} else None
+        numbers = all(isinstance(told[key], int | float) for key in ("Entropy", "Score"))
+        whole = numbers and all(tuple(volume) == COLUMNS[3:] for volume in told["Volumes"])
+        return told if whole and told["MadeFrom"] == made_from(job, case) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -87,6 +87,21 @@ def test_a_damaged_record_is_named(tmp_path):
             read_cases([file])
 
 
+def test_a_changed_byte_of_a_record_never_gives_another_page(tmp_path, rng):
+    made, file = record(), tmp_path / "one.json"
+    write_case(file, made)
+    sound = np.frombuffer(file.read_bytes(), np.uint8)
+    places = np.concatenate([np.arange(400), sound.size - 1 - np.arange(400)])  # the middle is pictures
+    for at in rng.choice(places, 300, replace=False):
+        damaged = sound.copy()
+        damaged[at] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged.tobytes())
+        try:
+            assert read_cases([file]) == [made]
+        except InputError as refusal:
+            assert str(refusal).startswith(f"{file}: is no case")
+
+
 def test_the_pictures_are_those_of_the_strip():
     classes = np.zeros((32, 40, 32), np.uint8)
     classes[6:16, 10:30, 8:24] = 1

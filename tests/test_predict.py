@@ -253,6 +253,10 @@ def test_what_is_done_is_skipped_and_still_in_the_table(run, networks, scans, tm
     assert "out: 3 segmented\n" in run(*flags, "--overwrite")[1]
 
 
+def rewrite(file, old, new):
+    file.write_text(file.read_text().replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("change", "again"),
     [
@@ -260,10 +264,12 @@ def test_what_is_done_is_skipped_and_still_in_the_table(run, networks, scans, tm
         (lambda run, scans, out, networks: write(scans / "a.nii.gz", head(5)[0], AFFINE), 1),
         (lambda run, scans, out, networks: (out / "b_seg.mgz").unlink(), 1),
         (lambda run, scans, out, networks: (out / "b_seg.json").write_text("{"), 1),
+        (lambda run, scans, out, networks: rewrite(out / "b_seg.json", '"Score"', '"Scope"'), 1),
+        (lambda run, scans, out, networks: rewrite(out / "b_seg.json", '"voxel_ml"', '"voxel"'), 1),
         (lambda run, scans, out, networks: (out.parent / "net" / SEAL).write_text("[]"), 3),
         (lambda run, scans, out, networks: None, 0),
     ],
-    ids=["touched", "another scan", "output removed", "sidecar damaged", "other checkpoint", "nothing"],
+    ids=["touched", "another scan", "output removed", "sidecar damaged", "no score", "no volume", "other checkpoint", "nothing"],
 )
 def test_what_was_made_otherwise_is_made_again(run, networks, scans, tmp_path, change, again):
     flags = ("--i={f}/scans", "--o={f}/out")
