@@ -46,8 +46,8 @@ def read(path: Path, wanted: str = "") -> Source:
     if not found:
         raise InputError(f"{path}: holds no weights; a file of torch.save(model.state_dict(), file) is expected")
     name = _chosen(path, list(found), wanted)
-    others = [other for other in found if other != name]
-    also = f"; --weights takes {' or '.join(others)} instead" if others else ""
+    others = [other for other in found if other not in (name, "")]
+    also = f"; --weights takes {few(others)} instead" if others else ""
     choice = f"weights: {name or 'those of the file itself'}{also}" if others or name not in WRAPPERS else ""
     return Source(_without_prefixes(found[name]), told, name, choice)
 
@@ -74,10 +74,10 @@ def _sets(content: dict[str, Any], name: str = "", depth: int = 3) -> dict[str, 
 
 def _chosen(path: Path, names: list[str], wanted: str) -> str:
     if wanted and wanted not in names:
-        raise InputError(f"--weights {wanted}: {path} has none of this name{meant(wanted, names)}; it has {', '.join(filter(None, names))}")
+        raise InputError(f"--weights {wanted}: {path} has none of this name{meant(wanted, names)}; it has {few(filter(None, names), 9)}")
     usual = [name for name in WRAPPERS if name in names]
     if not wanted and not usual and len(names) > 1:
-        raise InputError(f"{path}: holds {len(names)} sets of weights; say which with --weights: {', '.join(names)}")
+        raise InputError(f"{path}: holds {len(names)} sets of weights; say which with --weights: {few(names, 9)}")
     return wanted or (usual or names)[0]
 
 
