@@ -1,9 +1,11 @@
 """Checkpoints: bit-equal, kept as promised, never trusted when damaged, readable in parts and on another mesh."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from brainseg_jax.checkpoint import Checkpoints, load, verify
+from brainseg_jax.checkpoint import Checkpoints, card, load, verify, write
 from brainseg_jax.errors import InputError
 from brainseg_jax.sharding import make_mesh, replicated
 from brainseg_jax.step import TrainState
@@ -127,18 +129,120 @@ def test_a_checkpoint_that_was_never_sealed_is_cleared_away_and_the_older_one_us
     assert {p.name for p in tmp_path.iterdir()} == {"1"}
 
 
-def test_a_truncated_seal_is_no_crash(tmp_path):
+@pytest.mark.parametrize("seal", [b"{}", b"[]", b"7", b'{"state/x": ', b"\xff", b"", b'{"state/_METADATA": "00"}'])
+def test_a_seal_that_seals_nothing_is_damaged(tmp_path, seal):
+    fill(tmp_path, {1: 0.1, 2: 0.5})
+    (tmp_path / "2" / "checksums.json").write_bytes(seal)
+    restored, said = restore(tmp_path)
+    equal(restored, state(1))
+    assert len(said) == 1 and "checkpoint 2 is passed over" in said[0]
+
+
+HARM = {
+    "flipped": flip,
+    "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "truncated": lambda file: file.write_bytes(b""),
+    "gone": Path.unlink,
+}
+
+
+def test_harm_to_any_file_is_noticed(tmp_path):
     fill(tmp_path, {1: 0.1})
-    (tmp_path / "1" / "checksums.json").write_text('{"state/x": ')
-    assert verify(tmp_path / "1")
+    files = [file for file in (tmp_path / "1").rglob("*") if file.is_file() and file.name != "checksums.json"]
+    for file in files:
+        whole = file.read_bytes()
+        for harm in HARM.values():
+            harm(file)
+            assert whole == b"" or str(file) in verify(tmp_path / "1")
+            file.write_bytes(whole)
+    assert len(files) > 5 and verify(tmp_path / "1") == ""
 
 
-def test_all_damaged_is_refused(tmp_path):
+@pytest.mark.parametrize(("harmed", "used"), [("2", 1), ("1", 2)], ids=["the newest", "the best"])
+@pytest.mark.parametrize("name", ["metrics/metrics", "_CHECKPOINT_METADATA"])
+@pytest.mark.parametrize("harm", ["flipped", "zeroed", "truncated"])
+def test_what_orbax_reads_first_is_verified_before(tmp_path, harm, name, harmed, used):
+    fill(tmp_path, {1: 0.1, 2: 0.5})
+    HARM[harm](tmp_path / harmed / name)
+    restored, said = restore(tmp_path)
+    equal(restored, state(used))
+    assert len(said) == 1 and f"{name} is damaged" in said[0] and not (tmp_path / harmed).exists()
+
+
+def test_a_file_that_nobody_sealed_is_not_read(tmp_path):
+    fill(tmp_path, {1: 0.1})
+    (tmp_path / "1" / "notes.txt").write_text("mine, and read by nobody")
+    (tmp_path / "1" / ".hidden").touch()
+    assert verify(tmp_path / "1") == ""
+    (tmp_path / "1" / "state" / "other").touch()
+    assert "other is not in checksums.json" in verify(tmp_path / "1")
+
+
+@pytest.mark.parametrize("harm", ["flipped", "unsealed"])
+def test_all_damaged_is_refused_and_kept(tmp_path, harm):
     fill(tmp_path, {1: 0.1, 2: 0.5})
     for step in "12":
-        flip(largest_file(tmp_path / step))
-    with pytest.raises(InputError, match="no checkpoint is whole"):
+        if harm == "flipped":
+            flip(largest_file(tmp_path / step))
+        else:
+            (tmp_path / step / "checksums.json").unlink()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"no checkpoint is whole \(.*/2/.*/1/.*another --workdir or delete this folder"):
         restore(tmp_path)
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_a_first_save_that_was_killed_before_its_seal_is_begun_anew(tmp_path):
+    fill(tmp_path, {1: 0.1})
+    (tmp_path / "1" / "checksums.json").unlink()
+    (tmp_path / ".saving").write_text("1")
+    assert restore(tmp_path) == (None, []) and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_checkpoint_belongs_is_named(tmp_path):
+    fill(tmp_path, {1: 0.1})
+    (tmp_path / "40").touch()
+    with pytest.raises(InputError, match=r"/40: is no checkpoint.*move it away"):
+        restore(tmp_path)
+    (tmp_path / "40").rename(tmp_path / "40.txt")
+    equal(restore(tmp_path)[0], state(1))
+    shutil.copytree(tmp_path / "1", tmp_path / "01")
+    with pytest.raises(InputError, match=r"/01: is no checkpoint"):
+        restore(tmp_path)
+
+
+@contextmanager
+def files_of_at_most(size):
+    """As on a disk that is full: the system takes no longer files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, caplog):
+    fill(tmp_path, {1: 0.1})
+    refused = pytest.raises(InputError, match=r"no checkpoint can be written \(File too large\); make room")
+    with refused as refusal, files_of_at_most(200), Checkpoints(tmp_path, "loss") as checkpoints:
+        checkpoints.save(2, state(2), CARD, {"loss": 0.5})
+    assert "\n" not in str(refusal.value) and not [said for said in caplog.records if said.levelname == "ERROR"]
+    assert [p.name for p in tmp_path.iterdir()] == ["1"] and verify(tmp_path / "1") == ""
+    fill(tmp_path, {2: 0.5})
+    equal(restore(tmp_path)[0], state(2))
+
+
+def test_what_ended_a_run_is_raised_and_not_what_followed(tmp_path):
+    with pytest.raises(RuntimeError, match="first"), files_of_at_most(200), Checkpoints(tmp_path, "loss") as checkpoints:
+        checkpoints.save(2, state(2), CARD, {"loss": 0.5})
+        raise RuntimeError("first")
+
+
+def test_a_converted_checkpoint_for_which_there_is_no_room_is_one_line_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"/new: no checkpoint can be written \(File too large\)"), files_of_at_most(200):
+        write(tmp_path / "new", {"kernel": np.zeros(1000)}, CARD)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_save_left_is_cleared_away(tmp_path):
@@ -182,9 +286,13 @@ def test_what_is_no_checkpoint_or_damaged_is_not_loaded(tmp_path):
     fill(tmp_path, {1: 0.1})
     with pytest.raises(InputError, match="is no checkpoint"):
         load(tmp_path)
-    flip(largest_file(tmp_path / "1"))
+    flip(tmp_path / "1" / "_CHECKPOINT_METADATA")
+    with pytest.raises(InputError, match=r"cannot be trusted, .*_CHECKPOINT_METADATA is damaged"):
+        card(tmp_path / "1")
+    fill(tmp_path / "other", {1: 0.1})
+    flip(largest_file(tmp_path / "other" / "1"))
     with pytest.raises(InputError, match="cannot be trusted"):
-        load(tmp_path / "1")
+        load(tmp_path / "other" / "1")
 
 
 def test_restores_onto_another_mesh(tmp_path):
