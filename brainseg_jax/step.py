@@ -4,16 +4,16 @@ Random streams are folded from (seed, step), so nothing random is stored. Nothin
 back to Python: the very same function can be compiled for hardware that is not there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count)
+Totals = dict[str, Sequence[float]]  # the same over several steps, in double precision
 
 
 @runtime_checkable
@@ -117,8 +117,22 @@ def eval_streams(objective: Objective, seed: int, index: jax.Array | int) -> tup
     return key, dict(zip(objective.streams, jax.random.split(key, len(objective.streams)), strict=True))
 
 
-def averaged(metrics: list[Metrics]) -> dict[str, float]:
-    """sum / count of each metric over a list of steps; waits for the device, so it is called between steps, seldom."""
-    fetched = jax.device_get(metrics)
-    totals = {name: np.sum([np.asarray(step[name], np.float64) for step in fetched], axis=0) for name in fetched[0]}
-    return {name: float(total / number) if number else float("nan") for name, (total, number) in totals.items()}
+def totals(metrics: Sequence[Metrics], before: Totals | None = None) -> Totals:
+    """Sum and count of each metric over steps, added one after the other to those from `before`: the same to the bit wherever a list of
+    steps is cut in two. Waits for the device, so it is called between steps, seldom."""
+    total = dict(before or {})
+    for step in jax.device_get(list(metrics)):
+        for name, pair in step.items():
+            number, count = map(float, pair)
+            total[name] = (total[name][0] + number, total[name][1] + count) if name in total else (number, count)
+    return total
+
+
+def means(totals: Totals) -> dict[str, float]:
+    """sum / count of each metric; NaN where nothing was counted."""
+    return {name: number / count if count else float("nan") for name, (number, count) in totals.items()}
+
+
+def averaged(metrics: Sequence[Metrics]) -> dict[str, float]:
+    """The mean of each metric over a list of steps."""
+    return means(totals(metrics))

@@ -28,7 +28,7 @@ from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.planning.memory import check_room
 from brainseg_jax.program import program
 from brainseg_jax.runtime import give_back_memory
-from brainseg_jax.step import Batch, Metrics, TrainState, averaged
+from brainseg_jax.step import Batch, Metrics, Totals, TrainState, means, totals
 from brainseg_jax.transfer import put, subjects_before, taken
 from brainseg_jax.trees import count
 from brainseg_jax.writer import Writer, read_metrics
@@ -173,12 +173,15 @@ def loop(
     evaluate_every = max(1, round(config.eval_every * run.steps))
     clock = Clock(config.data.batch)
     pending: list[Metrics] = []
+    window: Totals = checkpoints.carried.get("window", {})  # of the steps since the last line, those before an interruption included
     judged = history(run)
 
     def save(step: int, values: dict[str, float] | None = None) -> None:
+        nonlocal window, pending
+        window, pending = totals(pending, window), []
         # Never a state that is lost already: what has not been looked at since the last line is looked at now.
-        refuse_nan(run, step, averaged(pending) if pending else {})
-        checkpoints.save(step, state, card(run), values)
+        refuse_nan(run, step, means(window))
+        checkpoints.save(step, state, card(run), values, {"window": window})
 
     for step in range(start, run.steps + 1):
         scheduled = step == run.steps or (config.eval_every and step % evaluate_every == 0)
@@ -204,10 +207,10 @@ def loop(
         with clock.waiting():
             batch = next(batches)
         if (step + 1) % config.log_every == 0 or step + 1 == run.steps:
-            values = averaged(pending)
+            values = means(totals(pending, window))
             refuse_nan(run, step + 1, values)
-            values |= {"learning_rate": float(rate(step))} | clock.read(len(pending))
-            pending = []
+            values |= {"learning_rate": float(rate(step))} | clock.read()
+            window, pending = {}, []
             writer.scalars(step + 1, "train", values)
             line = f"loss {values['loss']:.4f}  {values['crops_per_second']:.2f} crops/s  input wait {100 * values['input_wait']:.0f} %"
             writer.progress(step + 1, line, clock.per_step() * (run.steps - step - 1))
@@ -242,7 +245,7 @@ class Clock:
     """Time spent on steps and on waiting for batches; evaluations are not charged to the steps around them."""
 
     def __init__(self, batch: int):
-        self.batch, self.began, self.wait = batch, time.perf_counter(), 0.0
+        self.batch, self.began, self.wait, self.read_at = batch, time.perf_counter(), 0.0, 0
         self.seconds, self.steps = 0.0, 0
 
     @contextmanager
@@ -253,16 +256,17 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
+        """For the next batch: once a step."""
         at = time.perf_counter()
         yield
-        self.wait += time.perf_counter() - at
+        self.wait, self.steps = self.wait + time.perf_counter() - at, self.steps + 1
 
-    def read(self, steps: int) -> dict[str, float]:
-        """Throughput and input-wait share since the last reading, `steps` steps ago."""
+    def read(self) -> dict[str, float]:
+        """Throughput and input-wait share since the last reading, of the steps that were done here."""
         now = time.perf_counter()
-        seconds, wait = now - self.began, self.wait
-        self.began, self.wait = now, 0.0
-        self.seconds, self.steps = self.seconds + seconds, self.steps + steps
+        seconds, wait, steps = now - self.began, self.wait, self.steps - self.read_at
+        self.began, self.wait, self.read_at = now, 0.0, self.steps
+        self.seconds += seconds
         return {"crops_per_second": steps * self.batch / seconds, "input_wait": wait / seconds}
 
     def per_step(self) -> float:

@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -22,7 +25,8 @@ from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
 from brainseg_jax.objectives.mae import MAE
 from brainseg_jax.sharding import make_mesh
-from brainseg_jax.train import averaged, idle, length, same_experiment, train
+from brainseg_jax.step import averaged, means, totals
+from brainseg_jax.train import idle, length, same_experiment, train
 from brainseg_jax.writer import Writer, read_metrics
 
 
@@ -142,6 +146,68 @@ def test_killed_and_gone_on_is_as_never_killed(run, whole, tmp_path, at_step, mo
     same_end(tmp_path / "run", whole)
     rows = [(row["step"], row["kind"]) for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert len(rows) == len(set(rows)) and losses(tmp_path / "run") == losses(whole)
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from absl import flags
+from brainseg_jax.config import from_resolved, with_sources
+from brainseg_jax.train import train
+
+if __name__ == "__main__":
+    folder, moment = sys.argv[1:]
+
+    def kill(event, args):
+        if event == "os.rename" and str(args[1]).endswith(moment):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+    flags.FLAGS.mark_as_parsed()
+    config = from_resolved(json.loads(Path("config.json").read_text()))
+    train(config, with_sources(config, set(), "test.py"), Path(folder))
+"""
+
+
+def said(folder):
+    """The rows of metrics.jsonl, but for what a clock says."""
+    clock = ("time", "crops_per_second", "input_wait")
+    return [{name: value for name, value in row.items() if name not in clock} for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def processes_with(mark):
+    """Numbers of the processes that inherited this word in their environment."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            found += [place.name] if mark.encode() in (place / "environ").read_bytes() else []
+        except OSError:  # another user's, or it has just ended
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_killed_in_a_save_nothing_is_lost_or_left(run, small, cohort, tmp_path):
+    """Killed when checkpoint 3 is about to take its place, and, in a second try, when checkpoint 6 is about to get its seal. A line's
+    average goes over steps 1 to 5, four of which were done before. The end is the same, to the bit, and so are all lines."""
+    changes = {"data.manifest": str(cohort), "data.cache": str(cohort.parent), "save_every": 3, "log_every": 5, "data.workers": 1}
+    (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "config.json").write_text(json.dumps(with_sources(small(**changes), set(), "test.py")))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_NUM_CPU_DEVICES": "8", "MARK": str(tmp_path)}
+    for moment, latest in (("checkpoints/3", None), ("6/checksums.json", "4")):
+        command = [sys.executable, "killed.py", "run", moment]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert process.wait(timeout=120) == -signal.SIGKILL
+        checkpoints = tmp_path / "run" / "checkpoints"
+        assert max((step for step in "346" if (checkpoints / step / "checksums.json").exists()), default=None) == latest
+        deadline = time.monotonic() + 20
+        while processes_with(str(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert processes_with(str(tmp_path)) == [] and not list(Path("/dev/shm").glob(f"brainseg_jax-*-{process.pid}-*"))
+    run(tmp_path / "run", **changes | {"data.workers": 0})
+    never = run(tmp_path / "never", **changes | {"data.workers": 0})
+    same_end(tmp_path / "run", never)
+    assert said(tmp_path / "run") == said(never) and {p.name for p in checkpoints.iterdir()} == {"6", "8"}
 
 
 @pytest.mark.slow
@@ -281,6 +347,14 @@ def test_averages_are_over_counts_and_not_over_batches():
     metrics = [{"loss": pair(2, 2), "none": pair(0, 0)}, {"loss": pair(4, 1), "none": pair(0, 0)}]
     means = averaged(metrics)
     assert means["loss"] == 2.0 and np.isnan(means["none"])
+
+
+def test_a_window_cut_in_two_is_the_same_to_the_bit(rng):
+    steps = [{"loss": (jnp.float32(a), jnp.float32(b))} for a, b in rng.normal(size=(9, 2))]
+    whole = totals(steps)
+    for cut in range(10):
+        kept = json.loads(json.dumps(totals(steps[:cut])))  # as a checkpoint keeps it
+        assert means(totals(steps[cut:], kept)) == means(whole)
 
 
 def test_handlers_of_signals_are_put_back():

@@ -76,19 +76,19 @@ def main(folder: Path) -> None:
                 written.extend([str(path.relative_to(folder))] if path.is_relative_to(folder) else [])
 
         sys.addaudithook(watch)
-        real, seen = module.averaged, []
+        real, seen = module.means, []
 
-        def averaged(metrics):
+        def means(window):
             # After its second step process 1 is told to stop; slowly, since JAX looks for signals once a second.
             seen.append(None)
             if len(seen) == 2 and me == 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.25)
-            return real(metrics)
+            return real(window)
 
-        module.averaged = averaged
+        module.means = means
         go("run", configs["run"])
-        module.averaged = real
+        module.means = real
         go("tuned", configs["tuned"])
         told["written"] = list(written)
         (folder / f"told{me}.json").write_text(json.dumps(told))
