@@ -27,14 +27,11 @@ def whole(path: Path) -> Iterator[Path]:
     """A place to write to; what was written there takes `path`'s place when the block ends without an error. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    part = path.with_name(f".{shorten(path.name, 200)}.{_machine()}-{os.getpid()}.part")
+    part = path.with_name(f".{shorten(path.name, 200)}.{machine()}-{os.getpid()}.part")
     try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        if error.filename == str(part):
-            error.filename = str(path)  # the name that the user gave
-        raise
+        with named(path, part):
+            yield part
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -45,19 +42,20 @@ def _sweep(folder: Path) -> None:
     for part in folder.glob(".*.part"):
         with suppress(OSError):  # another process was faster
             if match := re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d{1,9})\.part", part.name):
-                gone = match[1] == _machine() and not _runs(int(match[2]))
+                gone = match[1] == machine() and not runs(int(match[2]))
                 if gone or time.time() - part.stat().st_mtime > ABANDONED:
                     part.unlink()
 
 
 @cache
-def _machine() -> str:
+def machine() -> str:
     """What tells machines apart that share a folder, and containers of one machine, whose process numbers are their own."""
     space = Path("/proc/self/ns/pid")
     return hashlib.sha256(f"{platform.node()} {space.stat().st_ino if space.exists() else ''}".encode()).hexdigest()[:8]
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether there is a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -65,6 +63,17 @@ def _runs(process: int) -> bool:
     except OSError:  # somebody else's
         pass
     return True
+
+
+@contextmanager
+def named(path: Path, part: Path | None = None) -> Iterator[None]:
+    """An OSError says `path`, the name that the user gave, where it says none, as for a full disk, or that of its temporary `part`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(part)):
+            error.filename = str(path)
+        raise
 
 
 def shorten(name: str, most: int) -> str:

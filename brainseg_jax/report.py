@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from brainseg_jax.files import whole
+
 # Axis, name, and where it is cut as a share of the way from left, back or bottom.
 Plane = tuple[int, str, float]
 PLANES: tuple[Plane, ...] = ((0, "sagittal", 0.5), (1, "coronal", 0.5), (2, "axial", 0.5))
@@ -51,6 +53,8 @@ def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z *rgb"]], titl
             if column == 0:
                 panel.set_ylabel(plane, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    try:
+        with whole(file) as part:
+            figure.savefig(part, dpi=110, format="png")
+    finally:
+        pyplot.close(figure)

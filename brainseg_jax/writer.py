@@ -1,6 +1,8 @@
 """What a run says: metrics.jsonl and TensorBoard files, a live line on a terminal, plain lines elsewhere; from process 0 only."""
 
 import json
+import socket
+import struct
 import sys
 import time
 from pathlib import Path
@@ -11,12 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import write_text
+from brainseg_jax.files import named, write_text
 
 try:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import masked_crc32c
+    from tensorboardX.summary import scalar
 except ImportError:  # the extra "view" is not installed
-    SummaryWriter = None
+    Event = None
 
 
 class Writer:
@@ -29,8 +33,7 @@ class Writer:
             return
         self.file = folder / "metrics.jsonl"
         _forget_after(self.file, start)
-        self.stream = self.file.open("a")
-        self.board = SummaryWriter(str(folder / "tb"), purge_step=start + 1 if start else 0) if SummaryWriter else None
+        self.board = Board(folder / "tb", start + 1 if start else 0) if Event else None
         self.bar = None
         if self.console.is_terminal:
             self.bar = Progress(
@@ -52,11 +55,11 @@ class Writer:
         """One line of metrics.jsonl, {"step", "kind", "time", name: value}, and the same to TensorBoard as kind/name."""
         if not self.active:
             return
-        self.stream.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3)} | values) + "\n")
-        self.stream.flush()
+        # Opened for each line: nothing is left in a buffer, which would fail a second time where a disk is full.
+        with named(self.file), self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3)} | values) + "\n")
         if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+            self.board.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def progress(self, step: int, line: str, eta: float) -> None:
         """How the run stands: on a terminal in place, elsewhere as a line with the time left, in seconds."""
@@ -68,13 +71,38 @@ class Writer:
             self.say(f"step {step}  {line}  {_duration(eta)} left")
 
     def close(self) -> None:
-        if not self.active:
-            return
-        if self.bar:
+        """Leaves the terminal as it was; files are closed after each line."""
+        if self.active and self.bar:
             self.bar.stop()
-        self.stream.close()
-        if self.board:
-            self.board.close()
+
+
+class Board:
+    """A file of TensorBoard's, in `folder`; numbers that were written from step `since` on, in earlier files, are hidden.
+
+    tensorboardX's own writer does it in a thread, where a full disk is a traceback and not an error of the run.
+    """
+
+    def __init__(self, folder: Path, since: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._append([Event(file_version="brain.Event:2"), Event(step=since, session_log=SessionLog(status=SessionLog.START))])
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers by name."""
+        self._append([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
+
+    def _append(self, events: list[Any]) -> None:
+        """Records of TensorFlow's: length, its checksum, content, its checksum."""
+        with named(self.file), self.file.open("ab") as stream:
+            for event in events:
+                event.wall_time = time.time()
+                content = event.SerializeToString()
+                length = struct.pack("<Q", len(content))
+                stream.write(b"".join((length, _checksum(length), content, _checksum(content))))
+
+
+def _checksum(content: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(content))
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A file is the old one or the new one, never half of either."""
 
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -58,6 +59,13 @@ def test_what_killed_programs_left_is_removed_and_what_is_under_way_is_not(tmp_p
 def test_the_longest_name_can_be_written(tmp_path):
     write_text(tmp_path / ("x" * 255), "text")
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_a_full_disk_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError) as fault, whole(tmp_path / "out.tsv") as part:
+        part.symlink_to("/dev/full")
+        part.write_text("text")
+    assert (fault.value.errno, fault.value.filename, list(tmp_path.iterdir())) == (errno.ENOSPC, str(tmp_path / "out.tsv"), [])
 
 
 def test_places_are_tried_and_left_as_they_were(tmp_path):

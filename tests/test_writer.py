@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 
 import pytest
 
@@ -89,11 +90,53 @@ def test_on_a_terminal_there_is_a_live_line(tmp_path):
 
 
 def test_works_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SummaryWriter", None)
+    monkeypatch.setattr(module, "Event", None)
     writer = Writer(tmp_path, 10, 0, Out())
     writer.scalars(1, "train", {"loss": 0.5})
     writer.close()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1 and not (tmp_path / "tb").exists()
+
+
+def records(file):
+    """Events of a file, whose checksums are right, by the reading of the format's description."""
+    from tensorboardX.crc32c import crc32c
+    from tensorboardX.proto.event_pb2 import Event
+
+    def checked(content, checksum):
+        value = crc32c(content)
+        assert struct.unpack("<I", checksum)[0] == ((value >> 15 | value << 17) + 0xA282EAD8) % 2**32
+        return content
+
+    stream, events = io.BytesIO(file.read_bytes()), []
+    while length := stream.read(8):
+        size = struct.unpack("<Q", checked(length, stream.read(4)))[0]
+        events.append(Event.FromString(checked(stream.read(size), stream.read(4))))
+    return events
+
+
+def test_tensorboard_is_told_the_same_and_what_an_interrupted_run_told_is_hidden(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = Writer(tmp_path, 10, 3, Out())
+    writer.scalars(4, "train", {"loss": 0.5, "dice/Left-Thalamus": 0.25})
+    writer.close()
+    (file,) = (tmp_path / "tb").iterdir()
+    version, start, *told = records(file)
+    assert file.name.startswith("events.out.tfevents.") and version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (4, start.session_log.START)
+    values = {event.summary.value[0].tag: (event.step, event.summary.value[0].simple_value) for event in told}
+    assert values == {"train/loss": (4, 0.5), "train/dice/Left-Thalamus": (4, 0.25)}
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tb"])
+def test_a_full_disk_names_the_file_and_closing_adds_nothing(tmp_path, name):
+    writer = Writer(tmp_path, 10, 0, Out())
+    file = writer.file if name == "metrics.jsonl" else writer.board.file
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as fault:
+        writer.scalars(1, "train", {"loss": 0.5})
+    assert fault.value.filename == str(file)
+    writer.close()
 
 
 def test_other_processes_say_and_write_nothing(tmp_path, monkeypatch):
