@@ -6,6 +6,7 @@ number of processes, threads or workers, and not on where a run was interrupted.
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -15,6 +16,8 @@ import grain
 import numpy as np
 
 from brainseg_jax.data.cache import load
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import machine, runs
 from brainseg_jax.runtime import end_with_parent, signals_held
 
 Arrays = dict[str, np.ndarray]
@@ -69,6 +72,10 @@ def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
             first = next(stream)
         for step in chain([first], stream):
             yield {name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()}
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):  # Grain's words
+            raise
+        raise InputError("a process that reads crops was killed, likely for memory; use fewer data.workers, then go on") from error
     finally:
         stream.close()
 
@@ -134,8 +141,8 @@ SHARED = Path("/dev/shm")
 
 
 def _mark(process: int) -> str:
-    """How the shared memory of a run is named: process numbers are those of a namespace, of which several may share a memory."""
-    return f"brainseg_jax-{Path('/proc/self/ns/pid').stat().st_ino}-{process}-"
+    """How the shared memory of a run begins that is this process, on this machine."""
+    return f"brainseg_jax-{machine()}-{process}-"
 
 
 def _start_worker(*_: int) -> None:
@@ -148,9 +155,7 @@ def _start_worker(*_: int) -> None:
 
 def _forget_dead() -> None:
     """Releases what runs of this user left in shared memory that are no more."""
-    for file in SHARED.glob(_mark(0).removesuffix("0-") + "*") if SHARED.is_dir() else ():
-        try:
-            if file.stat().st_uid == os.getuid() and not Path("/proc", file.name.split("-")[2]).exists():
+    for file in SHARED.glob(f"brainseg_jax-{machine()}-*"):
+        with suppress(OSError):  # another one was faster
+            if file.stat().st_uid == os.getuid() and not runs(int(file.name.split("-")[2])):
                 file.unlink()
-        except OSError:  # another one was faster
-            continue

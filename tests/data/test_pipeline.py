@@ -1,5 +1,6 @@
 """Batches are a pure function of (seed, step): not of threads, workers, processes, or of where a run was interrupted."""
 
+import multiprocessing
 import os
 import subprocess
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from brainseg_jax.data import pipeline as module
 from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, central_crop, eval_batches, train_batches
+from brainseg_jax.errors import InputError
 from brainseg_jax.program import parts_of_batch
 
 SIZE, CROP = (8, 9, 10), (4, 4, 4)
@@ -60,13 +62,18 @@ def test_threads_change_nothing(volumes, threads):
 
 
 @pytest.mark.slow
-def test_workers_change_nothing(volumes):
+def test_workers_change_nothing_and_one_that_is_killed_is_one_line(volumes):
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     equal(take(volumes, 6, workers=2), take(volumes, 6))
-    equal(take(volumes, 3, start=3, workers=3), take(volumes, 6)[3:])
+    stream = train_batches(volumes, start=3, crop=CROP, crops_per_volume=1, batch=4, seed=0, workers=3)
+    equal([batch["image"] for batch in islice(stream, 3)], take(volumes, 6)[3:])
+    (child, *_) = (process for process in multiprocessing.active_children() if "grain" in process.name)
+    child.kill()
+    with pytest.raises(InputError, match=r"a process that reads crops was killed.*data\.workers"):
+        list(islice(stream, 100))
 
 
 def test_shared_memory_of_runs_that_are_no_more_is_released(tmp_path, monkeypatch):
