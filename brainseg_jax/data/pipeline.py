@@ -77,7 +77,8 @@ def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
             raise
         raise InputError("a process that reads crops was killed, likely for memory; use fewer data.workers, then go on") from error
     finally:
-        stream.close()
+        with suppress(FileNotFoundError):  # shared memory of a killed worker may be gone already
+            stream.close()
 
 
 def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = ALL) -> Iterator[Arrays]:
