@@ -54,16 +54,32 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
             return command()
         finally:
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return 130
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 141
         print(f"error: {error.filename or 'output'}: {error.strerror}; check the place, its permissions and room", file=sys.stderr)
+    except BaseException as error:
+        if not asked_to_stop(error):
+            raise
+        print(stopped, file=sys.stderr)
+        return 130
     return 2
+
+
+def asked_to_stop(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C or came of it: jaxlib, where it comes while that is being imported, makes an ImportError of it."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or asked_to_stop(error.__cause__))
+
+
+def leave(code: int) -> None:
+    """Ends the process with what `exit_code` gave."""
+    if code != 130:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # XLA's threads, where they are compiling, do not survive the interpreter's end
 
 
 def _nobody_reads() -> bool:

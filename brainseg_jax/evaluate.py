@@ -26,10 +26,10 @@ from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
 from brainseg_jax.data.makers import stem
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
-from brainseg_jax.data.nifti import read, read_labels
+from brainseg_jax.data.nifti import Scan, read, read_labels
 from brainseg_jax.data.pairs import Pair, pair, read_pairs
 from brainseg_jax.data.standardize import on_grid
-from brainseg_jax.errors import InputError, exit_code, few, meant, reason
+from brainseg_jax.errors import InputError, exit_code, few, leave, meant, reason, warnings
 from brainseg_jax.files import check_own, check_place, without_formulas, write_table
 from brainseg_jax.metrics import METRICS, PerClass, definitions, score
 
@@ -63,11 +63,12 @@ def evaluate(options: argparse.Namespace) -> int:
     refuse_other_flags(options)
     tables, jobs, notes = (of_checkpoint if options.checkpoint else of_files)(options)
     console = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
-    results, failures = {}, []
+    results, failures, heard = {}, [], []
     try:
         for subject, job in track(jobs.items(), "scoring", console=console, transient=True, disable=not console.is_terminal):
             try:
-                results[subject] = job()
+                results[subject], more = job()
+                heard += more
             except Exception as error:
                 failures.append(f"{subject}: {reason('the pair', error)}")
     except KeyboardInterrupt:
@@ -80,7 +81,7 @@ def evaluate(options: argparse.Namespace) -> int:
     write_scores(options.o, tables, results)
     console.print(summary(tables, results))
     lines = remarks(tables, results, options.tolerance)
-    lines += notes
+    lines += [*notes, *warnings(heard)]
     if failures:
         lines += ["", f"{len(failures)} of {len(jobs)} pairs could not be scored:", *failures]
     lines += ["", f"{options.o}: written, {len(results)} subject{'s' * (len(results) > 1)}"]
@@ -90,8 +91,10 @@ def evaluate(options: argparse.Namespace) -> int:
 
 # ---- what is compared
 
-# Tables, what gives the scores of each subject, and lines to print at the end.
-Work = tuple[Comparison, dict[str, Callable[[], Scores]], list[str]]
+# What a pair is worth, and what there is to say of how its files were read.
+Judged = tuple[Scores, list[str]]
+# Tables, what judges each subject, and lines to print at the end.
+Work = tuple[Comparison, dict[str, Callable[[], Judged]], list[str]]
 
 
 def refuse_other_flags(options: argparse.Namespace) -> None:
@@ -217,27 +220,35 @@ def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
 # ---- one pair
 
 
-def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Scores:
+def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
     """The scores of two files. Raises InputError for files that cannot be read, ids that their table lacks, and two grids."""
-    reference = read_labels(scan.reference)
-    prediction = on_grid(read_labels(scan.prediction), reference.voxels.shape, reference.affine, str(scan.prediction), "reference")
-    predicted = lookup(prediction, tables.prediction, tables.target, str(scan.prediction))
+    reference, prediction = read_labels(scan.reference), read_labels(scan.prediction)
+    turned = on_grid(prediction, reference.voxels.shape, reference.affine, str(scan.prediction), "reference")
+    predicted = lookup(turned, tables.prediction, tables.target, str(scan.prediction))
     expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
     spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
-    return score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+    scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+    return scores, said({scan.prediction: prediction, scan.reference: reference})
 
 
-def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Scores:
+def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
     """The scores of a subject's scan that the predictor `by` segments, on its own grid. Raises InputError as reading does."""
     from brainseg_jax.prediction import segment_scan
 
-    scan = read(row.image)
-    labels = on_grid(read_labels(row.labels[0]), scan.voxels.shape, scan.affine, str(row.labels[0]))
-    ids = voxel_ids(by.table)[segment_scan(by, [scan, *map(read, row.also)], list(map(str, row.images)))]
+    scans, reference = {path: read(path) for path in row.images}, read_labels(row.labels[0])
+    first = scans[row.image]
+    labels = on_grid(reference, first.voxels.shape, first.affine, str(row.labels[0]))
+    ids = voxel_ids(by.table)[segment_scan(by, list(scans.values()), list(map(str, scans)))]
     predicted = lookup(ids, tables.prediction, tables.target, str(row.image))
     expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
-    spacing = tuple(np.linalg.norm(scan.affine[:3, :3], axis=0).tolist())
-    return score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+    spacing = tuple(np.linalg.norm(first.affine[:3, :3], axis=0).tolist())
+    scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+    return scores, said(scans | {row.labels[0]: reference})
+
+
+def said(scans: dict[Path, Scan]) -> list[str]:
+    """What there is to say of how files were read, a line each."""
+    return [f"{path}: {remark}" for path, scan in scans.items() for remark in scan.remarks]
 
 
 # ---- the tables
@@ -373,4 +384,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,7 +1,5 @@
 """What the commands share: `--config` and `--devices`, one line for what the user can mend, and answers to mistyped flags."""
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +7,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from brainseg_jax.config import unknown
-from brainseg_jax.errors import InputError, exit_code
+from brainseg_jax.errors import InputError, exit_code, leave
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
 DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have together; 0: any number to train on, one to plan for.")
@@ -17,20 +15,8 @@ DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have to
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: what the user can mend is one line on stderr and exit code 2, Ctrl-C one line and 130."""
-    try:
-        sys.exit(exit_code(lambda: app.run(main, flags_parser=_parse)))
-    except BaseException as error:
-        if not asked_to_stop(error):
-            raise
-    print("stopped; the same command starts again, with what it has in its cache", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(130)  # XLA's threads, where they are compiling, do not survive the interpreter's end
-
-
-def asked_to_stop(error: BaseException | None) -> bool:
-    """Whether an error is Ctrl-C or came of it: jaxlib, where it comes while that is being imported, makes an ImportError of it."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or asked_to_stop(error.__cause__))
+    stopped = "stopped; the same command starts again, with what it has in its cache"
+    leave(exit_code(lambda: app.run(main, flags_parser=_parse), stopped))
 
 
 def check_given(argv: list[str]) -> None:

@@ -25,7 +25,7 @@ from brainseg_jax import runtime
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
-from brainseg_jax.errors import InputError, exit_code, reason, warnings
+from brainseg_jax.errors import InputError, exit_code, leave, reason, warnings
 from brainseg_jax.files import READY, SEAL, check_own, check_place, without_formulas, write_table, write_text
 from brainseg_jax.predict_options import parser
 
@@ -185,7 +185,7 @@ def done(job: Job, case: Case) -> Told | None:
             return None
         told = json.loads(case.sidecar.read_text(encoding="utf-8"))
         numbers = all(isinstance(told[key], int | float) for key in ("Entropy", "Score"))
-        whole = numbers and all(tuple(volume) == COLUMNS[3:] for volume in told["Volumes"])
+        whole = numbers and isinstance(told["Remarks"], list) and all(tuple(volume) == COLUMNS[3:] for volume in told["Volumes"])
         return told if whole and told["MadeFrom"] == made_from(job, case) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -451,4 +451,4 @@ def of_part(file: Path, part: tuple[int, int]) -> Path:
 
 if __name__ == "__main__":
     runtime.with_huge_pages()
-    sys.exit(main())
+    leave(main())

@@ -6,10 +6,9 @@ accounted for, and one without a use is an error unless --partial. Numbers are n
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from brainseg_jax.errors import InputError, exit_code
+from brainseg_jax.errors import InputError, exit_code, leave
 from brainseg_jax.files import check_place
 from converters import certify
 from converters.incoming import convert_file
@@ -86,4 +85,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

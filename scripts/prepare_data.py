@@ -7,7 +7,6 @@ import argparse
 import inspect
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +19,7 @@ from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.makers import MAKERS, enhanced, stem, volumes
 from brainseg_jax.data.manifest import FRACTIONS, SPLITS, Row, assign_splits, check_rows, read_manifest, write_manifest, write_splits
 from brainseg_jax.data.standardize import spec
-from brainseg_jax.errors import InputError, exit_code, few, warnings
+from brainseg_jax.errors import InputError, exit_code, few, leave, warnings
 from brainseg_jax.files import check_place, whole
 from brainseg_jax.recipes import TASKS
 from brainseg_jax.runtime import cache_folder
@@ -256,4 +255,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -160,6 +160,18 @@ def test_one_bad_pair_does_not_lose_the_others(run, folder):
     assert "does not have 11 (20 voxels)" in out
 
 
+def test_what_there_is_to_say_of_how_a_file_was_read_is_printed(run, folder, monkeypatch):
+    read_labels = evaluate.read_labels
+
+    def remarked(path):
+        scan = read_labels(path)
+        return scan._replace(remarks=("its voxels are micrometres",)) if path.name == "b.nii.gz" else scan
+
+    monkeypatch.setattr(evaluate, "read_labels", remarked)
+    code, _, out = run(*BOTH)
+    assert code == 0 and out.count("micrometres") == 1 and f"warning: {folder}/r/b.nii.gz: its voxels are micrometres\n" in out
+
+
 def test_a_subject_that_looks_like_a_formula_is_text(run, folder):
     (folder / "list.csv").write_text("subject,pred,ref\n=1+1,p/a_seg.nii.gz,r/a.nii.gz\n-1,p/b_seg.nii.gz,r/b.nii.gz\n")
     code, rows, _ = run("--pairs={f}/list.csv")
