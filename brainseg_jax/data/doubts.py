@@ -15,6 +15,7 @@ from brainseg_jax.data.labels import LAST, Table
 
 AIR = 0.25  # the share of labelled voxels on air from which it is said
 TURNED = 1.03  # how much better labels fit their image when turned
+TELLING = 0.25  # the share of the grey values' variance below which labels do not tell how they lie: a whole brain's explain 0.3 to 0.6
 BETWEEN = 0.15  # the share of a map's border voxels that lie between a smaller and a larger id
 FEWEST = 20  # voxels of a structure that is judged by itself
 COARSE = 60**3  # voxels on which the fit is judged
@@ -29,9 +30,9 @@ def doubts(
         return []
     labels = np.clip(labels, 0, LAST).astype(np.uint16)
     (box,) = ndimage.find_objects((labels > 0).view(np.uint8))
-    found = [sides(labels[box], affine, table), interpolated(labels[box])]
-    if all(structure.freesurfer for structure in table.structures):  # a lesion may lie anywhere
-        found += [turned(labels, image, affine), on_air(labels, image)]
+    found = [sides(labels[box], affine, table), interpolated(labels[box]), turned(labels, image, affine)]
+    if all(structure.freesurfer for structure in table.structures):  # what else there may be, such as air itself, may lie there
+        found.append(on_air(labels, image))
     return [doubt for doubt in found if doubt]
 
 
@@ -83,13 +84,14 @@ def turned(labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y
     """A turn of the labels after which they fit the image better: after which their structures explain more of its grey values.
 
     Mirrored or turned, good maps explain at most 0.96 of what they do as they are, masks of a whole brain, which is symmetric, 0.994.
+    Of a part of the brain, the cortex or a lesion, as much may be explained by chance: nothing is said.
     """
     step = max(1, round((image.size / COARSE) ** (1 / 3)))
     coarse = (slice(None, None, step),) * 3
     grey = np.clip(image, *np.percentile(image[coarse], (1, 99)))[coarse].ravel()
     as_is, *fits = [(_explained(turn[coarse].ravel(), grey), how) for turn, how in _turns(labels, affine)]
     best = max(fits, key=lambda fit: round(fit[0], 2))  # of equal ones the simplest
-    if best[0] <= TURNED * as_is[0]:
+    if best[0] <= TURNED * as_is[0] or best[0] < TELLING:
         return ""
     lie = f"{100 * as_is[0]:.0f} % of the image's grey values, and {100 * best[0]:.0f} % {best[1]}"
     return f"its structures explain {lie}: it may be turned under its image's header; export it again with its own"

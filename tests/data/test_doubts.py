@@ -52,6 +52,15 @@ def test_turned_under_the_images_header(head, axis, how):
     assert how in doubt
 
 
+def test_of_a_part_of_the_brain_nothing_is_said(head):
+    """Mirrored ventricles or hippocampi can fit better by chance; only their sides are told."""
+    image, labels, affine = head
+    for ids in ((4, 43), (17, 53), (3, 42), (14,)):
+        part = np.where(np.isin(labels, ids), labels, 0)
+        assert all(doubts(np.flip(part, axis), image, affine, FREESURFER) == [] for axis in (1, 2))
+        assert len(doubts(part[::-1], image, affine, FREESURFER)) == (len(ids) == 2)
+
+
 def test_exchanged_axes(head):
     image, labels, affine = (np.pad(part, ((9, 9), (0, 0), (9, 9))) if part.ndim == 3 else part for part in head)
     (doubt,) = doubts(np.swapaxes(labels, 0, 2), image[..., : image.shape[0]], affine, BRAIN._replace(name="x"))
