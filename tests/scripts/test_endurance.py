@@ -1,6 +1,8 @@
-"""The endurance run: what it finds it calls by the right word, and its list of guards fits the source."""
+"""The endurance run: its short form finds nothing, what it finds elsewhere it calls by the right word, and its list of guards fits the source."""
 
 import importlib
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,9 +14,22 @@ from brainseg_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as it is for the script itself
-bounds, damage, files, guards, ledger, report = (
-    importlib.import_module(f"trials.{name}") for name in ("bounds", "damage", "files", "guards", "ledger", "report")
+bounds, damage, files, guards, kinds, ledger, report = (
+    importlib.import_module(f"trials.{name}") for name in ("bounds", "damage", "files", "guards", "kinds", "ledger", "report")
 )
+
+
+@pytest.mark.slow
+def test_the_short_form_ends_well(tmp_path):
+    command = [sys.executable, "scripts/endurance.py", "--short", "--seed=1", f"--out={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tried = ledger.trials(tmp_path / "trials.jsonl", 1)
+    wanted = {name: kind.short for name, kind in kinds.KINDS.items() if kind.short}
+    assert {name: sum(trial.kind == name for trial in tried) for name in wanted} == wanted
+    assert {trial.outcome for trial in tried} == {ledger.HELD, ledger.NOTICED, ledger.UNKNOWABLE}
+    again = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=500)
+    assert again.stdout == done.stdout and ledger.trials(tmp_path / "trials.jsonl", 1) == tried, "what is done is done again"
 
 
 @pytest.fixture(scope="module")
