@@ -33,5 +33,5 @@ KINDS = {
     "damage to predictions": Kind(outputs.trial, CALLS, 500, 0, True),
     **{f"damage to {name}": Kind(partial(files.trial, target), CALLS, 4000, 100) for name, target in files.TARGETS.items()},
     "hostile torch files": Kind(pickles.trial, CALLS, 3000, 60),
-    **{f"without {guard.what}": Kind(partial(guards.trial, guard), COMMANDS, 1, 0) for guard in guards.GUARDS},
+    **{f"guard against {guard.what}": Kind(partial(guards.trial, guard), COMMANDS, 1, 0) for guard in guards.GUARDS},
 }

@@ -38,7 +38,7 @@ def head(begun: list[dict]) -> list[str]:
         "ends as one of these:\n",
         *(f"- **{word}**: {meaning}" for word, meaning in MEANING.items()),
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; Python {environment['python']}; {versions}; commit "
+        f"{machine['processor']}, {machine['cores']} cores; Python {environment['python']}; {versions}; commit "
         f"{commits}; `{begun[-1]['command']}`.",
         "",
     ]
@@ -46,11 +46,11 @@ def head(begun: list[dict]) -> list[str]:
 
 def tables(done: list[Trial]) -> list[str]:
     """All kinds, and the guards."""
-    guards = {f"without {guard.what}": guard for guard in GUARDS}
+    guards = {f"guard against {guard.what}": guard for guard in GUARDS}
     others = [trial for trial in done if trial.kind not in guards]
     lines = [ledger.table(others, KINDS), ""]
     seconds = sum(trial.seconds for trial in done)
-    lines += [f"{len(done):,} trials in {seconds / 3600:.1f} hours, summed over two processes.", ""]
+    lines += [f"{len(done):,} trials in {seconds / 60:.0f} minutes, summed over two processes.", ""]
     if len(others) < len(done):
         lines += [
             "## Guards taken away",

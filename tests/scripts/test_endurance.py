@@ -1,4 +1,4 @@
-"""The endurance run: its short form finds nothing, what it finds elsewhere it calls by the right word, and its list of guards fits the source."""
+"""The endurance run: its short form finds nothing, what it finds elsewhere has the right word, and its guards are there."""
 
 import importlib
 import os
