@@ -223,11 +223,13 @@ def test_a_bids_data_set_with_odd_scans(run, scans, tmp_path):
     assert len([name for name in files(tmp_path / "out") if name.endswith(".nii.gz")]) == 2
 
 
-def test_names_that_no_file_system_takes_do_not_end_a_list(run, scans, tmp_path):
-    lines = ["subject,image", f"{'x' * 300},scans/a.nii.gz", f"b,scans/{'y' * 300}.nii", "c,scans/deep/c.nii"]
+def test_what_is_no_file_or_can_be_none_does_not_end_a_list(run, scans, tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii")
+    lines = ["subject,image", f"{'x' * 300},scans/a.nii.gz", f"b,scans/{'y' * 300}.nii", "c,scans/deep/c.nii", "d,pipe.nii"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     code, out, err = run("--i={f}/list.csv", "--o={f}/out")
-    assert code == 3 and "2 segmented" in out and "1 of 3 scans could not be segmented" in err and "File name too long" in err
+    assert code == 3 and "2 segmented" in out and "2 of 4 scans could not be segmented" in err and "File name too long" in err
+    assert "pipe.nii: is a pipe or device" in err
 
 
 def test_ids(run, networks, scans, tmp_path):
