@@ -462,7 +462,7 @@ def test_equal_input_gives_equal_bytes_and_booleans_a_mask(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     nifti.write(tmp_path / "a.nii.gz", DATA, PSR)
     before = (tmp_path / "a.nii.gz").read_bytes()
-    monkeypatch.setattr(nifti.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(nifti.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(OSError, match="disk full"):
         nifti.write(tmp_path / "a.nii.gz", DATA + 1, PSR)
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
