@@ -242,6 +242,58 @@ def test_ids(run, networks, scans, tmp_path):
     assert code == 2 and err.count("\n") == 1 and "has 2 FreeSurfer ids, not one; write the table's own ids" in err
 
 
+# ---- several images a subject
+
+
+@pytest.fixture
+def two(networks, scans, tmp_path):
+    """Networks of two images, and a folder with the second of each of the three scans."""
+    networks["by"] = networks["by"]._replace(channels=2, called=("T1w", "FLAIR"))
+    shutil.copytree(scans, tmp_path / "flair")
+    return tmp_path
+
+
+def test_a_folder_beside_a_folder_and_a_change_in_it(run, networks, two):
+    flags = ("--i={f}/scans", "--also={f}/flair", "--o={f}/out")
+    assert run(*flags)[0] == 0 and networks["segmented"] == 3
+    told = json.loads((two / "out" / "deep" / "c_seg.json").read_text())
+    assert told["Sources"] == [str(two / "scans" / "deep" / "c.nii"), str(two / "flair" / "deep" / "c.nii")]
+    assert told["SpatialReference"] == told["Sources"][0]
+    assert "3 were done before" in run(*flags)[1]
+    os.utime(two / "flair" / "deep" / "c.nii", ns=(1, 1))
+    assert "1 segmented, 2 were done before" in run(*flags)[1] and networks["segmented"] == 4
+
+
+def test_a_second_image_that_is_missing_or_elsewhere_is_one_bad_scan(run, two):
+    (two / "flair" / "b.mgz").unlink()
+    away = AFFINE.copy()
+    away[:3, 3] += 400
+    write(two / "flair" / "a.nii.gz", head(0)[0], away)
+    code, out, err = run("--i={f}/scans", "--also={f}/flair", "--o={f}/out")
+    assert code == 3 and "1 segmented" in out
+    assert "flair/b.mgz: no such file" in err
+    assert "flair/a.nii.gz: shares only 0% of its field of view" in err and "register the two first" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "channels", "message"),
+    [
+        (
+            (),
+            2,
+            r"the network was trained on 2 images a subject \(T1w, FLAIR, in this order\), and 1 is given; give the others with --also",
+        ),
+        (("--also={f}/flair",), 1, r"the network was trained on one image a subject, and 2 are given; leave the others out"),
+        (("--also={f}/flair", "--also={f}/scans/deep"), 2, "and 3 are given; leave the others out"),
+        (("--also={f}/none",), 2, "--also .*none: no such folder"),
+    ],
+)
+def test_another_number_of_images_than_the_networks_is_one_line(run, networks, two, flags, channels, message):
+    networks["by"] = networks["by"]._replace(channels=channels, called=networks["by"].called * (channels > 1))
+    code, _, err = run("--i={f}/scans", *flags, "--o={f}/out")
+    assert code == 2 and re.search(message, err) and err.count("\n") == 1 and not (two / "out").exists()
+
+
 # ---- what is done, and what is not
 
 
