@@ -310,7 +310,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_remedy(run, tmp_path):
     with pytest.raises(InputError, match=r"the loss is nan at step \d.*optim\.peak") as refusal:
         run(tmp_path / "run", **{"optim.peak": 1e30, "optim.warmup": 0.0, "optim.clip": 0.0})
     assert "\n" not in str(refusal.value)
-    saved = [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    saved = list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert all(np.isfinite(leaf).all() for p in saved for leaf in jax.tree.leaves(load(p)[0]))
 
 
