@@ -83,6 +83,9 @@ def run(options: argparse.Namespace) -> int:
         cases = cases_of(job, job.by.table.name)
     before = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
     results = {case: told for case, told in before.items() if not damage(job, case, told)}
+    for case, told in results.items():
+        if lost_names(case, told):
+            write_names(case.names, job.table)
     before, reasons = len(results), of_part(job.folder / "failures.csv", options.part)
     if source.kind == "bids":
         describe(source, job.folder)
@@ -172,7 +175,8 @@ def finished(job: Job) -> tuple[Case, ...] | None:
     """The cases, if earlier runs have left nothing to do, which can be told without the networks."""
     for task in inputs.tasks(job.source, job.folder):
         cases = cases_of(job, task)
-        sound = ((told := done(job, case)) and not damage(job, case, told) and recorded(job, case) for case in cases)
+        told = {case: done(job, case) for case in cases}
+        sound = (one and not damage(job, case, one) and not lost_names(case, one) and recorded(job, case) for case, one in told.items())
         if not job.options.overwrite and all(sound):
             return cases
     return None
@@ -184,8 +188,9 @@ def done(job: Job, case: Case) -> Told | None:
         if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
             return None
         told = json.loads(case.sidecar.read_text(encoding="utf-8"))
-        numbers = all(isinstance(told[key], int | float) for key in ("Entropy", "Score"))
-        whole = numbers and isinstance(told["Remarks"], list) and all(tuple(volume) == COLUMNS[3:] for volume in told["Volumes"])
+        kinds = {"Entropy": (int, float), "Score": (int, float), "Remarks": list, "SHA256": dict}
+        whole = all(isinstance(told[key], kind) for key, kind in kinds.items())
+        whole = whole and all(tuple(volume) == COLUMNS[3:] for volume in told["Volumes"])
         return told if whole and told["MadeFrom"] == made_from(job, case) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -196,7 +201,7 @@ def damage(job: Job, case: Case, told: Told) -> str:
 
     A label map that was corrected by hand is sound. As long as its bytes are those that were written, no file is unpacked.
     """
-    written = told["SHA256"] if isinstance(told.get("SHA256"), dict) else {}
+    written = told["SHA256"]
     if job.options.post and written.get(case.soft.name, now := digest(str(case.soft))) != now:
         return f"{case.soft}: is not as it was written; delete it and run again"
     if digest(str(case.labels)) == written.get(case.labels.name):
@@ -210,6 +215,11 @@ def damage(job: Job, case: Case, told: Told) -> str:
     except Exception as error:
         return f"{case.labels}: cannot be read ({type(error).__name__}); delete it and run again"
     return ""
+
+
+def lost_names(case: Case, told: Told) -> bool:
+    """Whether the table of names is not as it was written with the label map."""
+    return told["SHA256"].get(case.names.name) != digest(str(case.names))
 
 
 def _cause(refusal: InputError) -> str:
@@ -361,7 +371,7 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     if told:
         findings = examine(ready, scan.affine, table, cohort, told["Entropy"])
         now = told | judged(findings, table, [one["soft_ml"] for one in told["Volumes"]])
-        now["SHA256"] = told.get("SHA256", {}) | {case.labels.name: digest(str(case.labels))}
+        now["SHA256"] = told["SHA256"] | {case.labels.name: digest(str(case.labels))}
         if now != told:
             write_json(case.sidecar, now)
         told = now
@@ -384,11 +394,11 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
         nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
         write_json(case.soft.with_name(stem(case.soft) + ".json"), about | {"LabelMap": names})
-    write_table(case.names, NAMES, without_formulas((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
+    named = write_names(case.names, table)
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
     if job.options.qc:
         casebook.write(case, job.folder, told, scan, classes, table, findings, cohort)
-    told["SHA256"] = {file.name: digest(str(file)) for file in (case.labels, *[case.soft] * job.options.post)}
+    told["SHA256"] = {file.name: digest(str(file)) for file in (case.labels, *[case.soft] * job.options.post)} | {case.names.name: named}
     write_json(case.sidecar, told)
     return told
 
@@ -410,6 +420,12 @@ def description(job: Job) -> str:
 
 
 # ---- files of the run
+
+
+def write_names(file: Path, table: Any) -> str:
+    """Writes the table of structures' names, for one label map or for all of a folder, and returns its SHA-256."""
+    text = write_table(file, NAMES, without_formulas((s.id, s.name, s.abbreviation, s.colour) for s in table.structures))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_volumes(file: Path, results: dict[Case, Told]) -> None:

@@ -361,6 +361,15 @@ def test_a_label_map_that_was_damaged_afterwards_is_noticed(run, networks, scans
     assert run(*flags)[0] == 0 and networks["segmented"] == 4
 
 
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text(file.read_text()[:30])], ids=["gone", "cut off"])
+def test_a_table_of_names_that_was_lost_is_written_again(run, networks, scans, tmp_path, harm):
+    run(*QC[:2])
+    names = tmp_path / "out" / "seg_labels.tsv"
+    before = names.read_text()
+    harm(names)
+    assert run(*QC[:2])[0] == 0 and names.read_text() == before and networks["segmented"] == 3
+
+
 def test_soft_maps_that_were_damaged_afterwards_are_noticed(run, networks, scans, tmp_path):
     flags = ("--i={f}/scans/a.nii.gz", "--o={f}/out", "--post")
     run(*flags)
