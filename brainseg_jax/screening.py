@@ -51,6 +51,7 @@ def from_memory(given: Any) -> Scan:
 
 
 def _pair(given: Any) -> tuple[np.ndarray, np.ndarray]:
+    given = given[:2] if isinstance(given, Scan) else given
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise InputError(f"is {type(given).__name__}; give a file, an image of nibabel's, or (voxels, affine)")
     voxels, affine = np.asarray(given[0]), np.asarray(given[1], np.float64)

@@ -103,7 +103,7 @@ def look(tasks: list[Predictor], rows: list[Row]) -> dict[str, tuple[Predictor, 
     for n, row in enumerate(rows):
         show(n, len(rows))
         scan = read(row.image)
-        reference = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
+        reference = on_grid(read_labels(row.labels[0]), scan.voxels.shape, scan.affine, str(row.labels[0]))
         ready = prepare(tasks[0], [scan, *map(read, row.also)], list(map(str, row.images)))
         for (by, found), more in zip(seen.values(), find_each(tasks, ready), strict=True):
             classes = labelled(by, more, ready)

@@ -130,7 +130,7 @@ def report(args: argparse.Namespace) -> str:
         for n, row in enumerate(rows):
             show(number * len(rows) + n, len(ALTERATIONS) * len(rows))
             scan, source = read(row.image), read_table(row.scheme[0])
-            labels = on_grid(read_labels(row.labels[0]), scan, str(row.labels[0]))
+            labels = on_grid(read_labels(row.labels[0]), scan.voxels.shape, scan.affine, str(row.labels[0]))
             head = alter(pointing("RAS", scan.voxels, labels, scan.affine), np.random.default_rng(n))
             people.append(judged(by, head, source, str(row.image)))
         lines.append(f"| {name} | " + " | ".join(spread([person[task] for person in people]) for task in TASKS) + " |")

@@ -425,6 +425,11 @@ def test_what_is_neither_a_file_nor_an_image_is_refused(given):
         predict(given, BY)
 
 
+def test_what_was_read_here_is_a_scan_too(threshold):
+    voxels, affine = head(placed())[0], placed()
+    assert np.array_equal(predict(Scan(voxels, affine), BY).labels, predict((voxels, affine), BY).labels)
+
+
 def test_ids_are_one_of_three():
     with pytest.raises(InputError, match="ids='dlmuse' is unknown; use one of freesurfer, table, auto"):
         predict("scan.nii.gz", BY, ids="dlmuse")
