@@ -174,16 +174,17 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
         params, described = weights.read(checkpoint)
         return _part({"params": params}, wanted, checkpoint), described
     described = card(checkpoint)
-    _refuse(checkpoint, verify(checkpoint))
-    metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def choose(keys: Any, leaf: Any) -> Any:
         names = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys]
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) if names[: len(wanted)] == wanted else ocp.PLACEHOLDER
 
-    abstract = jax.tree_util.tree_map_with_path(choose, metadata.metadata)
-    tree = ocp.load(checkpoint.absolute(), abstract, checkpointable_name=STATE)
+    with _there(checkpoint):
+        _refuse(checkpoint, verify(checkpoint))
+        metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
+        abstract = jax.tree_util.tree_map_with_path(choose, metadata.metadata)
+        tree = ocp.load(checkpoint.absolute(), abstract, checkpointable_name=STATE)
     return jax.tree.map(jax.device_get, _part(tree, wanted, checkpoint)), described
 
 
@@ -206,8 +207,26 @@ def card(checkpoint: Path) -> dict[str, Any]:
         )
     if not (checkpoint / STATE).is_dir():
         raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, runs/NAME/checkpoints/STEP")
-    _refuse(checkpoint, verify(checkpoint, SMALL))
-    return {name: fact for name, fact in _described(checkpoint).items() if name != CARRIED}
+    with _there(checkpoint):
+        _refuse(checkpoint, verify(checkpoint, SMALL))
+        return {name: fact for name, fact in _described(checkpoint).items() if name != CARRIED}
+
+
+@contextmanager
+def _there(checkpoint: Path) -> Iterator[None]:
+    """InputError where a checkpoint goes away while it is read: a training that writes on keeps its best and its latest ones only."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception:
+        try:
+            whole = not verify(checkpoint)
+        except OSError:
+            whole = False
+        if whole:
+            raise
+        raise InputError(f"{checkpoint}: was removed while it was read, by a training that writes on; use a newer one of its run") from None
 
 
 def _described(checkpoint: Path) -> dict[str, Any]:

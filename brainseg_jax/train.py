@@ -376,9 +376,11 @@ def finished(run: Run, last: int) -> str:
     early = f", ended early: {run.config.patience} evaluations without a better {run.config.best}" if last < run.steps else ""
     lines = [f"finished: {last} steps{early}, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(last)}"]
     evaluated = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval" and row["step"]]
-    best = min(evaluated, key=lambda row: row[run.config.best], default={"step": last})
-    if not evaluated:
-        lines.append(f"  best        unknown: {run.folder / 'metrics.jsonl'} is missing, or has lost its evaluations")
+    # A run ends with an evaluation.
+    complete = any(row["step"] == last for row in evaluated)
+    best = min(evaluated, key=lambda row: row[run.config.best]) if complete else {"step": last}
+    if not complete:
+        lines.append(f"  best        unknown: {run.folder / 'metrics.jsonl'} is missing, or has lost evaluations")
     if best["step"] != last:
         lines.append(f"  best        {run.folder / 'checkpoints' / str(best['step'])}, {run.config.best} {best[run.config.best]:.5g}")
     if run.picture(last).exists():

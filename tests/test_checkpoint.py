@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from brainseg_jax import checkpoint
 from brainseg_jax.checkpoint import Checkpoints, card, load, verify, write
 from brainseg_jax.errors import InputError
 from brainseg_jax.sharding import make_mesh, replicated
@@ -312,6 +313,31 @@ def test_restores_onto_another_mesh(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("left", [True, False])
+def test_what_a_training_removes_while_it_is_read_is_one_line(tmp_path, monkeypatch, left):
+    """A training keeps its best and its latest checkpoints; half of an older one may be left at the moment."""
+    fill(tmp_path, {1: 0.1})
+
+    def removed(*_, **__):
+        shutil.rmtree(tmp_path / "1" / "state" if left else tmp_path / "1")
+        raise ValueError("Failed to interpret path")
+
+    monkeypatch.setattr(checkpoint.ocp, "load", removed)
+    with pytest.raises(InputError, match="was removed while it was read"):
+        load(tmp_path / "1")
+
+
+def test_what_orbax_cannot_read_of_a_whole_checkpoint_is_no_users_error(tmp_path, monkeypatch):
+    fill(tmp_path, {1: 0.1})
+
+    def fails(*_, **__):
+        raise ValueError("Failed to interpret path")
+
+    monkeypatch.setattr(checkpoint.ocp, "load", fails)
+    with pytest.raises(ValueError, match="Failed to interpret"):
+        load(tmp_path / "1")
+
+
 def test_what_eight_devices_saved_one_device_loads(tmp_path):
     """A laptop reads the encoder that a cluster trained."""
     whole = make_mesh(1, 8, jax.devices())
