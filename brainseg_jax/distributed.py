@@ -262,8 +262,9 @@ def in_turns(make: Callable[[], T]) -> T:
 
 
 @contextmanager
-def stop_requests(step: int) -> Iterator[Callable[[int], bool]]:
-    """Whether the run has been asked to stop before a step: Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit.
+def stop_requests(step: int) -> Iterator[tuple[Callable[[int], bool], Callable[[], bool]]]:
+    """Whether the run has been asked to stop before a step: Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit;
+    and whether Ctrl-C was among it.
 
     Of several processes one that is asked is enough, and all stop before the same step. `step` is the first one; each has to be asked for.
     """
@@ -285,7 +286,8 @@ def stop_requests(step: int) -> Iterator[Callable[[int], bool]]:
 
     handlers = {number: signal.signal(number, ask) for number in numbers}
     try:
-        yield (lambda step: bool(asked)) if global_state.client is None else reached
+        stopped = reached if global_state.client is not None else lambda step: bool(asked)
+        yield stopped, lambda: signal.SIGINT in asked
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

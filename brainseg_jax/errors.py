@@ -63,7 +63,8 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
     except BaseException as error:
         if not asked_to_stop(error):
             raise
-        print(stopped, file=sys.stderr)
+        # A command that saved before it stopped says so.
+        print((isinstance(error, KeyboardInterrupt) and str(error)) or stopped, file=sys.stderr)
         return 130
     return 2
 
@@ -79,7 +80,9 @@ def leave(code: int) -> None:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # XLA's threads, where they are compiling, do not survive the interpreter's end
+    # XLA's threads, where they are compiling, do not survive the interpreter's end: what multiprocessing releases then is released here.
+    getattr(sys.modules.get("multiprocessing.util"), "_run_finalizers", lambda priority: None)(0)
+    os._exit(code)
 
 
 def _nobody_reads() -> bool:

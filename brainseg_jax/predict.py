@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +34,7 @@ VERSION = 4  # of what is written: raise it whenever the same scan and checkpoin
 NAMES = ("index", "name", "abbreviation", "color")  # as BIDS calls them
 COLUMNS = ("subject", "session", "scan", "structure", "id", "voxel_ml", "soft_ml")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what ends the run, since nothing more can be written
+MOMENT = 5.0  # seconds within which a label map's sidecar is written
 SHOWN = 5  # failures that are printed; all stand in failures.csv
 
 Told = dict[str, Any]  # a sidecar's content
@@ -316,7 +318,8 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
     if not case.sidecar.exists() and not job.options.overwrite:
         # Of the table of names no sidecar tells: many scans share it, and an earlier run may have been stopped before the first was done.
         own = [case.labels] if shared_names(case.names) else [case.labels, case.names]
-        if others := [file for file in own if file.exists()]:
+        others = [file for file in own if file.exists()]
+        if others and not followed(others[0], case.sidecar):
             raise InputError(f"{others[0]}: exists, and not from this command; move it away, or add --overwrite")
     told = None if case in results or job.options.overwrite else done(job, case)
     if told and (fault := damage(job, case, told)):
@@ -353,6 +356,15 @@ def classes_of(job: Job, case: Case, scan: Any) -> Any:
     if labels.voxels.shape != scan.voxels.shape or not np.allclose(labels.affine, scan.affine, atol=0.01):
         raise InputError(f"{case.labels}: lies on another grid than its scan; delete it, and it is made again")
     return lookup(labels.voxels, job.table, job.table, str(case.labels))
+
+
+def followed(file: Path, sidecar: Path) -> bool:
+    """Whether the sidecar comes after a file that was written a moment ago, by another process that predicts into the same folder."""
+    while not sidecar.exists():
+        if not 0 <= time.time() - file.stat().st_mtime < MOMENT:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, ready: Any) -> Told:

@@ -55,7 +55,8 @@ class Run(NamedTuple):
 def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path) -> None:
     """Runs, or goes on with, the experiment in `folder`. `resolved` is the config with sources, as config.json holds it.
 
-    Of several processes each calls this. Raises InputError for whatever the user can mend; nothing that was saved is lost then.
+    Of several processes each calls this. Raises InputError for whatever the user can mend, and KeyboardInterrupt for Ctrl-C, once the
+    step that was under way is saved; nothing that was saved is lost.
     """
     with distributed.together():
         check(config)
@@ -97,7 +98,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             if state and share.index == 0:
                 dataset.mend_split(data, folder, record.read(folder / record.RUN)["data"].get("split_sha256", ""), say)
         if start >= steps or (state and stale(history(run), config.patience)):
-            tell(run, start)
+            say(ending(run, start))
             return
         with distributed.together():
             parts = {} if state else taken(params, config, say)
@@ -124,12 +125,15 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         writer = Writer(folder, run.steps, start)
         try:
             batches = sharding.to_devices(batches_from(run, start), mesh)
-            with distributed.stop_requests(start) as stopped, closing(batches):
+            with distributed.stop_requests(start) as (stopped, interrupted), closing(batches):
                 last = loop(run, train_step, held_out, state, batches, checkpoints, writer, stopped)
                 checkpoints.wait()
         finally:
             writer.close()
-        tell(run, last)
+        told = ending(run, last)
+        if interrupted() and last < steps:
+            raise KeyboardInterrupt(told)  # what called this is not to go on as if all had been trained
+        say(told)
 
 
 def idle(mesh: Mesh) -> str:
@@ -364,11 +368,10 @@ def write_word(file: Path) -> str:
     return word
 
 
-def tell(run: Run, last: int) -> None:
-    """Process 0 says how the run ended."""
+def ending(run: Run, last: int) -> str:
+    """How the run ended."""
     done = last == run.steps or stale(history(run), run.config.patience)
-    if run.share.index == 0:
-        print(finished(run, last) if done else f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there")
+    return finished(run, last) if done else f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there"
 
 
 def finished(run: Run, last: int) -> str:

@@ -13,6 +13,7 @@ stands in scripts/trials/, a file for each subject.
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from brainseg_jax.errors import exit_code
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what it starts
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120, help="no trial is begun after so many (%(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")

@@ -2,7 +2,11 @@
 """Shapes in signatures are checked under pytest; eight CPU devices stand in for a machine's accelerators; tolerances live in one place."""
 
 import os
+import signal
 from pathlib import Path
+
+# A shell's background job ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set before JAX is imported; commands that tests start inherit them, and so share the compile cache.
 COMPILED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainseg_jax" / "tests"

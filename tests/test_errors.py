@@ -62,6 +62,13 @@ def test_ctrl_c_in_a_command_is_one_line(capsys):
     assert exit_code(command) == 130 and capsys.readouterr().err == "stopped\n"
 
 
+def test_what_was_saved_before_ctrl_c_is_said(capsys):
+    def command():
+        raise KeyboardInterrupt("stopped at step 3, saved")
+
+    assert exit_code(command) == 130 and capsys.readouterr().err == "stopped at step 3, saved\n"
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_nobody_reads_ends_a_command_without_a_word(unbuffered):
     """As in `command | head`."""

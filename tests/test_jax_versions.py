@@ -85,7 +85,7 @@ def test_without_jaxs_service_a_process_is_alone_and_several_are_refused(gone, m
     else:
         monkeypatch.setattr("jax._src.distributed.global_state", ModuleType("without a client"))
     monkeypatch.setattr(distributed, "global_state", distributed.service())
-    with distributed.joined(None), distributed.together(), distributed.stop_requests(0) as asked:
+    with distributed.joined(None), distributed.together(), distributed.stop_requests(0) as (asked, _):
         assert distributed.gather("a") == ["a"] and distributed.from_first(lambda: 3) == distributed.in_turns(lambda: 3) == 3
         assert not asked(1)
     with (

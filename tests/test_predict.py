@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import jax
 import jax.numpy as jnp
@@ -383,10 +384,22 @@ def test_soft_maps_that_were_damaged_afterwards_are_noticed(run, networks, scans
 def test_somebody_elses_file_is_not_overwritten(run, scans, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_seg.nii.gz").write_text("by hand")
+    os.utime(tmp_path / "out" / "a_seg.nii.gz", (0, 0))
     code, _, err = run("--i={f}/scans", "--o={f}/out")
     assert code == 3 and "a_seg.nii.gz: exists, and not from this command; move it away, or add --overwrite" in err
     assert (tmp_path / "out" / "a_seg.nii.gz").read_text() == "by hand" and (tmp_path / "out" / "b_seg.mgz").exists()
     assert run("--i={f}/scans", "--o={f}/out", "--overwrite")[0] == 0
+
+
+def test_what_another_process_is_about_to_finish_is_nobody_elses(run, scans, tmp_path):
+    """Label maps are written before their sidecars, which are waited for."""
+    flags = ("--i={f}/scans/a.nii.gz", "--o={f}/out")
+    run(*flags)
+    sidecar, labels = tmp_path / "out" / "a_seg.json", tmp_path / "out" / "a_seg.nii.gz"
+    sidecar.rename(tmp_path / "written")
+    os.utime(labels)
+    Timer(0.5, lambda: (tmp_path / "written").rename(sidecar)).start()
+    assert run(*flags)[0] == 0 and sidecar.exists()
 
 
 def test_one_bad_scan_does_not_lose_the_others(run, networks, scans, tmp_path):
@@ -717,6 +730,7 @@ def test_refused_in_one_line(run, scans, tmp_path, flags, reason):
 
 def test_nobody_elses_table_of_names_is_written_over(run, networks, scans, tmp_path):
     (tmp_path / "seg.tsv").write_text("my notes")
+    os.utime(tmp_path / "seg.tsv", (0, 0))
     code, _, err = run("--i={f}/scans/a.nii.gz", "--o={f}/seg.nii.gz")
     assert code == 3 and "seg.tsv: exists, and not from this command; move it away, or add --overwrite" in err
     assert (tmp_path / "seg.tsv").read_text() == "my notes" and not (tmp_path / "seg.nii.gz").exists()

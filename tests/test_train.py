@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -121,8 +122,10 @@ def test_the_same_command_on_a_finished_run_says_so_and_changes_nothing(run, who
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 6), (signal.SIGINT, 4)])
 def test_stopped_and_gone_on_is_as_never_stopped(run, whole, tmp_path, at_step, monkeypatch, number, step):
+    """Ctrl-C ends what called it, too, once all is saved."""
     at_step(step, lambda: os.kill(os.getpid(), number))
-    run(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 4, saved") if number == signal.SIGINT else nullcontext():
+        run(tmp_path / "run")
     assert max(losses(tmp_path / "run")) == step and (tmp_path / "run" / "checkpoints" / str(step)).is_dir()
     monkeypatch.undo()
     run(tmp_path / "run")
@@ -358,10 +361,12 @@ def test_a_window_cut_in_two_is_the_same_to_the_bit(rng):
 
 def test_handlers_of_signals_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with stop_requests(0) as stopped:
+    with stop_requests(0) as (stopped, interrupted):
         assert not stopped(0)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stopped(0)
+        assert stopped(0) and not interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
