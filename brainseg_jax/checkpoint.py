@@ -260,6 +260,8 @@ def _writing(place: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # the second is how tensorstore tells of a full disk
         code = re.search(r"os_error_code='(\d+)'", str(error))
+        if isinstance(error, ValueError) and not code:
+            raise
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise InputError(f"{place}: no checkpoint can be written ({reason}); make room and run the command again") from error
 

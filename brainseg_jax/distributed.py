@@ -192,8 +192,8 @@ def joined(start: Start | None) -> Iterator[None]:
             sys.stderr.flush()
             os._exit(2 if isinstance(error, InputError) else 1)
         jax.distributed.shutdown()
-        if isinstance(error, InputError) and start.process:
-            raise SystemExit(2) from None
+        if isinstance(error, InputError | KeyboardInterrupt) and start.process:
+            raise SystemExit(2 if isinstance(error, InputError) else 130) from None  # process 0 says it
         raise
     jax.distributed.shutdown()
 
@@ -223,6 +223,11 @@ def from_first(find: Callable[[], T]) -> T:
     if global_state.client is None:
         return find()
     return json.loads(gather("null" if global_state.process_id else json.dumps(find()))[0])
+
+
+def any_of(here: bool) -> bool:
+    """Whether it is so in any process."""
+    return any(json.loads(word) for word in gather(json.dumps(here)))
 
 
 @contextmanager

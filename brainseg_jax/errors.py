@@ -59,6 +59,8 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 141
+        if error.strerror is None:  # no file's: a time-out, for one
+            raise
         print(f"error: {error.filename or 'output'}: {error.strerror}; check the place, its permissions and room", file=sys.stderr)
     except BaseException as error:
         if not asked_to_stop(error):

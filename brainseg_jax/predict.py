@@ -153,7 +153,7 @@ def start(options: argparse.Namespace) -> None:
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
     """The checkpoints that answer together; without any the network that comes with the package."""
-    return options.checkpoint.split(",") if options.checkpoint else [str(READY)]
+    return [name for name in options.checkpoint.split(",") if name] or [str(READY)]
 
 
 def digest(checkpoint: str) -> str:

@@ -164,7 +164,8 @@ def predict(
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
     by = checkpoint.asked(task, tta, islands)
     table = written(by.table, ids)
-    images = [scan, *(also if isinstance(also, tuple | list) else [also])]
+    several = isinstance(also, list) or (isinstance(also, tuple) and not (also and isinstance(also[0], np.ndarray)))
+    images = [scan, *(also if several else [also])]
     names = [str(image) if isinstance(image, str | Path) else f"also[{n - 1}]" if n else "scan" for n, image in enumerate(images)]
     by.check_images(len(images), names[0])
     scans = [read(image) if isinstance(image, str | Path) else screening.from_memory(image) for image in images]

@@ -63,7 +63,8 @@ def read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: is missing, and nothing else says what was trained there; {remedy}") from None
     except ValueError as error:
         raise InputError(f"{file}: is damaged ({error}); {remedy}") from None
-    if not isinstance(record, dict) or (file.name == RUN and not {"starts", "data"} <= record.keys()):
+    kinds = {"starts": list, "data": dict} if file.name == RUN else {}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
         raise InputError(f"{file}: is damaged (it is no record of a run); {remedy}")
     check_format(record.get("format", FORMAT), str(file))
     return record

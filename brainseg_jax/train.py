@@ -97,8 +97,8 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         with distributed.together():
             if state and share.index == 0:
                 dataset.mend_split(data, folder, record.read(folder / record.RUN)["data"].get("split_sha256", ""), say)
-        if start >= steps or (state and stale(history(run), config.patience)):
-            say(ending(run, start))
+        if state and over(run, start):
+            tell(run, start, done=True)
             return
         with distributed.together():
             parts = {} if state else taken(params, config, say)
@@ -130,10 +130,10 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
                 checkpoints.wait()
         finally:
             writer.close()
-        told = ending(run, last)
-        if interrupted() and last < steps:
-            raise KeyboardInterrupt(told)  # what called this is not to go on as if all had been trained
-        say(told)
+        done = over(run, last)
+        if not done and distributed.any_of(interrupted()):
+            raise KeyboardInterrupt(stopped_at(last))  # what called this is not to go on as if all had been trained
+        tell(run, last, done)
 
 
 def idle(mesh: Mesh) -> str:
@@ -178,7 +178,7 @@ def loop(
     clock = Clock(config.data.batch)
     pending: list[Metrics] = []
     window: Totals = checkpoints.carried.get("window", {})  # of the steps since the last line, those before an interruption included
-    judged = history(run)
+    judged = history(run, start)
 
     def save(step: int, values: dict[str, float] | None = None) -> None:
         nonlocal window, pending
@@ -224,10 +224,13 @@ def loop(
     return last
 
 
-def history(run: Run) -> list[float]:
-    """The metric that checkpoints are judged by, of every evaluation so far; the same in all processes, since they end together."""
+def history(run: Run, step: int) -> list[float]:
+    """The metric that checkpoints are judged by, of every evaluation up to a step; the same in all processes, since they end together.
+
+    What a run that was killed wrote down of later steps is of none that it goes on from.
+    """
     rows = lambda: read_metrics(run.folder / "metrics.jsonl")  # noqa: E731
-    return distributed.from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval"])
+    return distributed.from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval" and row["step"] <= step])
 
 
 def stale(judged: list[float], patience: int) -> bool:
@@ -368,10 +371,19 @@ def write_word(file: Path) -> str:
     return word
 
 
-def ending(run: Run, last: int) -> str:
-    """How the run ended."""
-    done = last == run.steps or stale(history(run), run.config.patience)
-    return finished(run, last) if done else f"stopped at step {last}{', saved' if last else ''}; the same command goes on from there"
+def over(run: Run, step: int) -> bool:
+    """Whether nothing is left to do from a step on."""
+    return step >= run.steps or stale(history(run, step), run.config.patience)
+
+
+def tell(run: Run, last: int, done: bool) -> None:
+    """Process 0 says how the run ended."""
+    if run.share.index == 0:
+        print(finished(run, last) if done else stopped_at(last))
+
+
+def stopped_at(step: int) -> str:
+    return f"stopped at step {step}{', saved' if step else ''}; the same command goes on from there"
 
 
 def finished(run: Run, last: int) -> str:

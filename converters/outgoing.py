@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from brainseg_jax import safetensors
-from brainseg_jax.config import c_get, from_resolved
+from brainseg_jax.config import FORMAT, c_get, check_format, from_resolved
 from brainseg_jax.errors import InputError
 from converters import certify, swin_unetr
 from converters.conversion import UNSEEN, Conversion, digest, summary
@@ -36,6 +36,7 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
     try:
         if "config" not in card:
             raise InputError("its card has no config, so its network is unknown; convert a checkpoint of this version")
+        check_format(card.get("format", FORMAT), "its card")
         config, leaves = from_resolved(card["config"], "its card"), paths(params)
         dialect = _dialect_for(config, leaves, options.dialect)
         described = summary(config, leaves)

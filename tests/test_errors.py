@@ -62,6 +62,14 @@ def test_ctrl_c_in_a_command_is_one_line(capsys):
     assert exit_code(command) == 130 and capsys.readouterr().err == "stopped\n"
 
 
+def test_an_error_of_the_systems_kind_that_is_no_files_is_not_swallowed():
+    def command():
+        raise TimeoutError("Barrier timed out")
+
+    with pytest.raises(TimeoutError, match="Barrier timed out"):
+        exit_code(command)
+
+
 def test_what_was_saved_before_ctrl_c_is_said(capsys):
     def command():
         raise KeyboardInterrupt("stopped at step 3, saved")

@@ -411,7 +411,7 @@ def test_no_checkpoint():
         (np.ones((20, 20, 20)), np.diag([1, np.nan, 1, 1]), "affine is not finite"),
         (np.ones((20, 20, 20)), np.diag([1e3, 1e3, 1e3, 1]), "voxels of 1000 × 1000 × 1000 mm are outside"),
         (np.ones((20, 20, 20)), np.diag([4, 4, 4, 1]), "the image is empty"),
-        (np.where(np.arange(20) < 15, np.nan, np.ones((20, 20, 20))), np.diag([4, 4, 4, 1]), "most voxels are NaN"),
+        (np.where(np.arange(8000).reshape(20, 20, 20) < 7900, np.nan, 1.0), np.diag([4, 4, 4, 1]), "most voxels are NaN"),
     ],
 )
 def test_arrays_that_are_no_scan(voxels, affine, reason):

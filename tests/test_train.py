@@ -359,6 +359,16 @@ def test_a_window_cut_in_two_is_the_same_to_the_bit(rng):
         assert means(totals(steps[cut:], kept)) == means(whole)
 
 
+def test_an_evaluation_whose_checkpoint_was_never_whole_does_not_end_a_run(tmp_path):
+    """It was killed while it saved at step 30: of step 20, that it goes on from, nothing is stale."""
+    rows = [{"step": step, "kind": "eval", "loss": loss} for step, loss in ((10, 1.0), (20, 0.5), (30, 0.6))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = base()
+    config.patience = 1
+    run = module.Run(config, {}, tmp_path, None, None, ALL, 40)
+    assert not module.over(run, 20) and module.over(run, 30) and module.over(run, 40)
+
+
 def test_handlers_of_signals_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests(0) as (stopped, interrupted):

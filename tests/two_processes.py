@@ -61,7 +61,7 @@ def words(folder, me):
 def main(folder: Path) -> None:
     """Reads configs by name from FOLDER/configs.json, and writes what it sees to FOLDER/told0.json or told1.json.
 
-    Goes on with FOLDER/run, in which process 1 is told to stop; runs FOLDER/tuned to its end; in FOLDER/alone process 1 fails.
+    Goes on with FOLDER/run, in which process 1 meets Ctrl-C; runs FOLDER/tuned to its end; in FOLDER/alone process 1 fails.
     """
     configs = {name: from_resolved(config) for name, config in json.loads((folder / "configs.json").read_text()).items()}
     go = lambda name, config: train(config, with_sources(config, set(), "test.py"), folder / name)  # noqa: E731
@@ -79,15 +79,18 @@ def main(folder: Path) -> None:
         real, seen = module.means, []
 
         def means(window):
-            # After its second step process 1 is told to stop; slowly, since JAX looks for signals once a second.
+            # After its second step process 1 alone meets Ctrl-C; slowly, since JAX looks for signals once a second.
             seen.append(None)
             if len(seen) == 2 and me == 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.25)
             return real(window)
 
         module.means = means
-        go("run", configs["run"])
+        try:
+            go("run", configs["run"])
+        except KeyboardInterrupt as interrupt:
+            told["interrupted"] = str(interrupt)
         module.means = real
         go("tuned", configs["tuned"])
         told["written"] = list(written)

@@ -203,9 +203,17 @@ def _open(file: Path, arrays: bool = False) -> tuple[dict[str, np.ndarray], dict
             record = json.loads(str(members["record"]))
             name = "label" if "image" in record else "image"
             return ({name: members[name]} if arrays else {}), record
+    except OSError as error:
+        if error.strerror:  # the system's; numpy has its own for what is no archive
+            raise InputError(f"{file}: cannot be read ({error.strerror}); check the disk and its permissions") from None
+        raise InputError(damaged(file, error)) from None
     except Exception as error:  # a flipped bit may ask for another compression, a password, a pickle, a huge array
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: the cached volume is damaged ({reason}); remove it and start again, it will be made anew") from None
+        raise InputError(damaged(file, error)) from None
+
+
+def damaged(file: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"{file}: the cached volume is damaged ({reason}); remove it and start again, it will be made anew"
 
 
 def _told(entry: Entry) -> dict[str, Any]:
@@ -219,8 +227,10 @@ def _facts(path: Path) -> tuple[str, int, int]:
     """What tells a file from another and from itself at another time, without reading it."""
     try:
         status = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(absent(path, "correct the manifest, or mount the disk it is on")) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
     if not S_ISREG(status.st_mode):
         raise InputError(f"{path}: is a folder, pipe or device; give a scan's file")
     return str(path), status.st_size, status.st_mtime_ns

@@ -88,7 +88,7 @@ def turned(labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y
     """
     step = max(1, round((image.size / COARSE) ** (1 / 3)))
     coarse = (slice(None, None, step),) * 3
-    grey = np.clip(image, *np.percentile(image[coarse], (1, 99)))[coarse].ravel()
+    grey = np.clip(image[coarse], *np.percentile(image[coarse], (1, 99))).ravel()
     as_is, *fits = [(_explained(turn[coarse].ravel(), grey), how) for turn, how in _turns(labels, affine)]
     best = max(fits, key=lambda fit: round(fit[0], 2))  # of equal ones the simplest
     if best[0] <= TURNED * as_is[0] or best[0] < TELLING:

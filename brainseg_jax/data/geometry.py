@@ -86,8 +86,8 @@ def same_size(affine: Affine, spacing: Float[np.ndarray, "3"], other: str) -> No
     own = size(affine)
     if (np.abs(own - spacing) > SAME * np.minimum(own, spacing)).any():
         raise InputError(
-            f"s-form ({in_words(own)} mm) and {other} ({in_words(spacing)} mm) disagree on the voxel size; find the right one and copy it "
-            "over the other, with fslorient -copyqform2sform, or in nibabel with image.set_qform(image.get_sform(), 1)"
+            f"s-form ({in_words(own)} mm) and {other} ({in_words(spacing)} mm) disagree on the voxel size; find the right one and write it "
+            "into the other, e.g. the s-form's in nibabel with image.set_qform(image.get_sform(), 1)"
         )
 
 

@@ -7,6 +7,7 @@ from brainseg_jax.errors import InputError
 
 EXTREMES = (0.1, 99.9)  # percentiles; beyond them, by more than the distance between them, lies no tissue
 SAMPLED = 100  # voxels along an axis that percentiles are taken from, at least
+MOST = 0.98  # share of voxels that may be NaN, as around a brain that was cut out with it
 SAID = 1e-3  # share of voxels that are not finite from which on it is said
 
 
@@ -18,7 +19,7 @@ def cleaned(voxels: Float[np.ndarray, "x y z"]) -> tuple[Float[np.ndarray, "x y 
     """
     finite = np.isfinite(voxels)
     share = 1 - np.count_nonzero(finite) / finite.size
-    if share > 0.5:
+    if share > MOST:
         raise InputError("most voxels are NaN or infinite; export the image again, with 0 as background")
     low, high = (float(end(voxels, where=finite, initial=start)) for end, start in ((np.min, np.inf), (np.max, -np.inf)))
     if low == high:

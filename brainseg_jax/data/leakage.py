@@ -12,7 +12,7 @@ from brainseg_jax.data.manifest import Row
 from brainseg_jax.errors import InputError, few
 
 SIDES = ("train", "val", "test")
-PIECE = 2**16  # bytes at the middle of files of one size that are compared first
+PIECE = 2**12  # bytes at the middle of files of one size that are compared first
 T = TypeVar("T")
 
 
@@ -94,5 +94,8 @@ def _piece(file: Path) -> Hashable:
 
 
 def _content(file: Path) -> Hashable:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError:
+        return str(file)

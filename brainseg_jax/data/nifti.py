@@ -34,11 +34,12 @@ FAR = 2**26  # bytes from the start of a file to its voxels, at most: extensions
 NIFTI_TAIL, MGH_TAIL = 4096, 2**18
 PLACE = ("qform_code", "sform_code", *(f"quatern_{k}" for k in "bcd"), *(f"{form}_{k}" for form in ("qoffset", "srow") for k in "xyz"))
 UNITS = {1: 1000.0, 3: 0.001}  # mm in NIfTI's metre and micron; all others are taken for mm
+QUATERNION = -1e-5  # nibabel's own bound refuses scans that were published, whose q-forms were rounded in single precision
 SKEW = 2e-3  # cosine, or length less one, by which MGH's directions may be off
 # Tags of MGH: an old transform is measured otherwise, a frame's or a colour table's length is not to be relied on, all others say theirs.
 MEASURED, UNMEASURED = {3, 4, 5, 10, 21, 31, 32, 33, 40, 41, 43, 44}, {1, 2, 20, 30, 42}
 # A brain alone in a large image of zeros compresses a hundredfold, zeros alone 230 to 1,000 times.
-EMPTY, LARGE = 200, 2**26
+EMPTY, LARGE = 200, 2**28
 
 
 class Scan(NamedTuple):
@@ -307,6 +308,7 @@ def _nifti(head: bytes, kind: type, order: str) -> _Layout:
 
 def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The affine of a volume in mm, whatever the header's unit, and what is to be said of it."""
+    header.quaternion_threshold = QUATERNION
     millimetres = np.array([[_unit(header)]] * 3 + [[1.0]])
     try:
         with np.errstate(invalid="ignore"):

@@ -41,7 +41,9 @@ def series(args: argparse.Namespace) -> int:
             for name, code in [(name, code) for name, process in running.items() if (code := process.poll()) is not None]:
                 del running[name]
                 if code < 0:
-                    now = json.loads((args.out / f"{name}.now").read_text())
+                    if not (at := args.out / f"{name}.now").exists():
+                        raise InputError(f"{args.out}: the trials of {name} died of signal {-code} before the first; run again")
+                    now = json.loads(at.read_text())
                     end = {"outcome": ledger.TRACEBACK, "detail": f"the whole process died of signal {-code}", "seconds": 0.0}
                     ledger.append(args.out / FILE, now | end)
                     running[name] = start(args, name, began)
@@ -59,6 +61,7 @@ def series(args: argparse.Namespace) -> int:
 
 def start(args: argparse.Namespace, name: str, began: float) -> subprocess.Popen:
     """The process of a lane, for the rest of the time."""
+    (args.out / f"{name}.now").unlink(missing_ok=True)
     left = args.minutes - (time.monotonic() - began) / 60
     words = [sys.executable, sys.argv[0], "--lane", name, "--minutes", str(left), "--seed", str(args.seed), "--out", str(args.out)]
     return subprocess.Popen([*words, "--only", args.only] + ["--short"] * args.short, start_new_session=True)
