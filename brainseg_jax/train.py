@@ -383,6 +383,7 @@ def tell(run: Run, last: int, done: bool) -> None:
 
 
 def stopped_at(step: int) -> str:
+    """What is said of a run that was stopped before its end."""
     return f"stopped at step {step}{', saved' if step else ''}; the same command goes on from there"
 
 

@@ -206,12 +206,12 @@ def _open(file: Path, arrays: bool = False) -> tuple[dict[str, np.ndarray], dict
     except OSError as error:
         if error.strerror:  # the system's; numpy has its own for what is no archive
             raise InputError(f"{file}: cannot be read ({error.strerror}); check the disk and its permissions") from None
-        raise InputError(damaged(file, error)) from None
+        raise InputError(_damaged(file, error)) from None
     except Exception as error:  # a flipped bit may ask for another compression, a password, a pickle, a huge array
-        raise InputError(damaged(file, error)) from None
+        raise InputError(_damaged(file, error)) from None
 
 
-def damaged(file: Path, error: Exception) -> str:
+def _damaged(file: Path, error: Exception) -> str:
     reason = " ".join(str(error).split())
     return f"{file}: the cached volume is damaged ({reason}); remove it and start again, it will be made anew"
 

@@ -9,9 +9,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from brainseg_jax.data import cache
 from brainseg_jax.data import pipeline as module
 from brainseg_jax.data.augment import patch
+from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.pipeline import Share, central_crop, eval_batches, train_batches
+from brainseg_jax.data.standardize import spec
 from brainseg_jax.errors import InputError
 from brainseg_jax.program import parts_of_batch
 
@@ -146,7 +149,8 @@ def test_a_patch_is_its_crop_with_all_that_lies_around_it_in_the_volume(volumes)
 def test_batches_are_what_the_step_is_compiled_for(cohort, small, chance):
     """With and without deformations, which need what lies around a crop."""
     config = small(**{"augment.elastic.chance": chance})
-    files = sorted((cohort.parent / "volumes").rglob("*.npz"))
+    entries, _ = cache.build(read_manifest(cohort), spec("default", 4.0, (32, 32, 32)), cohort.parent / "volumes", max_failures=0.0)
+    files = [entry.file for entry in entries]
     batch = next(train_batches(files, crop=config.data.crop, patch=patch(config), crops_per_volume=1, batch=2, seed=0, start=0, threads=1))
     assert {name: (part.shape[1:], part.dtype) for name, part in batch.items()} == parts_of_batch(config)
     assert ("place" in batch) == (chance > 0)
