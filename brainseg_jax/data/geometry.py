@@ -105,8 +105,12 @@ def size(affine: Affine) -> Float[np.ndarray, "3"]:
 
 def farthest(a: Affine, b: Affine, shape: Sequence[int]) -> float:
     """How far two grids of one shape lie apart at the corner where it is most, in mm."""
-    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))])
-    return float(np.linalg.norm(corners @ (a - b).T, axis=1).max())
+    return float(np.linalg.norm((a - b) @ corners(shape), axis=0).max())
+
+
+def corners(shape: Sequence[int]) -> Float[np.ndarray, "4 8"]:
+    """The corners of a grid in voxels, a column each under it a 1; that of the first voxel comes first."""
+    return np.array([(*corner, 1.0) for corner in product(*((0.0, n - 1.0) for n in shape))]).T
 
 
 def unsheared(affine: Affine) -> Affine:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 from scipy import ndimage
 
+from brainseg_jax.data import geometry
 from brainseg_jax.data.nifti import Scan, orientation, reorient
 from brainseg_jax.errors import InputError
 
@@ -132,7 +133,7 @@ def on_grid(
     remedy = f"resample them by nearest neighbour onto the {of}'s grid"
     if turned.voxels.shape != tuple(shape):
         raise InputError(f"{name}: its {turned.voxels.shape} voxels are not the {tuple(shape)} of its {of}; {remedy}")
-    away = _corner_distance(turned.affine, np.eye(4), shape)
+    away = geometry.farthest(turned.affine, np.eye(4), shape)
     if away > ONE_GRID:
         raise InputError(f"{name}: its corners lie up to {away:.2g} voxels away from those of its {of}; {remedy}")
     return turned.voxels
@@ -229,24 +230,10 @@ def _refuse_flat(low: float, high: float, spec: Spec, name: str) -> None:
     raise InputError(f"{name}: no contrast to scale, its {below} of intensity is {low:g} and the {above} {high:g}; {remedy}")
 
 
-def _spacing(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3"]:
-    return np.sqrt((affine[:3, :3] ** 2).sum(0))
-
-
 def _shift(start: Sequence[int]) -> Float[np.ndarray, "4 4"]:
     matrix = np.eye(4)
     matrix[:3, 3] = start
     return matrix
-
-
-def _corners(shape: Sequence[int]) -> Float[np.ndarray, "4 8"]:
-    ends = np.stack(np.meshgrid(*[(0.0, n - 1.0) for n in shape], indexing="ij")).reshape(3, 8)
-    return np.vstack([ends, np.ones(8)])
-
-
-def _corner_distance(a: Float[np.ndarray, "4 4"], b: Float[np.ndarray, "4 4"], shape: Sequence[int]) -> float:
-    """The farthest two grids of one shape lie apart, in mm."""
-    return float(np.linalg.norm(((a - b) @ _corners(shape))[:3], axis=0).max())
 
 
 def _resampled_grid(
@@ -259,11 +246,11 @@ def _resampled_grid(
     """
     rotation, triangle = np.linalg.qr(affine[:3, :3])
     rotation = rotation * np.sign(np.diag(triangle))
-    source = _spacing(affine)
+    source = geometry.size(affine)
     target = np.where(np.abs(source - spacing) <= NEAR, source, spacing)
     new = np.eye(4)
     new[:3, :3] = rotation * target
-    corners = (np.linalg.solve(new, affine) @ _corners(shape))[:3]
+    corners = (np.linalg.solve(new, affine) @ geometry.corners(shape))[:3]
     new_shape = np.round(np.ptp(corners, axis=1) + 1.0)
     # MONAI takes whichever corner is smallest in every axis; with axes that keep their directions only the first can be.
     if np.all(np.abs(np.min(corners - corners[:, :1], axis=1)) <= 1e-8):
