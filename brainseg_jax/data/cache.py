@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from stat import S_ISREG
@@ -21,7 +22,7 @@ from brainseg_jax.data.doubts import doubts
 from brainseg_jax.data.labels import Table, lookup, read_table
 from brainseg_jax.data.leakage import shared
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import read, read_labels
+from brainseg_jax.data.nifti import Scan, read, read_labels
 from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError, reason
@@ -154,9 +155,9 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 def _make(job: Job) -> tuple[int, str]:
     i, row, spec, target, (file, *label_file) = job
     try:
-        _, made = _image(row.images, spec, file)
+        made, scan = _image(row.images, spec, file)
         if label_file:
-            label, found = _label(row, target, made)
+            label, found = _label(row, target, made, scan or read(row.image))
             _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0]), "doubts": found})
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror}); make room, or set data.cache") from None
@@ -165,29 +166,25 @@ def _make(job: Job) -> tuple[int, str]:
     return i, ""
 
 
-def _image(paths: Sequence[Path], spec: Spec, file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """The standardised image and its record, from the cache where it is there and whole."""
+def _image(paths: Sequence[Path], spec: Spec, file: Path) -> tuple[dict[str, Any], Scan | None]:
+    """The record of the standardised image, which is made unless it is there and whole; where it is made, also the first scan."""
     if file.exists():
-        try:
-            arrays, found = _open(file, arrays=True)
-            return arrays["image"], found["standardized"]
-        except InputError:
-            pass  # damaged: made anew
-    made = standardize_all([read(path) for path in paths], spec, list(map(str, paths)))
+        with suppress(InputError):  # damaged: made anew
+            return _open(file, arrays=True)[1]["standardized"], None
+    made = standardize_all(scans := [read(path) for path in paths], spec, list(map(str, paths)))
     digests = {name: digest for path in paths for name, digest in _sha256(path).items()}
     voxels = hashlib.sha256(np.ascontiguousarray(made.image)).hexdigest()
     _save(file, {"image": made.image}, {"standardized": made.record, "sha256": digests, "voxels": voxels})
-    return made.image, made.record
+    return made.record, scans[0]
 
 
-def _label(row: Row, target: Table, made: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
+def _label(row: Row, target: Table, made: dict[str, Any], image: Scan) -> tuple[np.ndarray, list[str]]:
     """Labels as classes of the target, on the grid of the image that was `made` so, and what is odd about them."""
     path, table, labels = row.labels[0], read_table(row.scheme[0]), read_labels(row.labels[0])
     label = lookup(standardize_labels(labels, made, str(path)), table, target, str(path))
     # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
     if not label.any() and all(structure.freesurfer for structure in target.structures):
         raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
-    image = read(row.image)
     return label, doubts(on_grid(labels, image.voxels.shape, image.affine, str(path)), image.voxels, image.affine, table)
 
 
