@@ -173,7 +173,7 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
     if checkpoint.suffix == weights.SUFFIX:
         params, described = weights.read(checkpoint)
         return _part({"params": params}, wanted, checkpoint), described
-    described = card(checkpoint)
+    described = card(checkpoint, None)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def choose(keys: Any, leaf: Any) -> Any:
@@ -181,7 +181,6 @@ def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here) if names[: len(wanted)] == wanted else ocp.PLACEHOLDER
 
     with _there(checkpoint):
-        _refuse(checkpoint, verify(checkpoint))
         metadata = ocp.metadata(checkpoint.absolute(), checkpointable_name=STATE)
         abstract = jax.tree_util.tree_map_with_path(choose, metadata.metadata)
         tree = ocp.load(checkpoint.absolute(), abstract, checkpointable_name=STATE)
@@ -197,8 +196,11 @@ def _part(tree: Any, names: list[str], checkpoint: Path) -> Any:
     return tree
 
 
-def card(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says about itself; of a folder's the numbers are not read. Raises InputError if it is none."""
+def card(checkpoint: Path, most: int | None = SMALL) -> dict[str, Any]:
+    """What a checkpoint says about itself, once a folder's files are verified up to `most` bytes: by default its numbers are not read.
+
+    Raises InputError if it is none, or is damaged.
+    """
     if checkpoint.suffix == weights.SUFFIX:
         return weights.read(checkpoint)[1]
     if checkpoint.suffix in (".pt", ".pth"):
@@ -208,7 +210,8 @@ def card(checkpoint: Path) -> dict[str, Any]:
     if not (checkpoint / STATE).is_dir():
         raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, runs/NAME/checkpoints/STEP")
     with _there(checkpoint):
-        _refuse(checkpoint, verify(checkpoint, SMALL))
+        if fault := verify(checkpoint, most):
+            raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
         return {name: fact for name, fact in _described(checkpoint).items() if name != CARRIED}
 
 
@@ -303,11 +306,6 @@ def _files(checkpoint: Path) -> list[str]:
     """Names of a checkpoint's files, without its seal and what systems hide there."""
     names = (file.relative_to(checkpoint) for file in checkpoint.rglob("*") if file.is_file())
     return sorted(name.as_posix() for name in names if name != Path(SEAL) and not any(part.startswith(".") for part in name.parts))
-
-
-def _refuse(checkpoint: Path, fault: str) -> None:
-    if fault:
-        raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")
 
 
 def _places(folder: Path) -> list[Path]:
