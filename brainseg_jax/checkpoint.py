@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -265,6 +266,8 @@ def _writing(place: Path) -> Iterator[None]:
         code = re.search(r"os_error_code='(\d+)'", str(error))
         if isinstance(error, ValueError) and not code:
             raise
+        # Orbax leaves writes that it has not begun, of which Python would complain when it drops them.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise InputError(f"{place}: no checkpoint can be written ({reason}); make room and run the command again") from error
 

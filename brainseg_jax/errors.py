@@ -4,8 +4,11 @@ import difflib
 import io
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 
 class InputError(Exception):
@@ -49,6 +52,7 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal or a log in ASCII is no reason to stop
+    sys.unraisablehook = _raise_later
     try:
         try:
             return command()
@@ -77,7 +81,8 @@ def asked_to_stop(error: BaseException | None) -> bool:
 
 
 def leave(code: int) -> None:
-    """Ends the process with what `exit_code` gave."""
+    """Ends the process with what `exit_code` gave. All is done and said then, and Ctrl-C comes too late."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if code != 130:
         sys.exit(code)
     sys.stdout.flush()
@@ -85,6 +90,14 @@ def leave(code: int) -> None:
     # XLA's threads, where they are compiling, do not survive the interpreter's end: what multiprocessing releases then is released here.
     getattr(sys.modules.get("multiprocessing.util"), "_run_finalizers", lambda priority: None)(0)
     os._exit(code)
+
+
+def _raise_later(lost: Any) -> None:
+    """Ctrl-C that came within a callback, JAX's of the garbage collector for one, which Python would only print: raised a moment later."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _nobody_reads() -> bool:

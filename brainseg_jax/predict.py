@@ -320,7 +320,8 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
         own = [case.labels] if shared_names(case.names) else [case.labels, case.names]
         others = [file for file in own if file.exists()]
         if others and not followed(others[0], case.sidecar):
-            raise InputError(f"{others[0]}: exists, and not from this command; move it away, or add --overwrite")
+            lacks = f"without {case.sidecar.name} is not from this command"
+            raise InputError(f"{others[0]}: exists, and {lacks}; move it away, or add --overwrite")
     told = None if case in results or job.options.overwrite else done(job, case)
     if told and (fault := damage(job, case, told)):
         raise InputError(fault)
@@ -408,10 +409,15 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
         write_json(case.soft.with_name(stem(case.soft) + ".json"), about | {"LabelMap": names})
     named = write_names(case.names, table)
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
-    if job.options.qc:
-        casebook.write(case, job.folder, told, scan, classes, table, findings, cohort)
-    told["SHA256"] = {file.name: digest(str(file)) for file in (case.labels, *[case.soft] * job.options.post)} | {case.names.name: named}
-    write_json(case.sidecar, told)
+    try:
+        if job.options.qc:
+            casebook.write(case, job.folder, told, scan, classes, table, findings, cohort)
+        written = (case.labels, *[case.soft] * job.options.post)
+        told["SHA256"] = {file.name: digest(str(file)) for file in written} | {case.names.name: named}
+        write_json(case.sidecar, told)
+    except BaseException:  # a full disk, Ctrl-C: without a sidecar it would be somebody else's
+        case.labels.unlink(missing_ok=True)
+        raise
     return told
 
 

@@ -174,7 +174,6 @@ def loop(
     config, start = run.config, int(state.step)
     batch = next(batches)
     rate = optim.schedule(config.optim, run.steps)
-    evaluate_every = max(1, round(config.eval_every * run.steps))
     clock = Clock(config.data.batch)
     pending: list[Metrics] = []
     window: Totals = checkpoints.carried.get("window", {})  # of the steps since the last line, those before an interruption included
@@ -188,8 +187,7 @@ def loop(
         checkpoints.save(step, state, card(run), values, {"window": window})
 
     for step in range(start, run.steps + 1):
-        scheduled = step == run.steps or (config.eval_every and step % evaluate_every == 0)
-        if scheduled and (step > start or step == 0):
+        if evaluated_at(config, run.steps, step) and (step > start or step == 0):
             jax.block_until_ready(state)  # steps that are under way are steps' time
             with clock.paused():
                 values = held_out.evaluate(state.params)
@@ -222,6 +220,11 @@ def loop(
     if last > start:
         save(last)
     return last
+
+
+def evaluated_at(config: ConfigDict, steps: int, step: int) -> bool:
+    """Whether a run of so many steps is evaluated at this one: every `eval_every` of the run, and at its end."""
+    return step == steps or bool(config.eval_every and step % max(1, round(config.eval_every * steps)) == 0)
 
 
 def history(run: Run, step: int) -> list[float]:
@@ -392,8 +395,9 @@ def finished(run: Run, last: int) -> str:
     early = f", ended early: {run.config.patience} evaluations without a better {run.config.best}" if last < run.steps else ""
     lines = [f"finished: {last} steps{early}, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(last)}"]
     evaluated = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval" and row["step"]]
-    # A run ends with an evaluation.
-    complete = any(row["step"] == last for row in evaluated)
+    # A run ends with an evaluation, scheduled or the last of its patience.
+    scheduled = {step for step in range(1, last + 1) if evaluated_at(run.config, run.steps, step)}
+    complete = {last, *scheduled} <= {row["step"] for row in evaluated}
     best = min(evaluated, key=lambda row: row[run.config.best]) if complete else {"step": last}
     if not complete:
         lines.append(f"  best        unknown: {run.folder / 'metrics.jsonl'} is missing, or has lost evaluations")

@@ -111,7 +111,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows.append(row | {"step": row["step"]})
+            rows.append(row | {"step": row["step"], "kind": row["kind"]})
         except (ValueError, TypeError, KeyError):
             if number < len(lines):
                 raise InputError(f"{file}: line {number} is damaged; bring it back from a backup, or take this line out") from None

@@ -4,7 +4,9 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,3 +96,15 @@ def test_a_broken_pipe_of_another_kind_is_said(capsys):
         raise BrokenPipeError(32, "Broken pipe", "worker")
 
     assert exit_code(command) == 2 and capsys.readouterr().err.startswith("error: worker: Broken pipe")
+
+
+def test_ctrl_c_that_is_lost_in_a_callback_is_raised_a_moment_later(capsys):
+    def command():
+        hook = sys.unraisablehook
+        hook(SimpleNamespace(exc_type=KeyboardInterrupt))
+        time.sleep(5)
+        return 0
+
+    began = time.monotonic()
+    assert exit_code(command) == 130 and time.monotonic() - began < 5
+    assert capsys.readouterr().err == "stopped\n"

@@ -386,7 +386,7 @@ def test_somebody_elses_file_is_not_overwritten(run, scans, tmp_path):
     (tmp_path / "out" / "a_seg.nii.gz").write_text("by hand")
     os.utime(tmp_path / "out" / "a_seg.nii.gz", (0, 0))
     code, _, err = run("--i={f}/scans", "--o={f}/out")
-    assert code == 3 and "a_seg.nii.gz: exists, and not from this command; move it away, or add --overwrite" in err
+    assert code == 3 and "a_seg.nii.gz: exists, and without a_seg.json is not from this command; move it away, or add --overw" in err
     assert (tmp_path / "out" / "a_seg.nii.gz").read_text() == "by hand" and (tmp_path / "out" / "b_seg.mgz").exists()
     assert run("--i={f}/scans", "--o={f}/out", "--overwrite")[0] == 0
 
@@ -519,6 +519,19 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part_of_a_file(run, scans, tmp_p
     said = re.fullmatch(r"error: (.*\.nii\.gz): No space left on device; check the place, its permissions and room\n", err)
     assert code == 2 and Path(said[1]).is_relative_to(tmp_path / "out")
     assert files(tmp_path / "out") == ["seg_labels.tsv"]
+
+
+def test_a_disk_that_fills_up_before_the_sidecar_leaves_no_label_map_without_one(run, scans, tmp_path, monkeypatch):
+    from brainseg_jax import predict
+
+    def full(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predict, "write_json", full)
+        assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 2
+    assert files(tmp_path / "out") == ["seg_labels.tsv"]
+    assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 0
 
 
 # ---- parts
@@ -732,7 +745,7 @@ def test_nobody_elses_table_of_names_is_written_over(run, networks, scans, tmp_p
     (tmp_path / "seg.tsv").write_text("my notes")
     os.utime(tmp_path / "seg.tsv", (0, 0))
     code, _, err = run("--i={f}/scans/a.nii.gz", "--o={f}/seg.nii.gz")
-    assert code == 3 and "seg.tsv: exists, and not from this command; move it away, or add --overwrite" in err
+    assert code == 3 and "seg.tsv: exists, and without " in err and "is not from this command; move it away, or add --overwrite" in err
     assert (tmp_path / "seg.tsv").read_text() == "my notes" and not (tmp_path / "seg.nii.gz").exists()
     assert run("--i={f}/scans/a.nii.gz", "--o={f}/seg.nii.gz", "--overwrite")[0] == 0
 

@@ -30,19 +30,19 @@ def test_a_line_for_each_reading(tmp_path):
 
 def test_an_unfinished_last_line_is_left_out_and_then_written_over(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
-    assert read_metrics(file) == [{"step": 1, "loss": 0.5}]
+    file.write_text('{"step": 1, "kind": "train", "loss": 0.5}\n{"step": 2, "lo')
+    assert read_metrics(file) == [{"step": 1, "kind": "train", "loss": 0.5}]
     writer = Writer(tmp_path, 10, 1, Out())
     writer.scalars(2, "train", {"loss": 0.3})
     writer.close()
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
 
 
-@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"[]", b"3", b"{}", b'{"step": 2, "lo'])
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"[]", b"3", b"{}", b'{"step": 2, "kjnd": "eval"}', b'{"step": 2, "lo'])
 def test_a_line_that_is_damaged_is_left_out_at_the_end_and_else_named(tmp_path, damage):
-    file, row = tmp_path / "metrics.jsonl", b'{"step": 1, "loss": 0.5}\n'
+    file, row = tmp_path / "metrics.jsonl", b'{"step": 1, "kind": "train", "loss": 0.5}\n'
     file.write_bytes(row + damage)
-    assert read_metrics(file) == [{"step": 1, "loss": 0.5}]
+    assert read_metrics(file) == [{"step": 1, "kind": "train", "loss": 0.5}]
     file.write_bytes(row + damage + b"\n" + row)
     with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is damaged; bring it back"):
         read_metrics(file)

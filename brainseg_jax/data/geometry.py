@@ -81,6 +81,13 @@ def settled(sform: Form, qform: Form, shape: Sequence[int]) -> tuple[Affine, tup
     )
 
 
+def unused(sform: Affine, qform: Form, shape: Sequence[int]) -> tuple[str, ...]:
+    """What is to be said of an s-form that has code 0, which means that it is not to be used: if it is there, where it leads."""
+    if not sform[:3].any() or (np.isfinite(sform).all() and farthest(sform, qform.affine, shape) <= NEAR):
+        return ()
+    return (f"its s-form, which has code 0, leads elsewhere than its q-form (code {qform.code}), which was used",)
+
+
 def same_size(affine: Affine, spacing: Float[np.ndarray, "3"], other: str) -> None:
     """Raises InputError where the voxels of an s-form and those of `other`, of `spacing` mm, differ in size by more than 1 %."""
     own = size(affine)

@@ -33,6 +33,7 @@ FAR = 2**26  # bytes from the start of a file to its voxels, at most: extensions
 # What may follow the voxels: a little padding in NIfTI; tags, the command history and a colour table in MGH.
 NIFTI_TAIL, MGH_TAIL = 4096, 2**18
 PLACE = ("qform_code", "sform_code", *(f"quatern_{k}" for k in "bcd"), *(f"{form}_{k}" for form in ("qoffset", "srow") for k in "xyz"))
+CODES = range(6)  # of q-form and s-form: what space they lead to
 UNITS = {1: 1000.0, 3: 0.001}  # mm in NIfTI's metre and micron; all others are taken for mm
 QUATERNION = -1e-5  # nibabel's own bound refuses scans that were published, whose q-forms were rounded in single precision
 SKEW = 2e-3  # cosine, or length less one, by which MGH's directions may be off
@@ -315,6 +316,9 @@ def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple
             found = [(millimetres * form, code) for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     except (nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"its header is damaged ({error}); export the image again") from None
+    for name in ("sform_code", "qform_code"):
+        if (code := int(header[name])) not in CODES:
+            raise InputError(f"its {name} is {code}, where NIfTI has 0 to {CODES[-1]}; the header is damaged, export the image again")
     forms = [Form(sound(form, shape), code) for form, code in found]
     if not forms:
         raise InputError("has no q-form and no s-form, so left and right are unknown; set one with fslorient -setsform and -setsformcode")
@@ -326,9 +330,10 @@ def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple
         )
     if len(forms) == 2:
         return geometry.settled(*forms, shape)
-    if header["sform_code"]:
-        own, said = geometry.size(forms[0].affine), np.abs(header["pixdim"][1:4].astype(np.float64)) * _unit(header)
-        geometry.same_size(forms[0].affine, np.where(said > 0, said, own), "pixdim")
+    if not header["sform_code"]:
+        return forms[0].affine, geometry.unused(millimetres * header.get_sform(), forms[0], shape)
+    own, said = geometry.size(forms[0].affine), np.abs(header["pixdim"][1:4].astype(np.float64)) * _unit(header)
+    geometry.same_size(forms[0].affine, np.where(said > 0, said, own), "pixdim")
     return forms[0].affine, ()
 
 

@@ -13,6 +13,7 @@ from trials import command, pickles, torchfile, training
 from trials.equality import equal
 from trials.ledger import LOST, NOTICED, TRACEBACK, WRONG, Verdict
 
+from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read_labels
 
 SECONDS = 90  # a command may take; the honest scan takes ten of them
@@ -204,17 +205,9 @@ def a_training_with_a_hostile_file(material: Path, rng: np.random.Generator, fol
     """A manifest in which one scan is none: it is named, and nothing is trained."""
     make, file = FILES[rng.integers(len(FILES))], folder / "in" / "other.nii.gz"
     make(file)
-    lines = (material / "heads" / "people.tsv").read_text().splitlines()
-    columns = lines[0].split("\t")
-    row = {
-        **dict.fromkeys(columns, ""),
-        "subject": "other",
-        "image": str(file),
-        "labels": str(material / "heads" / "masks" / "head0.nii.gz"),
-    }
-    row |= {"scheme": "brain", "dataset": "made", "split": "train"}
+    rows = read_manifest(material / "heads" / "people.tsv")
     people = folder / "in" / "people.tsv"
-    people.write_text("\n".join([*lines, "\t".join(row[column] for column in columns)]) + "\n")
+    write_manifest(people, (*rows, rows[0]._replace(subject="other", image=file)))
     words = training.train(material, folder / "run", material / "volumes", **{"data.manifest": people, "data.max_failures": 0.0})
     ended = command.run(words, folder, SECONDS, **training.compiled(material))
     found = command.fault(ended, {2: "other"}) or Verdict(NOTICED, command.last(ended))

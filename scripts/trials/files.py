@@ -10,7 +10,7 @@ from trials import torchfile
 from trials.bounds import tried
 from trials.damage import harmed
 from trials.equality import equal
-from trials.ledger import HELD, UNKNOWABLE, WRONG, Verdict
+from trials.ledger import HELD, NOTICED, UNKNOWABLE, WRONG, Verdict
 
 from brainseg_jax import weights
 from brainseg_jax.data import cache, nifti
@@ -40,6 +40,8 @@ def plain_nifti(expected: Any, found: Any, before: bytes, after: bytes) -> Verdi
     sizes = [np.linalg.norm(scan.affine[:3, :3], axis=0) for scan in (found, expected)]
     away = corners(found.affine, expected.affine, expected.voxels.shape)
     if np.abs(sizes[0] / sizes[1] - 1).max() > SIZE or away > NEAR:
+        if found.remarks:
+            return Verdict(NOTICED, found.remarks[0])
         return Verdict(WRONG, f"another geometry, voxels of {sizes[0].round(4).tolist()} mm, {away:.3g} mm away")
     if before[108:112] != after[108:112] and not equal(found.voxels, expected.voxels):
         return Verdict(WRONG, "voxels from another place in the file")

@@ -10,12 +10,14 @@ from trials.ledger import HELD, LOST, NOTICED, UNKNOWABLE, WRONG, Verdict
 
 from brainseg_jax.data.nifti import read_labels
 
+UNREAD = ("tb", "pictures")  # for people to look at; no command reads them again
+
 
 def trial(material: Path, rng: np.random.Generator, folder: Path) -> Verdict:
     """One harm to a file of the last checkpoint, half of the times, or of the run."""
     run, shared = training.copied(material, folder), command.segments_now()
     last = run / "checkpoints" / str(training.STEPS)
-    files = sorted(p for p in (last if rng.random() < 0.5 else run).rglob("*") if p.is_file() and p.parent.name != "tb")
+    files = sorted(p for p in (last if rng.random() < 0.5 else run).rglob("*") if p.is_file() and p.parent.name not in UNREAD)
     file = files[rng.integers(len(files))]
     before = file.read_bytes()
     content, words = harmed(before, rng) if before else (None, "deleted")

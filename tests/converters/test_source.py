@@ -1,5 +1,6 @@
 """Which of the tensors in a file are the weights: what wrapped them, copies of them, and what is none."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,3 +88,9 @@ def test_another_name_and_no_weights_are_refused(read):
 def test_nnunets_network_is_known_by_name(key):
     with pytest.raises(InputError, match="holds a U-Net of nnU-Net's, of which there is no counterpart here; predict with nnU-Net itself"):
         source.detect({key: np.zeros((2, 2))})
+
+
+def test_a_pipe_is_no_file_of_weights(tmp_path):
+    os.mkfifo(tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"w\.pt: is a folder, pipe or device; give a file"):
+        source.read(tmp_path / "w.pt")

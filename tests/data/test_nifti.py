@@ -131,6 +131,7 @@ REFUSED = {
         r"q-form \(2 × 15 × 2 mm\) disagree on the vo",
     ),
     "pixdim beside a lone s-form": (lambda d: make(d / "a.nii", qform_code=0, pixdim=[1, 2, 2, 2.1, 0, 0, 0, 0]), r"pixdim \(2 × 2 × 2.1"),
+    "a code that NIfTI has not": (lambda d: make(d / "a.nii", qform_code=4097), "its qform_code is 4097, where NIfTI has 0 to 5"),
     "2 % smaller": (lambda d: make(d / "a.nii", srow_y=[-1.96, 0, 0, 116.25]), "disagree on the voxel size"),
     "s-form elsewhere": (lambda d: make(d / "a.nii", srow_x=[0, 0, 2, -84.5]), "apart; find the right one"),
     "s-form turned": (lambda d: make(d / "a.nii", srow_x=[0, 0.28, 2, -74.5]), "apart; find the right one"),
@@ -277,6 +278,11 @@ def test_single_dimensions_before_and_after_are_left_out(tmp_path, at):
 def test_the_one_form_that_is_set_rules(tmp_path):
     np.testing.assert_allclose(nifti.read(make(tmp_path / "a.nii", sform_code=0, srow_x=[9, 9, 9, 9])).affine, PSR, atol=1e-5)
     np.testing.assert_array_equal(nifti.read(make(tmp_path / "b.nii", qform_code=0, quatern_b=0.9)).affine, PSR)
+    assert nifti.read(tmp_path / "a.nii").remarks == (
+        "its s-form, which has code 0, leads elsewhere than its q-form (code 1), which was used",
+    )
+    assert not nifti.read(make(tmp_path / "d.nii", sform_code=0)).remarks
+    assert not nifti.read(make(tmp_path / "e.nii", sform_code=0, srow_x=[0] * 4, srow_y=[0] * 4, srow_z=[0] * 4)).remarks
     qfac = make(tmp_path / "c.nii", affine=np.diag([1.0, 1, 1, 1]), sform_code=0, pixdim=[0, 1, 1, 1, 0, 0, 0, 0])
     np.testing.assert_array_equal(nifti.read(qfac).affine, np.eye(4))
 
