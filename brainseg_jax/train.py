@@ -79,7 +79,8 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
     if target and config.classes != 1 + len(target.structures):
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
     goes_on = begun(folder)
-    data = distributed.in_turns(lambda: prepare(config, target, None if goes_on or share.index else folder / dataset.FAILURES, say))
+    failures = None if goes_on or share.index else folder / dataset.FAILURES
+    data = distributed.in_turns(lambda: dataset.prepare(config.data, target, say, record.progress, config.channels, failures))
     distributed.agree({"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256})
     with distributed.together():
         if goes_on:
@@ -140,11 +141,6 @@ def idle(mesh: Mesh) -> str:
     """What is to be said of devices that the mesh leaves out."""
     left = jax.device_count() - mesh.size
     return f", {left} left idle by mesh.data={mesh.shape['data']} and mesh.fsdp={mesh.shape['fsdp']}" if left else ""
-
-
-def prepare(config: ConfigDict, target: labels.Table | None, report: Path | None, say: Callable[[str], None]) -> dataset.Dataset:
-    """The data of the run; `report` as in `dataset.prepare`."""
-    return dataset.prepare(config.data, target, say, record.progress, config.channels, report)
 
 
 def begin(state: TrainState, parts: dict[str, Any]) -> TrainState:
