@@ -13,7 +13,7 @@ from brainseg_jax import checkpoint, models, weights
 from brainseg_jax.config import of_card
 from brainseg_jax.errors import InputError
 from brainseg_jax.inference import Model
-from brainseg_jax.trees import paths
+from brainseg_jax.trees import misfits, paths
 
 DTYPES = ("auto", "float32", "bfloat16")  # to compute in
 
@@ -97,8 +97,5 @@ def load(path: str | Path, dtype: str = "auto") -> Network:
 
 def _check_same(folder: Path, params: Any, wanted: Any) -> None:
     """Raises InputError, naming the first parameter that is missing, surplus or of another shape."""
-    found, wanted = ({name: tuple(leaf.shape) for name, leaf in paths(tree).items()} for tree in (params, wanted))
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            there, here = (shapes.get(name, "missing") for shapes in (found, wanted))
-            raise InputError(f"{folder}: {name} is {there} where the config wants {here}; parameters and config do not belong together")
+    if faults := misfits(params, wanted):
+        raise InputError(f"{folder}: {faults[0]}; parameters and config do not belong together")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import checkpoint
 from brainseg_jax.config import flat, of_card
 from brainseg_jax.errors import InputError
-from brainseg_jax.trees import count, paths, tree
+from brainseg_jax.trees import count, misfits, paths, tree
 
 # Keys that change how a network trains, not what it computes.
 OF_TRAINING = ("vit.drop_path", "swin.drop_path")
@@ -43,7 +43,11 @@ def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str
         found = _spread(folder, {part: found[part] for part in config.init.parts}, theirs.channels, config)
         say(f"note: {folder} was trained on {theirs.channels} channels: {config.channels} channels share its first layers' mean kernel")
     for part in config.init.parts:
-        _check_same_shapes(folder, part, found[part], like[part])
+        if faults := misfits(found[part], like[part]):
+            raise InputError(
+                f"{folder}: {len(faults)} of {len(paths(like[part]))} parameters of its {part} do not fit, e.g. {part}/{faults[0]}; use "
+                f"the crop, table and sizes it was trained with, or leave {part} out of init.parts"
+            )
     for key in ("data.spec", "data.spacing"):
         before, now = flat(theirs)[key], flat(config)[key]
         if before != now and "source" not in card:  # a converted file does not know how its scans were prepared
@@ -114,14 +118,3 @@ def _spread(folder: Path, parts: dict[str, Any], old: int, config: ConfigDict) -
         return tree(spread(jax.tree.map(np.asarray, paths(parts)), old, config.channels))
     except InputError as refusal:
         raise InputError(f"{folder}: {refusal}; leave decoder out of init.parts") from None
-
-
-def _check_same_shapes(folder: Path, part: str, found: Any, wanted: Any) -> None:
-    found, wanted = ({name: tuple(leaf.shape) for name, leaf in paths(tree).items()} for tree in (found, wanted))
-    faults = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-    if faults:
-        there, here = (shapes.get(faults[0], "missing") for shapes in (found, wanted))
-        raise InputError(
-            f"{folder}: {len(faults)} of {len(wanted)} parameters of its {part} do not fit, e.g. {part}/{faults[0]} is {there} where "
-            f"{here} is wanted; use the crop, table and sizes it was trained with, or leave {part} out of init.parts"
-        )

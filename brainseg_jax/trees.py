@@ -31,6 +31,13 @@ def tree(leaves: dict[str, Any]) -> dict[str, Any]:
     return root
 
 
+def misfits(found: Any, wanted: Any) -> list[str]:
+    """On each leaf of either tree that is missing, surplus or of another shape: "norm/scale is (4,) where (3,) is wanted"."""
+    there, here = ({name: tuple(leaf.shape) for name, leaf in paths(tree).items()} for tree in (found, wanted))
+    names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    return [f"{name} is {there.get(name, 'missing')} where {here.get(name, 'missing')} is wanted" for name in names]
+
+
 def map_paths(f: Callable[[str, Any], Any], tree: Any) -> Any:
     """The tree with f(path, leaf) in place of each leaf."""
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: f(path_of(keys), leaf), tree)
