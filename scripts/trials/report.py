@@ -1,5 +1,6 @@
 """docs/reliability.md: what was tried and how it ended, from the lines that a series left; everything on the page is printed here."""
 
+import re
 from pathlib import Path
 
 from trials import ledger
@@ -10,7 +11,7 @@ from trials.ledger import BAD, MEANING, SKIPPED, Trial
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import write_text
 
-SHOWN = 12  # of what ended badly
+SHOWN = 50  # of what ended badly
 
 
 def write(file: Path, seed: int, page: Path) -> int:
@@ -19,7 +20,7 @@ def write(file: Path, seed: int, page: Path) -> int:
     if not done:
         raise InputError(f"{file}: holds no trial of seed {seed}; run scripts/endurance.py first")
     begun = [row for row in ledger.rows(file) if row.get("seed") == seed and "environment" in row]
-    text = "\n".join([*head(begun), *tables(done), *ends(done)]) + "\n"
+    text = "\n".join([*head(begun), *tables(done), *ends(done, file.parent)]) + "\n"
     write_text(page, text)
     print(text)
     return 0
@@ -66,10 +67,17 @@ def tables(done: list[Trial]) -> list[str]:
     return [*lines, ""]
 
 
-def ends(done: list[Trial]) -> list[str]:
-    """What ended badly, and what was left out."""
+def line(trial: Trial, folder: Path) -> str:
+    """A trial that ended badly."""
+    detail = " ".join(trial.detail.replace(f"{folder}/", "").split())
+    detail = re.sub(r"(?<![\w.-])/[^\s'\"|]*/", "", detail)  # places of that machine
+    return f"- {trial.outcome}, {trial.kind} {trial.n}: {detail[:300]}"
+
+
+def ends(done: list[Trial], folder: Path) -> list[str]:
+    """What ended badly, and what was left out; files by their places in the series' folder."""
     bad = [trial for trial in done if trial.outcome in BAD]
-    lines = ["## What ended badly", "", *(f"- {t.outcome}, {t.kind} {t.n}: {' '.join(t.detail.split())[:300]}" for t in bad[:SHOWN])]
+    lines = ["## What ended badly", "", *(line(t, folder) for t in bad[:SHOWN])]
     lines += [f"- and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
     lines += [] if bad else ["Nothing."]
     if left := sorted({f"{trial.kind}: {trial.detail}" for trial in done if trial.outcome == SKIPPED}):
