@@ -1,0 +1,158 @@
+"""Scans made from label maps (Billot et al. 2023, SynthSeg): what tissues look like, and what is missing of a head, of one sample.
+
+A made scan is painted first, each structure in the mean of its tissue, then deformed as a real one is: interpolating the painted means is
+partial volume, since a voxel between two structures gets its share of both. Then comes what every scan has in its own grid: spread and
+texture, lesions, a skull taken off, a face taken out, noise of the air. Contrast curves, bias, resolution and noise are augmentation's, for
+made and real scans alike. All is pure in (key, arrays), within [0, 1], and for a device: nothing depends on what is drawn but numbers.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from brainseg_jax.data.appearance import gaussian
+from brainseg_jax.data.fields import along_axes, drawn, smooth_noise
+from brainseg_jax.errors import InputError
+
+Image = Float[jax.Array, "x y z 1"]
+Labels = Integer[jax.Array, "x y z"]
+Mask = Bool[jax.Array, "x y z"]
+Number = Float[jax.Array, ""]
+
+# Standard deviation of `smooth_noise`, on average over a cell: coefficients have 1/√3, of whose variance a cubic B-spline keeps 151/315.
+SPREAD = (151 / 315) ** 1.5 / 3**0.5
+PERCENTILES = (2.0, 99.5)  # of the head, that become 0 and 1, as in standardised scans
+AHEAD = {"A": 1, "P": -1, "S": -1, "I": 1}  # towards the face: forwards and down
+
+
+class Prior(NamedTuple):
+    """What tissues look like in one sequence: of each, mean and standard deviation of its mean and of its spread, intensities in [0, 1]."""
+
+    means: Float[np.ndarray, "2 t"]
+    spreads: Float[np.ndarray, "2 t"]
+
+
+class Tissues(NamedTuple):
+    """What is known of the ids of label maps, 0 (air) to k − 1: each id's tissue, and whether it is brain, or white matter.
+
+    Ids of one tissue look alike in every scan, as the two sides of a structure do.
+    """
+
+    of: Integer[np.ndarray, "k"]
+    brain: Bool[np.ndarray, "k"]
+    white: Bool[np.ndarray, "k"]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.of.max()) + 1
+
+
+def check_prior(prior: Prior, tissues: Tissues) -> None:
+    """Raises InputError for a prior that is of other tissues, or of values that are none."""
+    for name, values in prior._asdict().items():
+        if values.shape != (2, tissues.count):
+            raise InputError(f"prior {name} are {values.shape}, and there are {tissues.count} tissues; give (2, {tissues.count})")
+        if not np.isfinite(values).all() or values.min() < 0 or values[0].max() > 1:
+            raise InputError(f"prior {name} go from {values.min():.3g} to {values[0].max():.3g}; scale intensities to [0, 1]")
+
+
+def appearance_of(
+    key: jax.Array, tissues: Tissues, spread: float, air: float, prior: Prior | None = None, share: float = 0.0
+) -> tuple[Float[jax.Array, "t"], Float[jax.Array, "t"]]:
+    """Mean and spread of every tissue in one scan: anything from 0 to 1, and to `spread`; with chance `share` as the prior has them.
+
+    The mean of id 0's tissue, which is the air, stays below `air` where it is not the prior's.
+    """
+    keys = jax.random.split(key, 5)
+    t = tissues.count
+    means, spreads = drawn(jax.random.uniform, keys[0], (t,), jnp.float32), drawn(jax.random.uniform, keys[1], (t,), jnp.float32) * spread
+    means = means.at[tissues.of[0]].multiply(air)
+    if prior is None:
+        return means, spreads
+
+    def likely(key: jax.Array, of: Float[np.ndarray, "2 t"]) -> Float[jax.Array, "t"]:
+        return jnp.clip(of[0] + of[1] * drawn(jax.random.normal, key, (t,), jnp.float32), 0, 1).astype(jnp.float32)
+
+    usual = jax.random.bernoulli(keys[2], share)
+    return jnp.where(usual, likely(keys[3], prior.means), means), jnp.where(usual, likely(keys[4], prior.spreads), spreads)
+
+
+def paint(labels: Labels, tissues: Tissues, of_tissue: Float[jax.Array, "t"]) -> Image:
+    """Each voxel's tissue in its value: means before a deformation, spreads after it."""
+    return of_tissue[tissues.of][labels][..., None]
+
+
+def textured(key: jax.Array, means: Image, spreads: Image, nodes: float, share: float) -> Image:
+    """Normal noise of each voxel's spread around its mean; up to `share` of its variance is smooth, with a node every `nodes` voxels."""
+    keys = jax.random.split(key, 3)
+    smooth = jax.random.uniform(keys[0], (), maxval=share)
+    fine = drawn(jax.random.normal, keys[1], means.shape, means.dtype)
+    coarse = smooth_noise(keys[2], means, nodes, 1) / SPREAD
+    return jnp.clip(means + spreads * (jnp.sqrt(1 - smooth) * fine + jnp.sqrt(smooth) * coarse), 0, 1)
+
+
+def lesions(key: jax.Array, image: Image, white: Mask, nodes: float, load: float) -> Image:
+    """Patches of the white matter, up to about the share `load` of it, in another mean, as hyperintensities; labels stay what they are."""
+    keys = jax.random.split(key, 3)
+    field = smooth_noise(keys[0], image, nodes, 1)[..., 0] / SPREAD
+    wanted = jax.random.uniform(keys[1], (), maxval=load)
+    # A field of sums over 64 coefficients is close to normal, so this quantile of it is too, without sorting.
+    inside = jax.nn.sigmoid((field - jax.scipy.special.ndtri(1 - wanted)) * 8) * white
+    return image + inside[..., None] * (jax.random.uniform(keys[2], (), image.dtype) - image)
+
+
+def strip(key: jax.Array, image: Image, brain: Mask, margin: float, edge: float) -> tuple[Image, Mask]:
+    """The brain with up to `margin` voxels around it, or a quarter of that less than all of it; and what is left of the head.
+
+    Its border is `edge` voxels soft, and as smooth as the brain's mask after a Gaussian of half the margin, which is read as a distance: of
+    a plane border the blurred mask is the normal distribution of the distance.
+    """
+    sigma = margin / 2
+    kernels = tuple(gaussian(n, jnp.asarray(sigma, image.dtype)) for n in brain.shape)
+    height = along_axes(brain[..., None].astype(image.dtype), kernels)
+    inwards = sigma * jax.scipy.special.ndtri(jnp.clip(height, 1e-6, 1 - 1e-6))
+    outwards = jax.random.uniform(key, (), image.dtype, -0.25, 1) * margin
+    left = jnp.clip(0.5 + (inwards + outwards) / edge, 0, 1)
+    return image * left, left[..., 0] > 0.5
+
+
+def deface(key: jax.Array, image: Image, brain: Mask, orientation: str, gap: float) -> tuple[Image, Mask]:
+    """Zeros before and below a plane in front of the brain, up to `gap` voxels away from it; and what is left of the head."""
+    keys = jax.random.split(key, 2)
+    forward, down = (next(i for i, code in enumerate(orientation) if code in pair) for pair in ("AP", "SI"))
+    angle = jax.random.uniform(keys[0], (), image.dtype, 0.35, 1.0)  # radians below straight ahead: never the forehead alone
+    normal = jnp.zeros(3, image.dtype)
+    normal = normal.at[forward].set(jnp.cos(angle) * AHEAD[orientation[forward]]).at[down].set(jnp.sin(angle) * AHEAD[orientation[down]])
+    grid = jnp.meshgrid(*(jnp.arange(n, dtype=image.dtype) for n in brain.shape), indexing="ij", sparse=True)
+    ahead = sum(axis * normal[i] for i, axis in enumerate(grid))
+    surface = jnp.max(jnp.where(brain, ahead, -jnp.inf)) + jax.random.uniform(keys[1], (), image.dtype, 0.5, gap)
+    left = ahead < surface
+    return image * left[..., None], left
+
+
+def noisy_air(key: jax.Array, image: Image, head: Mask) -> Image:
+    """Air that is anything from black to white, voxel by voxel, as where two images were divided (MP2RAGE)."""
+    return jnp.where(head[..., None], image, drawn(jax.random.uniform, key, image.shape, image.dtype))
+
+
+def standardized(image: Image, head: Mask) -> Image:
+    """Scaled as real scans are: percentiles of what is head to 0 and 1, clipped; taken of every other voxel along each axis."""
+    few = (slice(None, None, 2),) * 3
+    low, high = jnp.nanpercentile(jnp.where(head[few], image[few][..., 0], jnp.nan), np.array(PERCENTILES, np.float32))
+    low = jnp.minimum(low, high - 1e-3)
+    return jnp.nan_to_num(jnp.clip((image - low) / (high - low), 0, 1))
+
+
+def check_warps(limits: Sequence[float | int], nodes: Sequence[float | int]) -> None:
+    """Raises InputError where displacements of several scales, added up, might fold: above 0.4 of their nodes' distances together.
+
+    A cubic B-spline whose coefficients stay below 1 / 2.48 of its nodes' distance is one to one (Choi and Lee 2000), since no derivative
+    reaches 1; derivatives add up, and so do the shares.
+    """
+    if (total := sum(limit / distance for limit, distance in zip(limits, nodes, strict=True))) > 0.4:
+        raise InputError(f"displacements of {tuple(limits)} with nodes {tuple(nodes)} apart, {total:.2f} of them, may fold; keep to 0.4")

@@ -1,0 +1,160 @@
+"""Scans made from label maps, part by part: against NumPy, SciPy and numbers known in advance; what is taken away is what is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from brainseg_jax.data import synthesis
+from brainseg_jax.data.deform import coordinates, random_bend, resample
+from brainseg_jax.data.fields import smooth_noise
+from brainseg_jax.data.synthesis import Prior, Tissues, appearance_of, check_prior, check_warps, paint
+from brainseg_jax.errors import InputError
+
+# Air, a left and a right structure of one tissue, white matter, skin.
+TISSUES = Tissues(np.array([0, 1, 1, 2, 3]), np.array([0, 1, 1, 1, 0], bool), np.array([0, 0, 0, 1, 0], bool))
+PRIOR = Prior(np.array([[0.1, 0.4, 0.8, 0.6], [0, 0, 0, 0]]), np.array([[0.01, 0.02, 0.03, 0.04], [0, 0, 0, 0]]))
+KEY = jax.random.key(3)
+
+
+def ball(size=32, radius=9.0, centre=None):
+    """A brain: a ball of voxels."""
+    at = np.indices((size,) * 3).reshape(3, -1).T - (np.full(3, (size - 1) / 2) if centre is None else centre)
+    return jnp.asarray((np.linalg.norm(at, axis=1) < radius).reshape((size,) * 3))
+
+
+def test_a_tissue_looks_alike_on_both_sides_and_otherwise_in_every_scan():
+    means, spreads = jax.vmap(lambda key: appearance_of(key, TISSUES, 0.1, 0.2))(jax.random.split(KEY, 2000))
+    painted = paint(jnp.arange(5)[:, None, None], TISSUES, means[0])[:, 0, 0, 0]
+    np.testing.assert_array_equal(painted, np.asarray(means[0])[[0, 1, 1, 2, 3]])
+    assert means.min() >= 0 and 0.95 < means[:, 1:].max() <= 1 and 0.19 < means[:, 0].max() <= 0.2
+    assert spreads.min() >= 0 and 0.095 < spreads.max() <= 0.1
+    assert abs(np.corrcoef(means[:, 1], means[:, 2])[0, 1]) < 0.1
+
+
+def test_a_prior_is_followed_as_often_as_is_asked():
+    means, spreads = jax.vmap(lambda key: appearance_of(key, TISSUES, 0.1, 1.0, PRIOR, 0.25))(jax.random.split(KEY, 2000))
+    usual = np.isclose(means, PRIOR.means[0], atol=1e-6).all(axis=1)
+    np.testing.assert_array_equal(usual, np.isclose(spreads, PRIOR.spreads[0], atol=1e-6).all(axis=1))
+    assert abs(usual.sum() - 500) < 80
+    wide = PRIOR._replace(means=np.array([[0.5] * 4, [0.1] * 4]))
+    drawn, _ = jax.vmap(lambda key: appearance_of(key, TISSUES, 0.1, 1.0, wide, 1.0))(jax.random.split(KEY, 4000))
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [0.5, 0.1], atol=0.005)
+
+
+def test_a_voxel_between_two_structures_gets_its_share_of_both():
+    labels = jnp.asarray(np.repeat([1, 3], 4)[:, None, None] * np.ones((8, 6, 6), int))
+    image = paint(labels, TISSUES, jnp.array([0.0, 0.2, 0.9, 0.5]))
+    at = coordinates(jnp.eye(3), jnp.array([0.25, 0.0, 0.0]), jnp.zeros((8, 6, 6, 3)))
+    image, labels = resample(image, labels, at)
+    np.testing.assert_allclose(image[3, 3, 3, 0], 0.75 * 0.2 + 0.25 * 0.9, atol=1e-6)
+    assert labels[3, 3, 3] == 1 and labels[4, 3, 3] == 3
+
+
+def test_the_spread_of_smooth_noise_is_what_it_is_scaled_by():
+    fields = smooth_noise(KEY, jnp.zeros((48, 48, 48, 1)), 4.0, 40)
+    np.testing.assert_allclose(fields.std(), synthesis.SPREAD, rtol=0.02)
+
+
+def test_texture_has_the_spread_that_is_asked_fine_or_smooth():
+    means, spreads = jnp.full((40, 40, 40, 1), 0.5), jnp.full((40, 40, 40, 1), 0.05)
+    fine = np.asarray(synthesis.textured(KEY, means, spreads, 5.0, 0.0))[..., 0] - 0.5
+    np.testing.assert_allclose([fine.mean(), fine.std()], [0, 0.05], atol=0.001)
+    assert abs(np.corrcoef(fine[1:].ravel(), fine[:-1].ravel())[0, 1]) < 0.02
+    keys = jax.random.split(KEY, 20)
+    smooth = np.stack([synthesis.textured(key, means, spreads, 5.0, 1.0)[..., 0] - 0.5 for key in keys])
+    np.testing.assert_allclose(smooth.std(), 0.05, rtol=0.1)
+    alike = [np.corrcoef(field[1:].ravel(), field[:-1].ravel())[0, 1] for field in smooth]
+    assert max(alike) > 0.8 and min(alike) < 0.4
+    still = synthesis.textured(KEY, means, 0 * spreads, 5.0, 1.0)
+    np.testing.assert_array_equal(still, means)
+
+
+def test_lesions_lie_in_white_matter_and_are_as_many_as_may_be():
+    white, image = ball(radius=12.0), jnp.full((32, 32, 32, 1), 0.5)
+    shares = []
+    for key in jax.random.split(KEY, 60):
+        change = np.abs(np.asarray(synthesis.lesions(key, image, white, 4.0, 0.1))[..., 0] - 0.5)
+        assert not change[~np.asarray(white)].any()
+        changed = change > change.max() / 2
+        shares.append(changed[np.asarray(white)].mean())
+    np.testing.assert_allclose(np.mean(shares), 0.05, atol=0.02)
+
+
+def test_a_skull_is_taken_off_at_a_surface_like_the_brains():
+    """Where the brain is a half-space its border moves as a whole, by what is drawn, and stays as soft as is asked."""
+    brain = jnp.asarray(np.indices((40, 30, 30))[0] < 20)
+    margins, widths = [], []
+    for key in jax.random.split(KEY, 200):
+        image, left = synthesis.strip(key, jnp.ones((40, 30, 30, 1)), brain, 4.0, 2.0)
+        profile = np.asarray(image[:, 15, 15, 0])
+        assert (np.asarray(left) == (np.asarray(image)[..., 0] > 0.5)).all() and (np.diff(profile) <= 1e-6).all()
+        margins.append(profile.sum() - 20)
+        widths.append(((profile > 0.01) & (profile < 0.99)).sum())
+    np.testing.assert_allclose([min(margins), max(margins), np.mean(margins)], [-1, 4, 1.5], atol=0.3)
+    assert {*widths} <= {1, 2, 3}
+
+
+def test_a_skull_is_taken_off_around_a_brain_like_one():
+    brain = ball(32, 9.0)
+    outside, inside = (ndimage.distance_transform_edt(a) for a in (~np.asarray(brain), np.asarray(brain)))
+    for key in jax.random.split(KEY, 20):
+        left = np.asarray(synthesis.strip(key, jnp.ones((32, 32, 32, 1)), brain, 4.0, 1.0)[1])
+        # A ball is bent: its blurred mask is lower than a half-space's.
+        assert outside[left].max(initial=0) <= 4 + 0.5 and inside[~left].max(initial=0) <= 1 + 1.5
+
+
+def test_a_face_is_taken_out_before_the_brain_and_below_whatever_the_axes():
+    brain, image = ball(32, 7.0, (15, 14, 20)), jnp.ones((32, 32, 32, 1))
+    out, left = synthesis.deface(KEY, image, brain, "RAS", 4.0)
+    gone = ~np.asarray(left)
+    np.testing.assert_array_equal(np.asarray(out)[..., 0] == 0, gone)
+    assert not gone[np.asarray(brain)].any() and 0.02 < gone.mean() < 0.5
+    assert gone[:, -1, 0].all() and not gone[:, 0, -1].any() and not gone[:, 0, :].all()
+    for orientation, turn in {"RPS": lambda a: a[:, ::-1], "RAI": lambda a: a[:, :, ::-1], "RSA": lambda a: a.swapaxes(1, 2)}.items():
+        _, other = synthesis.deface(KEY, image, jnp.asarray(turn(np.asarray(brain))), orientation, 4.0)
+        assert (turn(np.asarray(other)) == ~gone).mean() > 0.999  # but for rounding on the plane
+    gaps = [np.asarray(brain).sum() - np.asarray(brain & synthesis.deface(k, image, brain, "RAS", 4.0)[1]).sum() for k in
+            jax.random.split(KEY, 30)]  # fmt: skip
+    assert max(gaps) == 0
+
+
+def test_noise_of_the_air_leaves_the_head_alone():
+    head, image = ball(), jnp.full((32, 32, 32, 1), 0.3)
+    out = np.asarray(synthesis.noisy_air(KEY, image, head))[..., 0]
+    np.testing.assert_array_equal(out[np.asarray(head)], np.float32(0.3))
+    np.testing.assert_allclose([out[~np.asarray(head)].mean(), out[~np.asarray(head)].std()], [0.5, 12**-0.5], atol=0.01)
+
+
+def test_a_made_scan_is_scaled_as_a_real_one(rng):
+    head, image = np.asarray(ball()), rng.random((32, 32, 32), np.float32)
+    few = (slice(None, None, 2),) * 3
+    low, high = np.percentile(image[few][head[few]], (2.0, 99.5))
+    out = synthesis.standardized(jnp.asarray(image)[..., None], jnp.asarray(head))
+    np.testing.assert_allclose(out[..., 0], np.clip((image - low) / (high - low), 0, 1), atol=1e-5)
+    flat = synthesis.standardized(jnp.full((8, 8, 8, 1), 0.4), jnp.ones((8, 8, 8), bool))
+    nothing = synthesis.standardized(jnp.full((8, 8, 8, 1), 0.4), jnp.zeros((8, 8, 8), bool))
+    assert np.isfinite(flat).all() and np.isfinite(nothing).all()
+
+
+def test_displacements_of_two_scales_do_not_fold_within_the_bound():
+    """The worst that may be drawn: coefficients of ± the limit, in both fields."""
+    like, nodes, limits = jnp.zeros((40, 40, 40, 1)), (8.0, 4.0), (1.6, 0.8)
+    check_warps(limits, nodes)
+    least = []
+    for key in jax.random.split(KEY, 10):
+        bend = sum(random_bend(k, jnp.array(True), like, n, m) for k, n, m in zip(jax.random.split(key), nodes, limits, strict=True))
+        jacobian = np.stack([np.stack(np.gradient(np.asarray(bend)[..., i]), -1) for i in range(3)], -2) + np.eye(3)
+        least.append(np.linalg.det(jacobian).min())
+    assert min(least) > 0
+
+
+def test_what_cannot_be_made_is_one_line():
+    with pytest.raises(InputError, match=r"displacements of \(4, 2\) with nodes \(16, 8\) apart, 0.50 of them, may fold; keep to 0.4"):
+        check_warps((4, 2), (16, 8))
+    with pytest.raises(InputError, match=r"prior means are \(2, 3\), and there are 4 tissues; give \(2, 4\)"):
+        check_prior(PRIOR._replace(means=PRIOR.means[:, :3]), TISSUES)
+    with pytest.raises(InputError, match=r"prior spreads go from 0 to 4; scale intensities"):
+        check_prior(PRIOR._replace(spreads=100 * PRIOR.spreads), TISSUES)
+    check_prior(PRIOR, TISSUES)
