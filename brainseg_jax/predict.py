@@ -78,16 +78,18 @@ def run(options: argparse.Namespace) -> int:
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
     check_places(job)
-    cases = finished(job)
-    if cases is None:
+    if (results := finished(job)) is None:
         job = load(job, networks)
         job.by.check_images(len(source.rows[0].images), f"--i {options.i}")
         cases = cases_of(job, job.by.table.name)
-    before = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
-    results = {case: told for case, told in before.items() if not damage(job, case, told)}
-    for case, told in results.items():
-        if lost_names(case, told):
-            write_names(case.names, job.table)
+        before = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
+        cases = tuple(case._replace(fault=damage(job, case, before[case])) if case in before else case for case in cases)
+        results = {case: before[case] for case in cases if case in before}  # a damaged case has a fault now, and is none of them
+        for case, told in results.items():
+            if lost_names(case, told):
+                write_names(case.names, job.table)
+    else:
+        cases = tuple(results)
     before, reasons = len(results), of_part(job.folder / "failures.csv", options.part)
     if source.kind == "bids":
         describe(source, job.folder)
@@ -173,14 +175,14 @@ def cases_of(job: Job, task: str) -> tuple[Case, ...]:
     return inputs.share(inputs.place(job.source, job.options.o, task), job.folder, *job.options.part)
 
 
-def finished(job: Job) -> tuple[Case, ...] | None:
-    """The cases, if earlier runs have left nothing to do, which can be told without the networks."""
+def finished(job: Job) -> dict[Case, Told] | None:
+    """The cases and their sidecars, if earlier runs have left nothing to do, which can be told without the networks."""
     for task in inputs.tasks(job.source, job.folder):
         cases = cases_of(job, task)
         told = {case: done(job, case) for case in cases}
         sound = (one and not damage(job, case, one) and not lost_names(case, one) and recorded(job, case) for case, one in told.items())
         if not job.options.overwrite and all(sound):
-            return cases
+            return told
     return None
 
 
@@ -322,9 +324,6 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
         if others and not followed(others[0], case.sidecar):
             lacks = f"without {case.sidecar.name} is not from this command"
             raise InputError(f"{others[0]}: exists, and {lacks}; move it away, or add --overwrite")
-    told = None if case in results or job.options.overwrite else done(job, case)
-    if told and (fault := damage(job, case, told)):
-        raise InputError(fault)
     images = case.row.images
     try:
         mark = made_from(job, case)

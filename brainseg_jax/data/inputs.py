@@ -34,7 +34,7 @@ class Source(NamedTuple):
 class Case(NamedTuple):
     """A scan and the files that are written for it: its label map, soft maps, and a table of names, which others may share.
 
-    With a `fault` it can have none, and that says why.
+    With a `fault` none is written, and that says why.
     """
 
     row: Row
