@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer
 
 from brainseg_jax.data.appearance import gaussian
 from brainseg_jax.data.fields import along_axes, drawn, smooth_noise
+from brainseg_jax.data.labels import Table
 from brainseg_jax.errors import InputError
 
 Image = Float[jax.Array, "x y z 1"]
@@ -26,6 +27,7 @@ Number = Float[jax.Array, ""]
 # Standard deviation of `smooth_noise`, on average over a cell: coefficients have 1/√3, of whose variance a cubic B-spline keeps 151/315.
 SPREAD = (151 / 315) ** 1.5 / 3**0.5
 PERCENTILES = (2.0, 99.5)  # of the head, that become 0 and 1, as in standardised scans
+CEREBRAL_WHITE = {2, 41}  # FreeSurfer ids
 AHEAD = {"A": 1, "P": -1, "S": -1, "I": 1}  # towards the face: forwards and down
 
 
@@ -50,6 +52,16 @@ class Tissues(NamedTuple):
     def count(self) -> int:
         """How many there are."""
         return int(self.of.max()) + 1
+
+
+def tissues_of(table: Table) -> Tissues:
+    """The tissues of a label table's classes, background first: partners on the two sides are one; CSF around the brain is no brain."""
+    number = {s.id: n for n, s in enumerate(table.structures, 1)}
+    first = [0, *(min(number[s.id], number[s.partner]) for s in table.structures)]
+    of = np.unique(first, return_inverse=True)[1]
+    brain = [False, *(s.tissue != "other" and s.freesurfer != (24,) for s in table.structures)]
+    white = [False, *(bool(CEREBRAL_WHITE & {*s.freesurfer, *s.part_of}) for s in table.structures)]
+    return Tissues(of, np.array(brain), np.array(white))
 
 
 def check_prior(prior: Prior, tissues: Tissues) -> None:

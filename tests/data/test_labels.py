@@ -66,7 +66,8 @@ def test_the_tables_are_those_in_the_package():
     sizes = {scheme: len(table.structures) for scheme, table in TABLES.items()}
     # aseg's 44 with hypointensities and chiasm, 2 basal forebrains, 6 of the callosum, 3 of the vermis, 72 parcels; SynthSeg's 32 + 68.
     expected = {"seg35": 35, "seg33": 33, "intracranial": 35, "seg4": 4, "brain": 1, "freesurfer": 127, "malpem": 138}
-    expected |= {"synthseg": 100, "dlmuse": 148}
+    # 40 of aseg and basal forebrain, 6 that label maps of whole heads have beside, 11 outside the brain, 6 by brightness.
+    expected |= {"synthseg": 100, "dlmuse": 148, "head": 63}
     assert sizes == expected
 
 
@@ -163,8 +164,8 @@ def test_every_way_to_a_coarser_table_is_the_same():
 
 
 def test_tables_that_group_and_those_that_cannot():
-    fine = ("seg35", "seg33", "intracranial", "freesurfer", "malpem", "synthseg", "dlmuse")
-    coarse = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "synthseg")
+    fine = ("seg35", "seg33", "intracranial", "freesurfer", "malpem", "synthseg", "dlmuse", "head")
+    coarse = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "synthseg", "head")
     expected = {(s, t) for s in fine for t in coarse} | {("seg4", "brain")} | {(s, s) for s in SCHEMES}
     assert set(GROUPINGS) == expected
     with pytest.raises(InputError, match=r"'Cortex' of label table seg4 does not tell 'Left cerebral cortex' from 'Right cerebral cortex'"):
@@ -173,6 +174,12 @@ def test_tables_that_group_and_those_that_cannot():
         grouping(TABLES["brain"], TABLES["seg4"])
     with pytest.raises(InputError, match="'Left frontal white matter' from 'Left occipital white matter' of dlmuse; use labels that do"):
         grouping(TABLES["seg35"], TABLES["dlmuse"])
+
+
+def test_classes_of_whole_heads_become_those_of_any_task_voxel_by_voxel():
+    for (source, target), groups in GROUPINGS.items():
+        if source == "head":
+            assert max(map(len, groups.values())) == 1, target
 
 
 def test_seg35_by_hand():

@@ -9,6 +9,7 @@ from scipy import ndimage
 from brainseg_jax.data import synthesis
 from brainseg_jax.data.deform import coordinates, random_bend, resample
 from brainseg_jax.data.fields import smooth_noise
+from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.synthesis import Prior, Tissues, appearance_of, check_prior, check_warps, paint
 from brainseg_jax.errors import InputError
 
@@ -22,6 +23,15 @@ def ball(size=32, radius=9.0, centre=None):
     """A brain: a ball of voxels."""
     at = np.indices((size,) * 3).reshape(3, -1).T - (np.full(3, (size - 1) / 2) if centre is None else centre)
     return jnp.asarray((np.linalg.norm(at, axis=1) < radius).reshape((size,) * 3))
+
+
+def test_tissues_follow_from_the_label_table():
+    table = read_table("head")
+    tissues, classes = synthesis.tissues_of(table), {s.id: n for n, s in enumerate(table.structures, 1)}
+    assert tissues.of[classes[17]] == tissues.of[classes[53]] != tissues.of[classes[18]] and (tissues.of == 0).sum() == 1
+    assert {*tissues.of.tolist()} == {*range(tissues.count)}
+    assert {id for id, n in classes.items() if not tissues.brain[n]} == {24, *range(502, 531), *range(601, 607)} & classes.keys()
+    assert {id for id, n in classes.items() if tissues.white[n]} == {2, 41, 25, 57}
 
 
 def test_a_tissue_looks_alike_on_both_sides_and_otherwise_in_every_scan():
