@@ -1,5 +1,6 @@
 """The one exception for what a user can mend, whose text names the file or key and the remedy in one line; and words such texts share."""
 
+import atexit
 import difflib
 import io
 import os
@@ -52,11 +53,12 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal or a log in ASCII is no reason to stop
-    sys.unraisablehook = _raise_later
+    usual, sys.unraisablehook = sys.unraisablehook, _raise_later
     try:
         try:
             return command()
         finally:
+            sys.unraisablehook = usual
             sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -82,7 +84,7 @@ def asked_to_stop(error: BaseException | None) -> bool:
 
 def leave(code: int) -> None:
     """Ends the process with what `exit_code` gave. All is done and said then, and Ctrl-C comes too late."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if code != 130:
         sys.exit(code)
     sys.stdout.flush()
