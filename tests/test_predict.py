@@ -386,7 +386,8 @@ def test_somebody_elses_file_is_not_overwritten(run, scans, tmp_path):
     (tmp_path / "out" / "a_seg.nii.gz").write_text("by hand")
     os.utime(tmp_path / "out" / "a_seg.nii.gz", (0, 0))
     code, _, err = run("--i={f}/scans", "--o={f}/out")
-    assert code == 3 and "a_seg.nii.gz: exists, and without a_seg.json is not from this command; move it away, or add --overw" in err
+    said = "a_seg.nii.gz: exists, and without a_seg.json is not from this command; move it away, or add --overwrite"
+    assert code == 3 and said in err
     assert (tmp_path / "out" / "a_seg.nii.gz").read_text() == "by hand" and (tmp_path / "out" / "b_seg.mgz").exists()
     assert run("--i={f}/scans", "--o={f}/out", "--overwrite")[0] == 0
 
@@ -745,7 +746,7 @@ def test_nobody_elses_table_of_names_is_written_over(run, networks, scans, tmp_p
     (tmp_path / "seg.tsv").write_text("my notes")
     os.utime(tmp_path / "seg.tsv", (0, 0))
     code, _, err = run("--i={f}/scans/a.nii.gz", "--o={f}/seg.nii.gz")
-    assert code == 3 and "seg.tsv: exists, and without " in err and "is not from this command; move it away, or add --overwrite" in err
+    assert code == 3 and "seg.tsv: exists, and without seg.json is not from this command; move it away, or add --overwrite" in err
     assert (tmp_path / "seg.tsv").read_text() == "my notes" and not (tmp_path / "seg.nii.gz").exists()
     assert run("--i={f}/scans/a.nii.gz", "--o={f}/seg.nii.gz", "--overwrite")[0] == 0
 

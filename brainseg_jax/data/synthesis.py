@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from brainseg_jax.data.appearance import gaussian
 from brainseg_jax.data.fields import along_axes, drawn, smooth_noise
 from brainseg_jax.data.labels import Table
+from brainseg_jax.data.standardize import spec
 from brainseg_jax.errors import InputError
 
 Image = Float[jax.Array, "x y z 1"]
@@ -26,7 +27,7 @@ Number = Float[jax.Array, ""]
 
 # Standard deviation of `smooth_noise`, on average over a cell: coefficients have 1/√3, of whose variance a cubic B-spline keeps 151/315.
 SPREAD = (151 / 315) ** 1.5 / 3**0.5
-PERCENTILES = (2.0, 99.5)  # of the head, that become 0 and 1, as in standardised scans
+LOW, HIGH = spec("default").percentiles  # of all voxels and of the head's, which become 0 and 1
 CEREBRAL_WHITE = {2, 41}  # FreeSurfer ids
 AHEAD = {"A": 1, "P": -1, "S": -1, "I": 1}  # towards the face: forwards and down
 
@@ -153,9 +154,10 @@ def noisy_air(key: jax.Array, image: Image, head: Mask) -> Image:
 
 
 def standardized(image: Image, head: Mask) -> Image:
-    """Scaled as real scans are: percentiles of what is head to 0 and 1, clipped; taken of every other voxel along each axis."""
+    """Scaled as `standardize` does by default, from the background's level to the head's brightest, by every other voxel of each axis."""
     few = (slice(None, None, 2),) * 3
-    low, high = jnp.nanpercentile(jnp.where(head[few], image[few][..., 0], jnp.nan), np.array(PERCENTILES, np.float32))
+    low = jnp.percentile(image[few], LOW)
+    high = jnp.nanpercentile(jnp.where(head[few], image[few][..., 0], jnp.nan), HIGH)
     low = jnp.minimum(low, high - 1e-3)
     return jnp.nan_to_num(jnp.clip((image - low) / (high - low), 0, 1))
 
