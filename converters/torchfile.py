@@ -68,8 +68,8 @@ def read(path: Path) -> dict[str, Any]:
     remedy, for whatever else the file holds.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise InputError("is a folder, pipe or device; give a file of torch.save's")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError("is a pipe or device and no file; give a file of torch.save's")
         with path.open("rb") as file:
             return _checkpoint(file)
     except InputError as refusal:

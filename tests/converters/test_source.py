@@ -92,5 +92,5 @@ def test_nnunets_network_is_known_by_name(key):
 
 def test_a_pipe_is_no_file_of_weights(tmp_path):
     os.mkfifo(tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"w\.pt: is a folder, pipe or device; give a file"):
+    with pytest.raises(InputError, match=r"w\.pt: is a pipe or device and no file; give a file"):
         source.read(tmp_path / "w.pt")
