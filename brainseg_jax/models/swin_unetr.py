@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.models.unet import ResBlock, UpBlock
+from brainseg_jax.models.blocks import ResBlock, UpBlock
 
 
 class SwinUNETR(nn.Module):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from brainseg_jax.models.blocks import ResBlock, UpBlock
 from brainseg_jax.models.conv import UpConv
-from brainseg_jax.models.unet import ResBlock, UpBlock
 
 
 class Raise(nn.Module):

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from brainseg_jax.models.blocks import activated_norm
 from brainseg_jax.models.conv import UpConv, conv3, he
 from brainseg_jax.models.layers import Linear
 from brainseg_jax.models.swin import Swin
-from brainseg_jax.models.unet import activated_norm
 from brainseg_jax.sharding import apart, together
 
 Volume = Float[jax.Array, "b x y z c"]

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch_trees import first, last
 
 from brainseg_jax.models import conv
-from brainseg_jax.models.conv import Conv3, UpConv, conv3
+from brainseg_jax.models.conv import Conv3, UpConv, conv3, conv3_strided
 
 torch = peer("torch")
 
@@ -199,6 +199,53 @@ def test_platform_compiled_for_picks_the_form(f, convolutions, shape, on_planes)
     # planes and one over their rows.
     assert spatial_axes(on_cpu) == [2] * on_planes * min(convolutions, 2)
     assert on_cpu.count("stablehlo.while") == 2 * (convolutions > 1)
+
+
+# [b x y z i], outputs, of the strided form: odd and even sizes, one voxel, one channel.
+STRIDED = (((1, 1, 1, 1, 1), 1), ((2, 2, 4, 6, 3), 4), ((1, 5, 2, 3, 4), 2), ((2, 8, 6, 4, 1), 5), ((1, 3, 7, 2, 5), 1))
+
+
+@pytest.mark.parametrize(("shape", "outputs"), STRIDED, ids=name)
+def test_strided_by_planes_is_the_plain_one(x64, rng, close, shape, outputs):
+    """XLA's own, which a GPU runs, on the CPU: values and both gradients."""
+    x, kernel, _ = cast(draws(rng, shape, outputs), "float64")
+    plain = lambda x, kernel: jax.lax.conv_general_dilated(  # noqa: E731
+        x, kernel, (2, 2, 2), ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    g = jnp.asarray(rng.normal(size=(shape[0], *(-(-n // 2) for n in shape[1:4]), outputs)))
+    expected = run(plain, g, x, kernel)
+    close(run(conv3_strided, g, x, kernel), expected, "float64")
+    close(jax.jit(conv._image_gradient, static_argnums=2)(g, kernel, shape), expected[1][0], "float64")
+    close(jax.jit(conv._strided_kernel_gradient)(x, g), expected[1][1], "float64")
+
+
+@pytest.mark.parametrize("size", [3, 64])
+def test_strided_in_bfloat16_is_near_single_precision(rng, close, size):
+    x, kernel, _ = draws(rng, (2, size, 6, 5, 2), 3)
+    g = rng.normal(size=(2, -(-size // 2), 3, 3, 3)) + 1
+    half = cast((g, x + 1, kernel), "bfloat16")
+    out, grads = run(conv3_strided, *half)
+    assert {a.dtype for a in (out, *grads)} == {jnp.dtype("bfloat16")}
+    close((out, grads), run(conv3_strided, *cast(half, "float32")), "bfloat16")
+
+
+def test_a_strided_batch_is_its_samples_one_by_one(x64, rng, close):
+    x, kernel, _ = cast(draws(rng, (3, 4, 2, 6, 2), 3), "float64")
+    g = jnp.asarray(rng.normal(size=(3, 2, 1, 3, 3)))
+    out, (towards_x, towards_kernel) = run(conv3_strided, g, x, kernel)
+    alone = [run(conv3_strided, g[i : i + 1], x[i : i + 1], kernel) for i in range(3)]
+    close(out, jnp.concatenate([a[0] for a in alone]), "float64")
+    close(towards_x, jnp.concatenate([a[1][0] for a in alone]), "float64")
+    close(towards_kernel, sum(a[1][1] for a in alone), "float64")
+
+
+def test_platform_picks_the_strided_form():
+    inputs = [jax.ShapeDtypeStruct(s, "float32") for s in ((1, 8, 8, 8, 4), (3, 3, 3, 4, 6))]
+    f = jax.value_and_grad(lambda x, kernel: jnp.sum(conv3_strided(x, kernel) ** 2), argnums=(0, 1))
+    on_gpu, on_cpu = (lowered(f, platform, *inputs) for platform in ("cuda", "cpu"))
+    assert spatial_axes(on_gpu) == [3] * 3 and "stablehlo.while" not in on_gpu
+    # Forward; even and odd planes of the image's gradient; the kernel's is a loop of products.
+    assert spatial_axes(on_cpu) == [2] * 3 and on_cpu.count("stablehlo.while") == 1
 
 
 def test_the_module_has_one_kernel_and_no_bias(rng, close):

@@ -7,8 +7,8 @@ import pytest
 from peers import peer
 from torch_trees import first, joining, last, residual, slope, value
 
+from brainseg_jax.models.blocks import ResBlock, UpBlock, activated_norm, affine_norm, instance_norm
 from brainseg_jax.models.conv import conv3
-from brainseg_jax.models.unet import ResBlock, UpBlock, activated_norm, instance_norm
 
 torch = peer("torch")
 UnetResBlock = peer("monai.networks.blocks.dynunet_block:UnetResBlock")
@@ -87,6 +87,30 @@ def test_gradients_are_jaxs_own_of_the_formulas(x64, rng, close, dtype, shortcut
     close(run(instance_norm, g, inputs[0]), run(formula, g, inputs[0]), dtype)
 
 
+@BOTH
+@SHORTCUT
+@pytest.mark.parametrize("slope", [0.01, 1.0], ids=["activated", "plain"])
+def test_affine_norm_has_jaxs_own_gradients(x64, rng, close, dtype, shortcut, slope):
+    """Also where a scale is 0 or negative."""
+    g, x, *shortcuts = cast(draws(rng, 3 if shortcut else 2), dtype)
+    scale, bias = (jnp.asarray(vector, dtype) for vector in ([0.0, -0.5, 2.0], [0.3, 0.0, -1.0]))
+
+    def plain(x, scale, bias, shortcut=0.0):
+        return jax.nn.leaky_relu(formula(x) * scale.reshape(1, 1, 1, 1, -1) + bias.reshape(1, 1, 1, 1, -1) + shortcut, slope)
+
+    inputs = (x, scale, bias, *shortcuts)
+    close(run(lambda *a: affine_norm(slope, *a), g, *inputs), run(plain, g, *inputs), dtype)
+
+
+def test_affine_norm_in_bfloat16_is_near_single_precision(rng, close):
+    g, x, shortcut = cast(draws(rng, 3), "bfloat16")
+    vectors = [jnp.asarray(vector, jnp.float32) for vector in ([0.5, -0.5, 2.0], [0.3, 0.0, -1.0])]
+    f = lambda *a: affine_norm(0.01, *a)  # noqa: E731
+    half, full = run(f, g, x, *vectors, shortcut), run(f, *cast((g, x, *vectors, shortcut), "float32"))
+    assert [str(a.dtype) for a in half[1]] == ["bfloat16", "float32", "float32", "bfloat16"] and half[0].dtype == jnp.bfloat16
+    close(half, full, "bfloat16")
+
+
 def test_activated_norm_by_hand():
     """Values 1 and 3 are -1 and 1 normalised; the shortcut is added before the activation."""
     x = jnp.asarray([1.0, 3.0]).reshape(1, 2, 1, 1, 1)
@@ -150,6 +174,13 @@ def test_of_a_convolution_with_norm_and_activation_one_map_is_kept(rng):
     assert kept(lambda x, kernel: activated_norm(conv3(x, kernel)), x, kernels[0]).count(maps) == 1
     assert kept(twice(activated_norm), x, *kernels).count(maps) == 2
     assert kept(twice(activated_formula), x, *kernels).count(maps) > 4
+
+
+def test_of_a_convolution_with_a_learned_norm_two_maps_are_kept(rng):
+    """Its result, and the normalised values, which are not read off it: a scale may be 0."""
+    (x,) = cast(draws(rng, 1), "float32")
+    kernel, vector = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 3, 3, 3, 4), 4))
+    assert kept(lambda x, k, s, b: affine_norm(0.01, conv3(x, k), s, b), x, kernel, vector, vector).count((*SHAPE[:4], 4)) == 2
 
 
 def test_of_a_residual_block_one_map_for_each_convolution_is_kept(rng):

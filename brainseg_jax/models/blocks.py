@@ -1,10 +1,11 @@
-"""The convolutional blocks that UNETR and Swin UNETR share (Hatamizadeh et al. 2022): residual blocks with instance norm.
+"""The convolutional blocks that UNETR and Swin UNETR share (Hatamizadeh et al. 2022), residual ones with instance norm, and the norms.
 
 Leaves carry MONAI's names (conv1, conv2, conv3, transp_conv, conv_block). Of a convolution that is normalised and activated only the
 result is kept for the backward pass: leaky ReLU can be inverted, so the normalised values are read off it (Rota Bulo et al. 2018). That is
-one map per convolution where PyTorch keeps three.
+one map per convolution where PyTorch keeps three. A norm that learns scales is not inverted, as a scale may be 0: then it is two maps.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +33,14 @@ def instance_norm(x: Volume) -> Volume:
 def activated_norm(x: Volume, shortcut: Volume | None = None) -> Volume:
     """leaky(norm(x) + shortcut), leaky ReLU with slope 0.01."""
     return _activated_norm_forward(x, shortcut)[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def affine_norm(
+    slope: float, x: Volume, scale: Float[jax.Array, "c"], bias: Float[jax.Array, "c"], shortcut: Volume | None = None
+) -> Volume:
+    """leaky(scale · norm(x) + bias + shortcut), leaky ReLU with `slope`; with slope 1 nothing is activated."""
+    return _affine_norm_forward(slope, x, scale, bias, shortcut)[0]
 
 
 def _normalise(x: Volume) -> tuple[Volume, PerChannel]:
@@ -77,8 +86,36 @@ def _activated_norm_backward(saved, g):
     return _normalise_gradient(normalised, scale, g).astype(g.dtype), None if shortcut is None else g.astype(shortcut.dtype)
 
 
+def _per_channel(vector: Float[jax.Array, "c"], like: Volume) -> Float[jax.Array, "1 1 1 1 c"]:
+    return vector.astype(like.dtype).reshape(1, 1, 1, 1, -1)
+
+
+def _affine_norm_forward(slope, x, scale, bias, shortcut):
+    normalised, factor = _normalise(x)
+    out = normalised * _per_channel(scale, normalised) + _per_channel(bias, normalised)
+    if shortcut is not None:
+        out = out + shortcut.astype(out.dtype)
+    out = nn.leaky_relu(out, slope).astype(x.dtype)
+    return out, (normalised.astype(x.dtype), out, shortcut, factor, scale, bias)
+
+
+def _affine_norm_backward(slope, saved, g):
+    normalised, out, shortcut, factor, scale, bias = saved
+    dtype, normalised = g.dtype, normalised.astype(factor.dtype)
+    g = g.astype(factor.dtype)
+    if slope != 1:
+        g = jnp.where(out < 0, slope * g, g)
+    # Two sums give all: the gradients of bias and scale, and what the norm takes out of g.
+    mean, along = _mean(g), _mean(g * normalised)
+    voxels = g.size // (g.shape[0] * g.shape[-1])
+    towards_x = factor * _per_channel(scale, factor) * (g - mean - normalised * along)
+    of_samples = lambda means, like: (voxels * jnp.sum(means, axis=(0, 1, 2, 3))).astype(like.dtype)  # noqa: E731
+    return towards_x.astype(dtype), of_samples(along, scale), of_samples(mean, bias), None if shortcut is None else g.astype(shortcut.dtype)
+
+
 instance_norm.defvjp(_instance_norm_forward, _instance_norm_backward)
 activated_norm.defvjp(_activated_norm_forward, _activated_norm_backward)
+affine_norm.defvjp(_affine_norm_forward, _affine_norm_backward)
 
 
 class ResBlock(nn.Module):
