@@ -128,6 +128,12 @@ def base() -> ConfigDict:
     c.swin.qkv_bias = True
     c.swin.drop_path = 0.0  # as vit.drop_path
 
+    # A residual U-Net, encoder "resenc" and decoder "unet"; the defaults are nnU-Net's ResEnc with its six stages.
+    c.unet = ConfigDict()
+    c.unet.features = (32, 64, 128, 256, 320, 320)  # channels of each stage, the first at full resolution, each further one at half of it
+    c.unet.blocks = (1, 3, 4, 6, 6, 6)  # residual blocks in each stage of the encoder
+    c.unet.decoder_blocks = (1, 1, 1, 1, 1)  # convolutions in each stage of the decoder, from coarse to fine: one number fewer
+
     c.mae = ConfigDict()
     c.mae.mask_ratio = 0.85  # share of patches hidden from the encoder
     c.mae.width = 512  # of the decoder
@@ -186,8 +192,8 @@ FREE = ("attention", "log_every", "save_every", "data.cache", "data.threads", "d
 
 CHOICES = {
     "objective": ("mae", "ssl", "segmentation"),
-    "encoder": ("vit", "swin"),
-    "decoder": ("unetr", "swin_unetr"),
+    "encoder": ("vit", "swin", "resenc"),
+    "decoder": ("unetr", "swin_unetr", "unet"),
     "dtype": ("auto", "float32", "bfloat16"),
     "attention": ("auto", "xla", "cudnn", "pallas"),
     "data.spec": ("default", "paper"),
@@ -209,6 +215,7 @@ POSITIVE = (
     *("augment.elastic.nodes", "augment.bias.nodes", "augment.low_resolution.mm"),
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
     *("channels", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
+    *("unet.features", "unet.blocks", "unet.decoder_blocks"),
     *("optim.peak", "optim.accumulate", "log_every", "eval_volumes", "vit.eps"),
 )
 NOT_NEGATIVE = (
@@ -232,6 +239,8 @@ TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float), "
 ACTS_WITH = (
     (("vit.",), "encoder", ("vit",)),
     (("swin.",), "encoder", ("swin",)),
+    (("unet.",), "encoder", ("resenc",)),
+    (("attention",), "encoder", ("vit", "swin")),
     (("mae.",), "objective", ("mae",)),
     (("ssl.",), "objective", ("ssl",)),
     (("vit.drop_path",), "objective", ("segmentation",)),
@@ -243,6 +252,8 @@ ACTS_WITH = (
 )
 # Objectives that are made for one encoder.
 MADE_FOR = {"mae": "vit", "ssl": "swin"}
+# The decoder that takes an encoder's maps.
+DECODER_OF = {"vit": "unetr", "swin": "swin_unetr", "resenc": "unet"}
 
 
 def check(c: ConfigDict) -> None:
@@ -363,8 +374,9 @@ def check_segmentation(c: ConfigDict) -> None:
     """What fine-tuning asks of a config besides; raises InputError."""
     if not c.data.labels:
         raise InputError("data.labels is empty; name the label table of the task, e.g. --config.data.labels=seg4, or a TSV file")
-    if (c.encoder, c.decoder) not in (("vit", "unetr"), ("swin", "swin_unetr")):
-        raise InputError(f"encoder {c.encoder} and decoder {c.decoder} do not fit; use vit with unetr, or swin with swin_unetr")
+    if c.decoder != DECODER_OF[c.encoder]:
+        fitting = ", or ".join(f"{encoder} with {decoder}" for encoder, decoder in DECODER_OF.items())
+        raise InputError(f"encoder {c.encoder} and decoder {c.decoder} do not fit; use {fitting}")
     if c.encoder == "vit":
         check_features(c)
     if c.encoder == "vit" and c.vit.patch != 16:
@@ -375,6 +387,8 @@ def check_segmentation(c: ConfigDict) -> None:
     if c.encoder == "swin" and any(n % multiple for n in c.data.crop):
         nearest = tuple(max(1, n // multiple) * multiple for n in c.data.crop)
         raise InputError(f"data.crop {c.data.crop} is no multiple of {multiple}, which Swin UNETR takes; use e.g. {nearest}")
+    if c.encoder == "resenc":
+        check_unet(c)
     if c.data.masks < -1:
         raise InputError(f"data.masks is {c.data.masks}; give a number of scans, or -1 for all")
     if not c.init.parts or set(c.init.parts) - {"encoder", "decoder", "head"} or len(set(c.init.parts)) < len(c.init.parts):
@@ -382,6 +396,31 @@ def check_segmentation(c: ConfigDict) -> None:
     for key, bad in (("segmentation.overlap", 1), ("optim.unfreeze", 1), ("optim.layer_decay", 0)):
         if c_get(c, key) == bad:
             raise InputError(f"{key} is {bad}, which is just outside what it may be; use e.g. {c_get(base(), key)}")
+
+
+def check_unet(c: ConfigDict) -> None:
+    """What a U-Net asks of its sizes, and of the crop; raises InputError."""
+    u, stages = c.unet, len(c.unet.features)
+    for key in ("features", "blocks", "decoder_blocks"):
+        if not all(isinstance(n, int) for n in u[key]):
+            raise InputError(f"unet.{key} is {u[key]}; give whole numbers, e.g. {base().unet[key]}")
+    if stages < 2 or len(u.blocks) != stages:
+        raise InputError(
+            f"unet.features {u.features} and unet.blocks {u.blocks}: give a number each for every stage, and two stages or more"
+        )
+    if len(u.decoder_blocks) != stages - 1:
+        raise InputError(
+            f"unet.decoder_blocks is {u.decoder_blocks}; the decoder has a stage fewer than the {stages} of unet.features: give "
+            f"{stages - 1} numbers, e.g. {(1,) * (stages - 1)}"
+        )
+    multiple = 2 ** (stages - 1)
+    if any(n % multiple for n in c.data.crop) or set(c.data.crop) == {multiple}:
+        nearest = tuple(max(1, n // multiple) * multiple for n in c.data.crop)
+        nearest = nearest if set(nearest) != {multiple} else (2 * multiple,) * 3
+        raise InputError(
+            f"data.crop {c.data.crop}: a U-Net of {stages} stages takes multiples of {multiple}, and more than one of them, as instance "
+            f"norm makes nothing of a single voxel; use e.g. {nearest}, or fewer stages"
+        )
 
 
 def check_features(c: ConfigDict) -> None:

@@ -35,5 +35,6 @@ class Absent:
 
 
 def peer(name: str) -> Any:
-    """A module, or a name in one, `peer("monai.losses:DiceLoss")`; what stands for it where these libraries are not installed."""
-    return pkgutil.resolve_name(name) if INSTALLED else Absent(name)
+    """A module, or a name in one, `peer("monai.losses:DiceLoss")`; what stands for it where these libraries, or its own, are missing."""
+    there = INSTALLED and find_spec(name.partition(":")[0].partition(".")[0])
+    return pkgutil.resolve_name(name) if there else Absent(name)

@@ -105,6 +105,36 @@ def test_a_bad_value_is_refused_by_its_key_with_what_it_may_be(key, value, hint)
     assert key in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+UNET = [
+    ("unet.features", (32, 0, 64, 64, 64, 64), "greater than 0"),
+    ("unet.features", (32, 64), "a number each for every stage"),
+    ("unet.blocks", (1, 3), "a number each for every stage"),
+    ("unet.blocks", (1, 3, 4, 6, 6, 1.5), "whole numbers"),
+    ("unet.decoder_blocks", (1, 1), re.escape("give 5 numbers, e.g. (1, 1, 1, 1, 1)")),
+    ("decoder", "swin_unetr", "vit with unetr, or swin with swin_unetr, or resenc with unet"),
+    ("data.crop", (96, 80, 96), r"takes multiples of 32, .* use e\.g\. \(96, 64, 96\)"),
+    ("data.crop", (32, 32, 32), re.escape("e.g. (64, 64, 64)")),
+    ("objective", "ssl", "made for encoder swin"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "hint"), UNET)
+def test_a_bad_value_of_a_u_net_is_refused_likewise(key, value, hint):
+    c = base()
+    c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "encoder": "resenc", "decoder": "unet"})
+    check(c)
+    check_idle(c)
+    c.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=hint) as refusal:
+        check(c)
+    assert key.partition(".")[0] in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_no_layer_of_a_u_net_from_scratch_is_slowed_down():
+    full = [of_file(str(file) + ":four,full") for file in FILES if file.stem.startswith("finetune")]
+    assert {c.encoder: c.optim.layer_decay for c in full} == {"vit": 0.75, "swin": 0.75, "resenc": 1.0}
+
+
 @pytest.mark.parametrize(("key", "value", "hint"), SEGMENTATION)
 def test_a_bad_value_of_fine_tuning_is_refused_likewise(key, value, hint):
     c = base()
@@ -167,6 +197,8 @@ def test_unetr_wants_three_blocks_that_there_are(depth, features, hint):
         ({"unetr.width": 4}, "unetr.width does nothing with objective=mae"),
         ({"ssl.share": 0.2}, "ssl.share does nothing with objective=mae"),
         ({"swin.window": 4}, "swin.window does nothing with encoder=vit"),
+        ({"unet.blocks": (1, 1)}, "unet.blocks does nothing with encoder=vit"),
+        ({"encoder": "resenc", "attention": "xla"}, "attention does nothing with encoder=resenc"),
         ({"data.manifest": "people.tsv", "data.subjects": 3}, "data.subjects does nothing with data.manifest=people.tsv"),
         ({"data.split_rule": "paper", "data.fractions": (0.5, 0.3, 0.2)}, "data.fractions does nothing with data.split_rule=paper"),
         ({"objective": "segmentation", "data.labels": "seg4", "mae.depth": 2}, "mae.depth does nothing with objective=segmentation"),

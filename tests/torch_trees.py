@@ -118,3 +118,25 @@ def swin(net, of):
         if net.use_v2:
             tree[f"layers{i}c"] = residual(getattr(net, f"layers{i}c")[0].layer, of)
     return tree
+
+
+def resenc_unet(net, of):
+    """A ResidualEncoderUNet of dynamic-network-architectures: {"encoder", "decoder", "head"}. Biases that norms take out have no place."""
+
+    def normalised(layer):
+        weight = of(layer.conv.weight)
+        kernel = weight[:, :, 0, 0, 0].T if weight.shape[-1] == 1 else weight.transpose(2, 3, 4, 1, 0)
+        return {"conv": {"kernel": kernel}, "norm": norm(layer.norm, of)}
+
+    def block(b):
+        tree = {"conv1": normalised(b.conv1), "conv2": normalised(b.conv2)}
+        projection = [layer for layer in b.skip if hasattr(layer, "conv")] if isinstance(b.skip, torch.nn.Sequential) else []
+        return tree | ({"skip": normalised(projection[0])} if projection else {})
+
+    encoder = {"stem": normalised(net.encoder.stem.convs[0])}
+    encoder |= {f"stages_{s}": {f"blocks_{i}": block(b) for i, b in enumerate(stage.blocks)} for s, stage in enumerate(net.encoder.stages)}
+    decoder = {}
+    for s, (up, stage) in enumerate(zip(net.decoder.transpconvs, net.decoder.stages, strict=True)):
+        convs = {f"convs_{i}": normalised(layer) for i, layer in enumerate(stage.convs)}
+        decoder[f"stages_{s}"] = {"transpconv": doubling(up, of) | {"bias": of(up.bias)}} | convs
+    return {"encoder": encoder, "decoder": decoder, "head": head(net.decoder.seg_layers[-1], of)}

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.swin_unetr import SwinUNETR
+from brainseg_jax.models.unet import ResEnc, UNet
 from brainseg_jax.models.unetr import UNETR
 from brainseg_jax.models.vit import ViT
 
@@ -24,6 +25,11 @@ def _swin(config: ConfigDict) -> Swin:
     return Swin(remat=config.remat, dtype=jnp.dtype(config.dtype), **config.swin)
 
 
+def _resenc(config: ConfigDict) -> ResEnc:
+    """The residual encoder, for crops of any size that halves as often as it has stages after the first."""
+    return ResEnc(config.unet.features, config.unet.blocks, config.remat, jnp.dtype(config.dtype))
+
+
 def _unetr(config: ConfigDict) -> UNETR:
     """UNETR's decoder."""
     return UNETR(config.unetr.width, config.remat, jnp.dtype(config.dtype))
@@ -34,8 +40,13 @@ def _swin_unetr(config: ConfigDict) -> SwinUNETR:
     return SwinUNETR(config.swin.width, config.remat, jnp.dtype(config.dtype))
 
 
-ENCODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"vit": _vit, "swin": _swin}
-DECODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unetr": _unetr, "swin_unetr": _swin_unetr}
+def _unet(config: ConfigDict) -> UNet:
+    """The U-Net's decoder, as wide as the config's encoder."""
+    return UNet(config.unet.decoder_blocks, config.remat, jnp.dtype(config.dtype))
+
+
+ENCODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"vit": _vit, "swin": _swin, "resenc": _resenc}
+DECODERS: dict[str, Callable[[ConfigDict], nn.Module]] = {"unetr": _unetr, "swin_unetr": _swin_unetr, "unet": _unet}
 
 
 def segmenter(config: ConfigDict) -> Segmenter:
