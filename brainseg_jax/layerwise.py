@@ -1,7 +1,8 @@
 """Rates by depth: an encoder's blocks learn slower the shallower they are, or are frozen and then freed from the deepest on.
 
 A block is addressed by its path, or, where blocks are stacked and scanned, by its place along the leaf's first axis. Layer 0 is what comes
-before the blocks (patches, positions), block i is layer i + 1, what follows the last block is one more; a decoder and a head are above all.
+before the blocks (patches, positions, a stem), block i is layer i + 1, what follows the last block of a transformer is one more; a decoder
+and a head are above all.
 """
 
 import re
@@ -15,7 +16,7 @@ import optax
 from brainseg_jax.trees import map_paths, paths
 
 STACKED = re.compile(r"encoder/blocks/.*")
-STAGED = re.compile(r"encoder/layers(\d+)(c?)/(?:blocks_(\d+))?.*")
+STAGED = re.compile(r"encoder/(?:layers|stages_)(\d+)(c?)/(?:blocks_(\d+))?.*")
 
 
 class Layers(NamedTuple):
@@ -31,7 +32,7 @@ def layers(params: Any) -> Layers:
     stacked = max((leaf.shape[0] for path, leaf in found.items() if STACKED.fullmatch(path)), default=0)
     blocks = {(int(m[1]), int(m[3])) for path in found if (m := STAGED.fullmatch(path)) and m[3]}
     order = {block: i for i, block in enumerate(sorted(blocks))}
-    top = max(stacked, len(order)) + 1
+    top = max(stacked, len(order)) + (not any(path.startswith("encoder/stem/") for path in found))  # nothing follows a ResEnc's blocks
 
     def layer(path: str, leaf: Any) -> np.ndarray:
         if STACKED.fullmatch(path):

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
 
 
 def rows(config: Any) -> list[tuple[str, int, str]]:
-    """(network, parameters, what is counted) for the config's sizes, both encoders and both decoders."""
+    """(network, parameters, what is counted) for the config's sizes: the config's own network, and Swin UNETR beside it."""
     import jax
     import jax.numpy as jnp
 
@@ -59,6 +59,13 @@ def rows(config: Any) -> list[tuple[str, int, str]]:
         out += [
             ("UNETR", count(unetr), f"encoder, decoder and head, width {config.unetr.width}, {config.classes} classes"),
             ("  its decoder", count(unetr["decoder"]), "convolutions only"),
+        ]
+    if config.encoder == "resenc":
+        unet, stages = segmenter("resenc", "unet", (x, y, z)), len(config.unet.features)
+        out += [
+            ("ResEnc", count(unet["encoder"]), f"the encoder, {stages} stages of {sum(config.unet.blocks)} residual blocks"),
+            ("U-Net", count(unet), f"encoder, decoder and head, {config.classes} classes"),
+            ("  its decoder", count(unet["decoder"]), "transposed convolutions, and those behind them"),
         ]
     swin = segmenter("swin", "swin_unetr", (32, 32, 32))
     side = {name: count(part) for name, part in swin["decoder"].items()}

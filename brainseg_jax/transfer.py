@@ -21,7 +21,13 @@ from brainseg_jax.trees import count, misfits, paths, tree
 # Keys that change how a network trains, not what it computes.
 OF_TRAINING = ("vit.drop_path", "swin.drop_path")
 # Parameters that meet the image; channels are the fastest part of their last axis but one.
-OF_IMAGE = ("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel")
+OF_IMAGE = (
+    *("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel"),
+    "encoder/stem/conv/kernel",
+)
+# Keys, or groups of them, that say what an encoder and what a decoder is.
+OF_ENCODER = {"vit": ("vit.",), "swin": ("swin.",), "resenc": ("unet.features", "unet.blocks")}
+OF_DECODER = ("decoder", "unetr.", "unet.")
 
 
 def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str, Any]:
@@ -94,12 +100,12 @@ def subjects_before(config: ConfigDict) -> tuple[str, ...]:
 def _check_same_network(folder: Path, theirs: ConfigDict, ours: ConfigDict) -> None:
     if theirs.encoder != ours.encoder:
         raise InputError(f"{folder}: holds a {theirs.encoder} encoder, and this config has {ours.encoder}; use the config made for it")
-    groups = [f"{ours.encoder}."] + (["decoder", "unetr."] if set(ours.init.parts) - {"encoder"} else [])
+    groups = (*OF_ENCODER[ours.encoder], *(OF_DECODER if set(ours.init.parts) - {"encoder"} else ()))
     before, now = flat(theirs), flat(ours)
 
     def matters(key: str) -> bool:
         features = key == "vit.features" and "decoder" not in ours.init.parts  # which maps the decoder gets
-        return key.startswith(tuple(groups)) and key not in OF_TRAINING and not features
+        return key.startswith(groups) and key not in OF_TRAINING and not features
 
     if differ := [key for key in now if matters(key) and before[key] != now[key]]:
         there, here = (", ".join(f"{key} {of[key]}" for key in differ) for of in (before, now))

@@ -102,6 +102,10 @@ def _dialect_for(config: ConfigDict, leaves: Leaves, wanted: str) -> Dialect:
         if fault := _fault(dialect, config, leaves):
             raise InputError(f"cannot be written as {wanted}: {fault}; leave out --dialect")
         return dialect
+    if config.encoder == "resenc":
+        raise InputError(
+            "holds a residual U-Net, which MONAI does not have; it can be used from here only: load or predict with it as it is"
+        )
     alike = [d for d in DIALECTS if (d.fixed["encoder"], d.fixed["objective"]) == (config.encoder, config.objective) and d.written]
     faults = [_fault(d, config, leaves) for d in alike]
     if "" in faults:

@@ -91,7 +91,7 @@ def detect(tensors: Tensors, wanted: str = "") -> Dialect:
             raise InputError(f"is no {wanted}, which has {lacks[wanted][0]}; {looks}; leave out --dialect, or check the file")
         return next(d for d in fitting if d.name == wanted)
     if not fitting and any(key.startswith(NNUNET) for key in tensors):
-        raise InputError("holds a U-Net of nnU-Net's, of which there is no counterpart here; predict with nnU-Net itself")
+        raise InputError("holds a U-Net of nnU-Net's, whose weights cannot be converted yet; predict with nnU-Net itself")
     if not fitting:
         nearest = min(DIALECTS, key=lambda d: len(lacks[d.name]) / len(d.marks))
         hint = f"nearest is {nearest.what}, but {few(lacks[nearest.name])} is missing: get the whole file"

@@ -39,7 +39,7 @@ class Run(NamedTuple):
     dice: dict[str, dict[str, float]]  # subject: structure: value
 
     def called(self) -> str:
-        network = {"unetr": "UNETR", "swin_unetr": "Swin UNETR"}[self.config.decoder]
+        network = {"unetr": "UNETR", "swin_unetr": "Swin UNETR", "unet": "U-Net"}[self.config.decoder]
         return f"{network}, {'pretrained' if self.config.init.checkpoint else 'from scratch'}"
 
     def of_person(self, subject: str) -> float:

@@ -34,6 +34,8 @@ FINE = TWO | {"objective": "segmentation", "data.labels": "brain", "classes": 2,
 FINE |= {"steps": 120, "optim.peak": 5e-3, "eval_every": 1.0}
 SWIN = {"encoder": "swin", "decoder": "swin_unetr", "swin.width": 12, "swin.depths": (1, 1, 1, 1), "swin.window": 4}
 
+UNET = {"encoder": "resenc", "decoder": "unet", "unet.features": (4, 6, 8), "unet.blocks": (1, 2, 1), "unet.decoder_blocks": (1, 1)}
+
 SIZES = ("crop", "size")
 
 
@@ -157,9 +159,10 @@ def test_pretraining_on_two_goes_on_from_a_stop_as_if_nothing_had_happened(run, 
         TWO | {"mae.mask_ratio": 0.5},
         FINE,
         FINE | SWIN,
+        FINE | UNET,
         SWIN | {"objective": "ssl", "channels": 3} | {f"data.{k}": (64,) * 3 for k in SIZES},
     ],
-    ids=["mae", "unetr", "swin_unetr", "ssl"],
+    ids=["mae", "unetr", "swin_unetr", "unet", "ssl"],
 )
 def test_every_objective_takes_images_of_several_channels(small, changes):
     config = small(**changes)
@@ -174,7 +177,7 @@ def test_every_objective_takes_images_of_several_channels(small, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [{}, SWIN], ids=["vit", "swin"])
+@pytest.mark.parametrize("network", [{}, SWIN, UNET], ids=["vit", "swin", "resenc"])
 def test_kernels_of_one_channel_repeated_give_equal_channels_what_one_gave(small, tmp_path, close, rng, network):
     parts = {"init.parts": ("encoder", "decoder", "head"), "init.checkpoint": str(tmp_path / "c")}
     one, three = (small(**FINE | {"data.channel_names": (), "channels": c} | parts | network) for c in (1, 3))

@@ -10,11 +10,16 @@ from brainseg_jax.checkpoint import load
 from brainseg_jax.config import with_sources
 from brainseg_jax.data import cache
 from brainseg_jax.data.labels import parse_table, read_table
+from brainseg_jax.data.manifest import read_manifest
+from brainseg_jax.data.nifti import read
+from brainseg_jax.errors import InputError
 from brainseg_jax.evaluate import main as evaluate
 from brainseg_jax.heldout import volume_of
 from brainseg_jax.objectives.segmentation import Segmentation
+from brainseg_jax.predict import main as predict
 from brainseg_jax.train import train
 from brainseg_jax.writer import read_metrics
+from converters.convert import main as convert
 
 VIT = {"data.crop": (32, 32, 32), "vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2)}
 FINE = VIT | {"objective": "segmentation", "data.labels": "brain", "classes": 2, "unetr.width": 4, "augment.mirror.sides": 0.5}
@@ -115,3 +120,47 @@ def test_a_run_that_learns_no_more_ends_early_and_says_so_again(run, tmp_path, c
     run(folder, **changes)
     assert "finished: 8 steps, ended early" in capsys.readouterr().out
     assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == 8
+
+
+UNET = {"encoder": "resenc", "decoder": "unet", "unet.features": (4, 8, 8), "unet.blocks": (1, 1, 2), "unet.decoder_blocks": (1, 1)}
+UNET |= {"data.crop": (32, 32, 32), "objective": "segmentation", "data.labels": "brain", "classes": 2, "optim.peak": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def u_net(run, tmp_path_factory):
+    """The checkpoint of a U-Net that was trained from scratch."""
+    return run(tmp_path_factory.mktemp("unet") / "run", **UNET | {"steps": 40, "eval_every": 1.0}) / "checkpoints" / "40"
+
+
+def test_a_u_net_learns_and_predicts(u_net, masked, tmp_path):
+    rows = [row for row in read_metrics(u_net.parents[1] / "metrics.jsonl") if row["kind"] == "eval"]
+    assert rows[0]["dice"] < 0.7 < 0.9 < rows[-1]["dice"]
+    row = next(row for row in read_manifest(masked) if row.subject == "head3")
+    assert predict(["--i", str(row.image), "--o", str(tmp_path), "--checkpoint", str(u_net)]) == 0
+    (label,) = tmp_path.rglob("*.nii.gz")
+    found, truth = read(label).voxels > 0, read(row.labels[0]).voxels > 0
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
+
+
+def test_a_u_net_is_a_network_of_any_size_that_halves(u_net, tmp_path):
+    network = load_network(u_net)
+    network.save(tmp_path / "net.safetensors")
+    again, image = load_network(tmp_path / "net.safetensors"), np.random.default_rng(0).random((1, 16, 24, 20, 1), np.float32)
+    np.testing.assert_array_equal(again.logits(image), network.logits(image))
+    with pytest.raises(InputError, match="an image of 16 x 24 x 22 voxels: this U-Net takes multiples of 4"):
+        network.logits(np.zeros((1, 16, 24, 22, 1), np.float32))
+
+
+def test_a_u_net_is_not_written_for_monai(u_net, tmp_path, capsys):
+    assert convert([str(u_net), str(tmp_path / "out.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "holds a residual U-Net, which MONAI does not have" in error and error.count("\n") == 1
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_u_net_goes_on_from_another_with_its_rates_by_depth(u_net, run, tmp_path, capsys):
+    changes = UNET | {"init.checkpoint": str(u_net), "init.parts": ("encoder", "decoder"), "optim.layer_decay": 0.5, "optim.unfreeze": 0.5}
+    run(tmp_path / "run", **changes | {"steps": 2, "eval_every": 1.0, "remat": True})
+    assert f"encoder, decoder from {u_net}: all " in capsys.readouterr().out
+    before, after = (load(folder, "params/encoder")[0] for folder in (u_net, tmp_path / "run" / "checkpoints" / "2"))
+    jax.tree.map(np.testing.assert_array_equal, before["stem"], after["stem"])

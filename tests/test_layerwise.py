@@ -7,6 +7,7 @@ import pytest
 
 from brainseg_jax import layerwise
 from brainseg_jax.models.swin import Swin
+from brainseg_jax.models.unet import ResEnc
 from brainseg_jax.models.vit import ViT
 from brainseg_jax.trees import paths
 
@@ -48,6 +49,24 @@ def test_stages_count_their_blocks_through(swin):
     assert [of[f"encoder/layers{s}c/conv1/kernel"] for s in (1, 2)] == [1, 3]
     assert [of[f"encoder/layers{s}/downsample/reduction/kernel"] for s in (1, 2)] == [2, 3]
     assert of["head/bias"] == 5
+
+
+def test_a_residual_encoder_s_blocks_count_from_its_stem_to_the_last():
+    """Nothing follows the last block: it is the top layer, and learns by one factor slower than the decoder."""
+    shapes = jax.eval_shape(ResEnc((2, 3), (1, 2)).init, jax.random.key(0), jnp.zeros((1, 4, 4, 4, 1)))["params"]
+    params = {"encoder": jax.tree.map(lambda s: jnp.ones(s.shape), shapes), **OTHERS}
+    found = layerwise.layers(params)
+    of = {path: int(layer) for path, layer in paths(found.of).items()}
+    assert found.top == 3
+    assert of["encoder/stem/conv/kernel"] == of["encoder/stem/norm/scale"] == 0
+    blocks = {path: layer for path, layer in of.items() if path.startswith("encoder/stages_")}
+    for path, layer in blocks.items():
+        assert layer == {"stages_0/blocks_0": 1, "stages_1/blocks_0": 2, "stages_1/blocks_1": 3}["/".join(path.split("/")[1:3])]
+    assert of["encoder/stages_1/blocks_0/skip/conv/kernel"] == 2 and of["head/bias"] == 4
+    change = layerwise.decay(found, 0.5)
+    after = paths(change.update(params, change.init(params))[0])
+    scales = [float(after[f"encoder/{name}/norm/scale"][0]) for name in ("stem", "stages_0/blocks_0/conv1", "stages_1/blocks_1/conv2")]
+    assert scales == [1 / 16, 1 / 8, 1 / 2]
 
 
 def test_decay_slows_each_layer_by_the_factor(vit):

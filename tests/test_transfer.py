@@ -18,6 +18,15 @@ def swin(**changes):
     return config
 
 
+def unet(**changes):
+    config = base()
+    sizes = {"unet.features": (4, 8), "unet.blocks": (1, 1), "unet.decoder_blocks": (1,)}
+    config.update_from_flattened_dict(
+        {"objective": "segmentation", "encoder": "resenc", "decoder": "unet", "data.labels": "seg4"} | sizes | changes
+    )
+    return config
+
+
 def pretrained(folder, config, encoder, **others):
     checkpoint.write(folder, {"encoder": encoder} | others, {"config": with_sources(config, set(), "test.py")})
     return str(folder)
@@ -41,6 +50,25 @@ def test_the_encoder_is_taken_and_the_rest_is_new(tmp_path, encoder, params):
     jax.tree.map(np.testing.assert_array_equal, out["encoder"], encoder)
     assert out["decoder"] is params["decoder"] and out["head"] is params["head"]
     assert said == [f"encoder from {folder}: all 9 numbers; from scratch: decoder, head"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts", "refusal"),
+    [
+        ({"unet.blocks": (1, 2)}, ("encoder",), r"trained with unet\.blocks \(1, 2\).*add '--config\.unet\.blocks=\(1, 2\)'"),
+        ({"unet.decoder_blocks": (2,)}, ("encoder",), ""),
+        ({"unet.decoder_blocks": (2,)}, ("encoder", "decoder"), r"trained with unet\.decoder_blocks \(2,\)"),
+        ({"encoder": "swin"}, ("encoder",), "holds a swin encoder, and this config has resenc"),
+    ],
+)
+def test_of_a_u_net_those_sizes_count_whose_part_is_taken(tmp_path, encoder, params, changes, parts, refusal):
+    folder = pretrained(tmp_path / "c", unet(**changes), encoder, decoder={"kernel": np.ones(2, np.float32)})
+    ours = unet(**{"init.checkpoint": folder, "init.parts": parts})
+    if not refusal:
+        jax.tree.map(np.testing.assert_array_equal, taken(params, ours, print)["encoder"], encoder)
+        return
+    with pytest.raises(InputError, match=refusal):
+        taken(params, ours, print)
 
 
 def test_another_resolution_is_said(tmp_path, encoder, params):

@@ -86,7 +86,7 @@ def test_another_name_and_no_weights_are_refused(read):
 
 @pytest.mark.parametrize("key", ["encoder.stages.0.0.convs.0.conv.weight", "conv_blocks_context.0.blocks.0.conv.weight"])
 def test_nnunets_network_is_known_by_name(key):
-    with pytest.raises(InputError, match="holds a U-Net of nnU-Net's, of which there is no counterpart here; predict with nnU-Net itself"):
+    with pytest.raises(InputError, match="holds a U-Net of nnU-Net's, whose weights cannot be converted yet; predict with nnU-Net itself"):
         source.detect({key: np.zeros((2, 2))})
 
 
