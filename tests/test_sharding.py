@@ -22,7 +22,7 @@ from brainseg_jax.program import parts_of_batch, sample_of
 from brainseg_jax.sharding import batch_sharding, check_batch, make_mesh, on_one_device, replicated, state_sharding
 from brainseg_jax.step import init_params, init_state, make_train_step
 
-MESHES = {"mae": ((8, 1), (1, 8), (2, 4)), "ssl": ((2, 4),), "segmentation": ((2, 4),)}
+MESHES = {"mae": ((8, 1), (1, 8), (2, 4)), "ssl": ((2, 4),), "segmentation": ((2, 4),), "u_net": ((2, 4),)}
 if os.environ.get("BRAINSEG_ALL_MESHES"):  # a quarter of an hour
     MESHES = dict.fromkeys(MESHES, MESHES["mae"])
 
@@ -145,6 +145,10 @@ NETWORKS = {
     "segmentation": {
         "data.crop": (16, 16, 32), "vit.patch": 16, "vit.features": (0, 0, 0), "unetr.width": 4, "data.labels": "brain", "classes": 2,
     },
+    "u_net": {
+        "objective": "segmentation", "encoder": "resenc", "decoder": "unet", "data.crop": (4, 4, 8), "data.labels": "brain", "classes": 2,
+        "unet.features": (12, 20), "unet.blocks": (1, 1), "unet.decoder_blocks": (1,),
+    },
 }  # fmt: skip
 # Widths for which no activation has as many numbers as a parameter.
 COMMON = {
@@ -154,14 +158,14 @@ COMMON = {
 
 @lru_cache
 def trained(make, name, shape, gather=sharding.gathering):
-    """Losses and parameters after five steps of an objective on a mesh of that shape, leaves that are cut, the compiled step's text, and
+    """Losses and parameters after five steps of a network on a mesh of that shape, leaves that are cut, the compiled step's text, and
     the sizes of all parameters."""
-    config, m = make(**COMMON | NETWORKS[name] | {"objective": name}), mesh(*shape)
+    config, m = make(**COMMON | {"objective": name} | NETWORKS[name]), mesh(*shape)
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "SMALLEST_CUT", 1)
         # As an accelerator computes: a CPU takes samples one by one in places, and fetches each from where it lies.
         patch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
-        objective, one = OBJECTIVES[name](config), sample_of(config)
+        objective, one = OBJECTIVES[config.objective](config), sample_of(config)
         one = one | {"image": one["image"].astype(jnp.float64)}
         init = lambda: jax.tree.map(lambda a: a.astype(jnp.float64), init_params(objective, one, 0))  # noqa: E731
         params = jax.eval_shape(init)

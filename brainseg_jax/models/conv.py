@@ -3,7 +3,7 @@
 XLA's own 3-D convolution is right on a GPU, and five to ten times slower than PyTorch's on a CPU, where its 2-D one is fast. So a CPU
 takes planes: Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, or, of few
 channels and where there is little to compute, one does for a plane and its neighbours; and the gradient of the kernel is one matrix product
-per plane. With stride 2 a plane and its neighbours are one 2-D convolution, too, and the gradient towards the image is two, of its even
+per plane. With stride 2 each plane and its neighbours are one 2-D convolution, too, and the gradient towards the image is two, of its even
 planes and of its odd ones, four voxels at a time. `scripts/benchmark.py --mode conv` measures those of stride 1. Which form is compiled is
 decided by the platform that the program is lowered for, not by the machine it is lowered on.
 """
@@ -51,101 +51,6 @@ def _backward(saved, g):
 
 
 conv3.defvjp(_forward, _backward)
-
-
-@jax.custom_vjp
-def conv3_strided(x: Volume, kernel: Kernel) -> Float[jax.Array, "b x2 y2 z2 o"]:
-    """Cross-correlation with a 3³ kernel, stride 2, one voxel of zeros around: ⌈n/2⌉ voxels of n, centred on the first, the third, …"""
-    return jax.lax.platform_dependent(x, kernel, cpu=_strided_by_planes, default=_plain_strided)
-
-
-def _strided_forward(x, kernel):
-    return conv3_strided(x, kernel), (x, kernel)
-
-
-def _strided_backward(saved, g):
-    x, kernel = saved
-    towards_image = jax.lax.platform_dependent(
-        g, kernel, cpu=lambda g, kernel: _image_gradient_by_planes(g, kernel, x.shape), default=lambda *a: _image_gradient(*a, x.shape)
-    )
-    towards_kernel = jax.lax.platform_dependent(x, g, cpu=_strided_kernel_gradient_by_planes, default=_strided_kernel_gradient)
-    return towards_image, towards_kernel
-
-
-conv3_strided.defvjp(_strided_forward, _strided_backward)
-
-
-def _plain_strided(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2, 2), ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
-
-
-def _image_gradient(g, kernel, shape):
-    return jax.vjp(lambda x: _plain_strided(x, kernel), jnp.zeros(shape, g.dtype))[1](g)[0]
-
-
-def _strided_kernel_gradient(x, g):
-    like = jnp.zeros((3, 3, 3, x.shape[-1], g.shape[-1]), x.dtype)
-    return jax.vjp(lambda kernel: _plain_strided(x, kernel), like)[1](g)[0]
-
-
-def _even(x):
-    """Zeros behind an odd axis: they are what an output there would see anyway."""
-    return jnp.pad(x, ((0, 0), *((0, n % 2) for n in x.shape[1:4]), (0, 0)))
-
-
-def _three_planes(x):
-    """For every second plane, of an even number: its previous one, itself and its next, laid side by side as channels."""
-    b, nx, ny, nz, i = x.shape
-    even, odd = jnp.moveaxis(x.reshape(b, nx // 2, 2, ny, nz, i), 2, 0)
-    before = jnp.pad(odd[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
-    return jnp.concatenate([before, even, odd], axis=-1)
-
-
-def _strided_by_planes(x, kernel):
-    seen = _three_planes(_even(x))
-    b, nx, ny, nz, i3 = seen.shape
-    out = jax.lax.conv_general_dilated(
-        seen.reshape(b * nx, ny, nz, i3), kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, i3, -1), (2, 2), ((1, 0), (1, 0)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
-    return out.reshape(b, nx, ny // 2, nz // 2, -1)
-
-
-def _image_gradient_by_planes(g, kernel, shape):
-    b, nx, ny, nz, _ = g.shape
-    i = kernel.shape[3]
-    # Along y and z, [the same output, the next one] by [even voxel, odd voxel]: the place in the kernel through which it was seen, 3: not.
-    place = np.array([[1, 2], [3, 0]])
-    through = jnp.pad(kernel, ((0, 0), (0, 1), (0, 1), (0, 0), (0, 0)))[:, place[:, :, None, None], place]
-    through = through.transpose(0, 1, 3, 6, 2, 4, 5)  # [place along x, y's output, z's output, o, y's voxel, z's voxel, i]
-
-    def four(planes, kernel):
-        planes = planes.reshape(b * nx, ny, nz, -1)
-        out = jax.lax.conv_general_dilated(
-            planes, kernel.reshape(2, 2, -1, 4 * i), (1, 1), ((0, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return out.reshape(b, nx, ny, nz, 2, 2, i)
-
-    after = jnp.pad(g[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
-    even = four(g, through[1])  # along x: through the kernel's middle, and through its end or, by the next output, its beginning
-    odd = four(jnp.concatenate([g, after], axis=-1), jnp.concatenate([through[2], through[0]], axis=2))
-    both = jnp.stack([even, odd], axis=2).transpose(0, 1, 2, 3, 5, 4, 6, 7)
-    return both.reshape(b, 2 * nx, 2 * ny, 2 * nz, i)[:, : shape[1], : shape[2], : shape[3]]
-
-
-def _strided_kernel_gradient_by_planes(x, g):
-    i, o = x.shape[-1], g.shape[-1]
-    seen = jnp.pad(_three_planes(_even(x)), ((0, 0), (0, 0), (1, 0), (1, 0), (0, 0)))
-    _, nx, ny, nz, _ = g.shape
-    exact = jnp.promote_types(x.dtype, jnp.float32)  # as below
-
-    def add_plane(total, plane):
-        here = seen[:, plane]
-        columns = [here[:, j : j + 2 * ny - 1 : 2, k : k + 2 * nz - 1 : 2] for j in range(3) for k in range(3)]
-        return total + jnp.einsum("byzc,byzo->co", jnp.concatenate(columns, axis=-1), g[:, plane], preferred_element_type=exact), None
-
-    total, _ = jax.lax.scan(add_plane, jnp.zeros((27 * i, o), exact), jnp.arange(nx))
-    return total.reshape(3, 3, 3, i, o).transpose(2, 0, 1, 3, 4).astype(x.dtype)
 
 
 def _plain(x, kernel):
@@ -240,6 +145,101 @@ def _kernel_gradient_by_planes(x, g):
     return total.reshape(3, 3, i, 3, o).transpose(3, 0, 1, 2, 4).astype(x.dtype)
 
 
+@jax.custom_vjp
+def conv3_strided(x: Volume, kernel: Kernel) -> Float[jax.Array, "b x2 y2 z2 o"]:
+    """Cross-correlation with a 3³ kernel, stride 2, one voxel of zeros around: ⌈n/2⌉ voxels of n, centred on the first, the third, …"""
+    return jax.lax.platform_dependent(x, kernel, cpu=_strided_by_planes, default=_plain_strided)
+
+
+def _strided_forward(x, kernel):
+    return conv3_strided(x, kernel), (x, kernel)
+
+
+def _strided_backward(saved, g):
+    x, kernel = saved
+    towards_image = jax.lax.platform_dependent(
+        g, kernel, cpu=lambda g, kernel: _image_gradient_by_planes(g, kernel, x.shape), default=lambda *a: _image_gradient(*a, x.shape)
+    )
+    towards_kernel = jax.lax.platform_dependent(x, g, cpu=_strided_kernel_gradient_by_planes, default=_strided_kernel_gradient)
+    return towards_image, towards_kernel
+
+
+conv3_strided.defvjp(_strided_forward, _strided_backward)
+
+
+def _plain_strided(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2, 2), ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+def _image_gradient(g, kernel, shape):
+    return jax.vjp(lambda x: _plain_strided(x, kernel), jnp.zeros(shape, g.dtype))[1](g)[0]
+
+
+def _strided_kernel_gradient(x, g):
+    like = jnp.zeros((3, 3, 3, x.shape[-1], g.shape[-1]), x.dtype)
+    return jax.vjp(lambda kernel: _plain_strided(x, kernel), like)[1](g)[0]
+
+
+def _even(x):
+    """Zeros behind an odd axis: they are what an output there would see anyway."""
+    return jnp.pad(x, ((0, 0), *((0, n % 2) for n in x.shape[1:4]), (0, 0)))
+
+
+def _seen(x, plane):
+    """What an output plane sees: two of an even number of planes and the one before them, laid side by side as channels."""
+    before = jnp.where(plane > 0, x[:, jnp.maximum(2 * plane - 1, 0)], 0)
+    return jnp.concatenate([before, x[:, 2 * plane], x[:, 2 * plane + 1]], axis=-1)
+
+
+def _strided_by_planes(x, kernel):
+    x = _even(x)
+    kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, 3 * x.shape[-1], -1)
+
+    # Plane by plane: what three of them make stays in a core's cache, where a copy of the volume would not.
+    def plane(_, at):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return None, jax.lax.conv_general_dilated(_seen(x, at), kernel, (2, 2), ((1, 0), (1, 0)), dimension_numbers=numbers)
+
+    return jnp.moveaxis(jax.lax.scan(plane, None, jnp.arange(x.shape[1] // 2))[1], 0, 1)
+
+
+def _image_gradient_by_planes(g, kernel, shape):
+    b, nx, ny, nz, _ = g.shape
+    i = kernel.shape[3]
+    # Along y and z, [the same output, the next one] by [even voxel, odd voxel]: the place in the kernel through which it was seen, 3: not.
+    place = np.array([[1, 2], [3, 0]])
+    through = jnp.pad(kernel, ((0, 0), (0, 1), (0, 1), (0, 0), (0, 0)))[:, place[:, :, None, None], place]
+    through = through.transpose(0, 1, 3, 6, 2, 4, 5)  # [place along x, y's output, z's output, o, y's voxel, z's voxel, i]
+
+    def four(planes, kernel):
+        planes = planes.reshape(b * nx, ny, nz, -1)
+        out = jax.lax.conv_general_dilated(
+            planes, kernel.reshape(2, 2, -1, 4 * i), (1, 1), ((0, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out.reshape(b, nx, ny, nz, 2, 2, i)
+
+    after = jnp.pad(g[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
+    even = four(g, through[1])  # along x: through the kernel's middle, and through its end or, by the next output, its beginning
+    odd = four(jnp.concatenate([g, after], axis=-1), jnp.concatenate([through[2], through[0]], axis=2))
+    both = jnp.stack([even, odd], axis=2).transpose(0, 1, 2, 3, 5, 4, 6, 7)
+    return both.reshape(b, 2 * nx, 2 * ny, 2 * nz, i)[:, : shape[1], : shape[2], : shape[3]]
+
+
+def _strided_kernel_gradient_by_planes(x, g):
+    i, o = x.shape[-1], g.shape[-1]
+    x = _even(x)
+    _, nx, ny, nz, _ = g.shape
+    exact = jnp.promote_types(x.dtype, jnp.float32)  # as of stride 1
+
+    def add_plane(total, plane):
+        here = jnp.pad(_seen(x, plane), ((0, 0), (1, 0), (1, 0), (0, 0)))
+        columns = [here[:, j : j + 2 * ny - 1 : 2, k : k + 2 * nz - 1 : 2] for j in range(3) for k in range(3)]
+        return total + jnp.einsum("byzc,byzo->co", jnp.concatenate(columns, axis=-1), g[:, plane], preferred_element_type=exact), None
+
+    total, _ = jax.lax.scan(add_plane, jnp.zeros((27 * i, o), exact), jnp.arange(nx))
+    return total.reshape(3, 3, 3, i, o).transpose(2, 0, 1, 3, 4).astype(x.dtype)
+
+
 class Conv3(nn.Module):
     """A 3³ convolution without bias, of stride 1 or 2: `kernel` [3 3 3 i o]."""
 
@@ -268,10 +268,7 @@ class UpConv(nn.Module):
     def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
         kernel = self.param("kernel", he, (x.shape[-1], 8 * self.features))
         b, nx, ny, nz, _ = x.shape
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = (x.astype(self.dtype) @ kernel.astype(self.dtype)).reshape(b, nx, ny, nz, 2, 2, 2, self.features)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            # Before the voxels are spread out: rows of a product are what `shifted` sums over.
-            y = shifted(y, jnp.tile(bias.astype(self.dtype), 8))
-        cells = y.reshape(b, nx, ny, nz, 2, 2, 2, self.features).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return cells.reshape(b, 2 * nx, 2 * ny, 2 * nz, self.features)
+            y = shifted(y, self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))
+        return y.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * nx, 2 * ny, 2 * nz, self.features)

@@ -1,4 +1,4 @@
-"""What a config trains, in PyTorch of MONAI's parts: the same shapes, batch and objective, with the fastest AdamW that PyTorch has.
+"""What a config trains, in PyTorch of MONAI's parts, a U-Net of nnU-Net's: the same shapes, batch and objective, with its fastest AdamW.
 
 On a GPU it computes in bfloat16 by automatic mixed precision, channels last, and may be compiled; on a CPU in float32.
 """
@@ -124,13 +124,15 @@ def ssl(config: ConfigDict) -> tuple[Any, Loss]:
 
 
 def segmentation(config: ConfigDict) -> tuple[Any, Loss]:
-    """MONAI's UNETR or Swin UNETR, with Dice and cross entropy against random labels."""
+    """MONAI's UNETR or Swin UNETR, or nnU-Net's residual U-Net, with Dice and cross entropy against random labels."""
     import torch
     from monai.losses import DiceCELoss
     from monai.networks.nets import UNETR, SwinUNETR
 
     crop, vit, swin = tuple(config.data.crop), config.vit, config.swin
-    if config.decoder == "unetr":
+    if config.decoder == "unet":
+        network = residual_unet(config)
+    elif config.decoder == "unetr":
         sizes = {"feature_size": config.unetr.width, "hidden_size": vit.width, "mlp_dim": vit.hidden, "num_heads": vit.heads}
         network = UNETR(config.channels, config.classes, crop, **sizes)
     else:
@@ -143,3 +145,20 @@ def segmentation(config: ConfigDict) -> tuple[Any, Loss]:
         return criterion(network(images), labels.to(images.device))
 
     return network, loss
+
+
+def residual_unet(config: ConfigDict) -> Any:
+    """nnU-Net's residual U-Net as its plans build it, without deep supervision."""
+    import torch
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    sizes, stages = config.unet, len(config.unet.features)
+    strides = [1] + [2] * (stages - 1)
+    return ResidualEncoderUNet(
+        *(config.channels, stages, sizes.features, torch.nn.Conv3d, 3, strides, sizes.blocks, config.classes, sizes.decoder_blocks),
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+    )
