@@ -23,6 +23,7 @@ from brainseg_jax.planning.hlo import Array, Collective, Facts, Kernel, facts, p
 from brainseg_jax.planning.search import MOST, largest
 from brainseg_jax.program import program, sample_of
 from brainseg_jax.sharding import make_mesh
+from brainseg_jax.step import init_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -191,6 +192,20 @@ def test_forward_flops_are_those_measured_of_the_published_networks(file, varian
     rngs = {"drop_path": jax.random.key(0)}
     count = flops(lambda p, b: objective.apply({"params": p}, b, True, rngs=rngs), built.like.params, sample_of(config))
     assert count / 1e9 == pytest.approx(gflop, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_small_u_net_costs_what_the_small_swin_unetr_does():
+    """Whole steps on heads of 96³ voxels."""
+
+    def cost(file):
+        config = config_of(file, "four,heads")
+        config.classes = 5
+        objective, batch, rngs = OBJECTIVES["segmentation"](config), sample_of(config), {"drop_path": jax.random.key(0)}
+        params = jax.eval_shape(lambda: init_params(objective, batch, 0))
+        return flops(jax.value_and_grad(lambda p: objective.apply({"params": p}, batch, True, rngs=rngs)[0]), params)
+
+    assert cost("finetune_unet") == pytest.approx(cost("finetune_swin_unetr"), rel=0.02)
 
 
 @pytest.mark.parametrize(("slope", "base", "limit"), [(3.0, 10.0, 100.0), (1.0, 0.0, 1.0), (2.5, 50.0, 40.0), (0.01, 1.0, 1e6)])
