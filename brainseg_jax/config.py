@@ -102,6 +102,27 @@ def base() -> ConfigDict:
     c.augment.cut.chance = 0.0
     c.augment.cut.share = 0.25  # largest part of an axis that is missing at one end
 
+    # Scans made from label maps, of training crops (data/synthesis.py). Rows of labels only are made always. Chances are of made scans.
+    c.synth = ConfigDict()
+    c.synth.share = 0.0  # of crops with an image that are made from their labels instead
+    c.synth.spread = 0.1  # largest standard deviation of a tissue
+    c.synth.air = 0.2  # largest mean of the air
+    c.synth.texture = ConfigDict()
+    c.synth.texture.share = 0.5  # of a tissue's variance that may be smooth
+    c.synth.texture.mm = 5.0  # between the nodes of the smooth part
+    c.synth.lesions = ConfigDict()
+    c.synth.lesions.chance = 0.0  # of hyper- or hypointensities of the white matter; labels stay what they are
+    c.synth.lesions.share = 0.1  # of the white matter at most
+    c.synth.lesions.mm = 8.0  # between the nodes of the field that they are the summits of
+    c.synth.strip = ConfigDict()
+    c.synth.strip.chance = 0.0  # of a head without its skull
+    c.synth.strip.mm = 5.0  # that may be left around the brain
+    c.synth.face = ConfigDict()
+    c.synth.face.chance = 0.0  # of a head without its face
+    c.synth.face.mm = 15.0  # that may be left before the brain
+    c.synth.air_noise = ConfigDict()
+    c.synth.air_noise.chance = 0.0  # of air from black to white, voxel by voxel, as in MP2RAGE
+
     c.vit = ConfigDict()
     c.vit.patch = 16
     c.vit.width = 768
@@ -213,6 +234,7 @@ CHOICES = {
 POSITIVE = (
     *("data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads"),
     *("augment.elastic.nodes", "augment.bias.nodes", "augment.low_resolution.mm"),
+    *("synth.texture.mm", "synth.lesions.mm", "synth.strip.mm", "synth.face.mm"),
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
     *("channels", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
     *("unet.features", "unet.blocks", "unet.decoder_blocks"),
@@ -228,6 +250,8 @@ SHARES = (
     *("augment.mirror.sides", "augment.mirror.others", "augment.affine.chance", "augment.elastic.chance", "augment.contrast.chance"),
     *("augment.contrast.curve", "augment.bias.chance", "augment.blur.chance", "augment.noise.chance", "augment.low_resolution.chance"),
     *("augment.cut.chance", "augment.cut.share"),
+    *("synth.share", "synth.spread", "synth.air", "synth.texture.share", "synth.lesions.chance", "synth.lesions.share"),
+    *("synth.strip.chance", "synth.face.chance", "synth.air_noise.chance"),
     *("data.max_failures", "augment.chance", "mae.mask_ratio", "ssl.share", "vit.drop_path", "swin.drop_path"),
     *("segmentation.overlap", "optim.warmup", "optim.layer_decay", "optim.unfreeze", "eval_every"),
 )
@@ -244,7 +268,7 @@ ACTS_WITH = (
     (("mae.",), "objective", ("mae",)),
     (("ssl.",), "objective", ("ssl",)),
     (("vit.drop_path",), "objective", ("segmentation",)),
-    (("segmentation.", "unetr.", "classes"), "objective", ("segmentation",)),
+    (("segmentation.", "unetr.", "synth.", "classes"), "objective", ("segmentation",)),
     (("data.labels", "data.lacking", "data.target", "data.masks"), "objective", ("segmentation",)),
     (("unetr.",), "decoder", ("unetr",)),
     (("data.subjects",), "data.manifest", ("",)),

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from brainseg_jax.data.augment import as_float, prepare_eval
 from brainseg_jax.data.dataset import Dataset
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.pipeline import Share, central_crop, eval_batches
+from brainseg_jax.data.synthesis import maker
 from brainseg_jax.step import Objective, averaged, eval_streams, make_eval_step
 
 Pictures = dict[str, Float[np.ndarray, "..."]]
@@ -38,15 +38,15 @@ def of(objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: Sha
     return of_volumes(objective.network, config, data, share) if volumes else of_crops(objective, config, data, mesh, share, params)
 
 
-def chosen(data: Dataset, most: int) -> list[Path]:
+def chosen(data: Dataset, most: int) -> list[cache.Entry]:
     """At most `most` of the held-out volumes, spread over all of them: a manifest may be sorted by site."""
     n = min(len(data.val), most)
-    return [data.val[i * len(data.val) // n].file for i in range(n)]
+    return [data.val[i * len(data.val) // n] for i in range(n)]
 
 
 def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any) -> HeldOut:
     """An objective's own metrics and pictures, of the volumes' central crops; compiled for abstract `params` as they lie on the mesh."""
-    files = chosen(data, config.eval_volumes)
+    files = [entry.file for entry in chosen(data, config.eval_volumes)]
     rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     batch = {
         "image": jax.ShapeDtypeStruct((config.data.batch, *config.data.crop, config.channels), jnp.dtype(config.data.dtype), sharding=rows),
@@ -81,28 +81,37 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share) ->
 
     `loss` is 1 − `dice`. The background is left out. Each process takes its part of the volumes, on a device of its own.
     """
-    files, k = chosen(data, config.eval_volumes), config.classes
+    entries, k = chosen(data, config.eval_volumes), config.classes
+    make = jax.jit(maker(config, data.target).whole) if config.synth.share else None
+
+    def volume(i: int) -> dict[str, np.ndarray]:
+        """The i-th image and its labels; of labels only the image is made, the same one at every evaluation."""
+        arrays = cache.load(entries[i].file)
+        if not entries[i].row.alone:
+            return arrays
+        image, label = make(jax.random.fold_in(jax.random.key(config.seed), i), arrays["label"])
+        return {"image": np.asarray(image), "label": np.asarray(label)}
 
     def segment(params: Any, image: np.ndarray) -> Integer[np.ndarray, "x y z"]:
         model = inference.Model(network, params, tuple(config.data.crop))
         return inference.segment([model], volume_of(image), overlap=config.segmentation.overlap, blend=config.segmentation.blend).labels
 
-    def score(params: Any, file: Path) -> list[float]:
-        arrays = cache.load(file)
+    def score(params: Any, i: int) -> list[float]:
+        arrays = volume(i)
         return metrics.dice(metrics.confusion(segment(params, arrays["image"]), arrays["label"], k)).tolist()
 
     def evaluate(params: Any) -> dict[str, float]:
         params = sharding.on_one_device(params)
-        mine = [score(params, file) for file in files[share.index :: share.count]]
+        mine = [score(params, i) for i in range(len(entries))[share.index :: share.count]]
         parts = [json.loads(part) for part in distributed.gather(json.dumps(mine))]
         # In the order of the files: the mean is the same to the bit for any number of processes.
-        each = mean_of_counted(np.array([parts[i % share.count][i // share.count] for i in range(len(files))]))[1:]
+        each = mean_of_counted(np.array([parts[i % share.count][i // share.count] for i in range(len(entries))]))[1:]
         names = [f"dice/{structure.name}" for structure in data.target.structures]
         dice = float(np.nanmean(each))
         return {"loss": 1 - dice, "dice": dice} | {name: float(value) for name, value in zip(names, each, strict=True) if value == value}
 
     def draw(params: Any) -> Pictures:
-        arrays = cache.load(files[0])
+        arrays = volume(0)
         image = np.asarray(volume_of(arrays["image"]))[..., 0]
         found = segment(sharding.on_one_device(params), arrays["image"])
         return {"image": image, "labels": painted(image, arrays["label"], data.target), "predicted": painted(image, found, data.target)}

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import optim, sharding
 from brainseg_jax.data import labels
 from brainseg_jax.data.augment import patch, prepare_eval, prepare_train
+from brainseg_jax.data.synthesis import maker
 from brainseg_jax.errors import InputError
 from brainseg_jax.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_train_step
 
@@ -78,7 +79,8 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
         name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
         for name, (shape, dtype) in parts_of_batch(config).items()
     }
-    prepare = prepare_train(config, labels.swap(target) if target else None)
+    made = maker(config, target) if target and config.synth.share else None
+    prepare = prepare_train(config, labels.swap(target) if target else None, made)
     whole = sharding.gathering(places.params)
     step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, whole)
     return Program(objective, mesh, init, like, batch, step)
@@ -88,7 +90,8 @@ def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dt
     """Shape of each sample and stored type of what a training batch holds: crops, or patches and where in each the crop begins."""
     size = patch(config)
     place = {"place": ((3,), np.dtype(np.int32))} if size != tuple(config.data.crop) else {}
-    return parts_of_sample(config, size) | place
+    alone = {"alone": ((), np.dtype(bool))} if config.synth.share else {}
+    return parts_of_sample(config, size) | place | alone
 
 
 def parts_of_sample(config: ConfigDict, size: tuple[int, int, int]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

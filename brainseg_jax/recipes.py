@@ -15,7 +15,7 @@ def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], a
 
     Raises InputError, with the names there are, for a task or recipe of another name.
     """
-    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres, ",small": small, ",heads": heads}
+    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres, ",small": small, ",heads": heads, ",any": any_scan}
     change = recipe(variant, {task + name: change for task in TASKS for name, change in recipes.items()}, file)
     c = base()
     c.objective = "segmentation"
@@ -119,6 +119,30 @@ def heads(c: ConfigDict) -> None:
     c.segmentation.loss = "log"
     c.augment.affine.chance = 0.5
     c.augment.affine.translation = (12.0, 12.0, 12.0)
+
+
+def any_scan(c: ConfigDict) -> None:
+    """Whole heads at 2 mm of any contrast: most scans are made from label maps, and all are changed more than real scanners differ."""
+    heads(c)
+    c.synth.share = 0.7
+    c.synth.lesions.chance = 0.3
+    c.synth.strip.chance = 0.25
+    c.synth.face.chance = 0.15
+    c.synth.air_noise.chance = 0.05
+    c.augment.affine.chance = 0.9
+    c.augment.affine.rotation = (25.0, 25.0, 25.0)
+    c.augment.affine.scaling = (0.15, 0.15, 0.15)
+    c.augment.affine.translation = (16.0, 16.0, 16.0)
+    c.augment.elastic.chance = 0.6
+    c.augment.contrast.chance = 0.5
+    c.augment.bias.chance = 0.6
+    c.augment.bias.log = 0.6
+    c.augment.blur.chance = 0.3
+    c.augment.noise.chance = 0.5
+    c.augment.noise.sigma = 0.08
+    c.augment.low_resolution.chance = 0.4
+    c.augment.low_resolution.mm = 7.0
+    c.augment.cut.chance = 0.1
 
 
 def narrow(c: ConfigDict) -> None:

@@ -79,8 +79,9 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
     if target and config.classes != 1 + len(target.structures):
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
     goes_on = begun(folder)
+    heads = labels.read_table(labels.HEAD) if target and config.synth.share else None
     failures = None if goes_on or share.index else folder / dataset.FAILURES
-    data = distributed.in_turns(lambda: dataset.prepare(config.data, target, say, record.progress, config.channels, failures))
+    data = distributed.in_turns(lambda: dataset.prepare(config.data, target, say, record.progress, config.channels, failures, heads))
     distributed.agree({"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256})
     with distributed.together():
         if goes_on:
@@ -286,6 +287,7 @@ def batches_from(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
         [entry.file for entry in run.data.train],
         crop=data.crop,
         patch=patch(run.config),
+        alone=[entry.row.alone for entry in run.data.train] if run.config.synth.share else (),
         crops_per_volume=data.crops_per_volume,
         batch=data.batch,
         seed=run.config.seed,

@@ -15,7 +15,7 @@ from brainseg_jax.heldout import chosen, mean_of_counted, painted
 def test_volumes_are_spread_over_all_held_out_ones():
     val = tuple(Entry(Row(str(i), "", Path(f"{i}.nii"), (), (), "", "val"), Path(str(i))) for i in range(10))
     data = Dataset((), val, spec("default"), (), "", "", "")
-    names = lambda most: [int(file.name) for file in chosen(data, most)]  # noqa: E731
+    names = lambda most: [int(entry.file.name) for entry in chosen(data, most)]  # noqa: E731
     assert names(4) == [0, 2, 5, 7] and names(64) == list(range(10))
 
 

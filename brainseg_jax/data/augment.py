@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from brainseg_jax.data import appearance, deform
 from brainseg_jax.data.deform import Image, Labels, Place
 from brainseg_jax.data.standardize import spec
+from brainseg_jax.data.synthesis import Maker
 from brainseg_jax.sharding import apart
 
 Batch = dict[str, jax.Array]
@@ -39,34 +40,43 @@ def as_float(image: Shaped[jax.Array, "*b x y z c"]) -> Float[jax.Array, "*b x y
     return image.astype(jnp.float32) / (255.0 if image.dtype == jnp.uint8 else 1.0)
 
 
-def prepare_train(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None = None) -> Callable[[jax.Array, Batch], Batch]:
+def prepare_train(
+    config: ConfigDict, swap: Integer[np.ndarray, "k"] | None = None, maker: Maker | None = None
+) -> Callable[[jax.Array, Batch], Batch]:
     """What a training batch undergoes before the objective: `(key, batch) → batch`; a label it may have is changed with the image.
 
     Images and labels that are larger than the crop are patches; then the batch's `place` [b 3] says where in each the crop begins.
     swap: for each class its partner on the other side, or itself; batches with labels cannot be mirrored without it.
+    maker: what makes scans of labels, which are its tissues' classes then; `alone` [b] says of which there is no image.
     """
     c = config.augment
     moved = deformation(c.affine, c.elastic, config.data.spacing, tuple(config.data.crop))
     steps = changes(config, swap)
 
-    def one(sample: tuple[jax.Array, jax.Array, jax.Array | None, Place]) -> tuple[Image, Labels]:
-        key, image, labels, place = sample
+    def one(sample: tuple[jax.Array, jax.Array, jax.Array | None, Place, jax.Array | None]) -> tuple[Image, Labels]:
+        key, image, labels, place, alone = sample
         first, *streams = jax.random.split(key, 1 + len(steps))
+        if maker:
+            # A stream of its own, so that real scans are augmented as they would be without any that are made.
+            look = maker.look(jax.random.fold_in(key, 0), alone)
+            image = maker.painted(look, as_float(image), labels)
         image, labels = moved(first, image, labels, place) if moved else (as_float(image), labels)
+        if maker:
+            image, labels = maker.finished(jax.random.fold_in(key, 1), look, image, labels)
         for step, stream in zip(steps, streams, strict=True):
             image, labels = step(stream, image, labels) if step else (image, labels)
         return image, labels
 
     def prepare(key: jax.Array, batch: Batch) -> Batch:
-        image, labels, place = batch["image"], batch.get("label"), batch.get("place")
-        if moved or any(steps):
+        image, labels, place, alone = batch["image"], batch.get("label"), batch.get("place"), batch.get("alone")
+        if moved or any(steps) or maker:
             # 0 to 3 would be the streams of `intensity`.
             keys = jax.random.split(jax.random.fold_in(key, 4), len(image))
-            image, labels = apart(lambda *samples: jax.lax.map(one, samples))(keys, image, labels, place)
+            image, labels = apart(lambda *samples: jax.lax.map(one, samples))(keys, image, labels, place, alone)
         else:
             image = as_float(image)
         image = appearance.intensity(key, image, c.scale, c.shift, c.chance) if c.chance else image
-        rest = {name: part for name, part in batch.items() if name != "place"}
+        rest = {name: part for name, part in batch.items() if name not in ("place", "alone")}
         return rest | {"image": image} | ({} if labels is None else {"label": labels})
 
     return prepare

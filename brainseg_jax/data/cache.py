@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from brainseg_jax.data.clusters import with_intensities
 from brainseg_jax.data.doubts import doubts
-from brainseg_jax.data.labels import Table, lookup, read_table
+from brainseg_jax.data.labels import HEAD, Table, lookup, read_table
 from brainseg_jax.data.leakage import shared
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, read, read_labels
@@ -56,6 +57,7 @@ def build(
     folder: Path,
     *,
     target: Table | None = None,
+    heads: Table | None = None,
     max_failures: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int | None = None,
@@ -63,23 +65,25 @@ def build(
     """Standardises what the cache does not hold yet, and returns what is ready, in the order of `rows`, and what failed.
 
     With a `target` labels are kept as its classes, from the first label map of each row; their schemes have to be known tables then.
-    Without one labels are not read. The image is there once, for whatever labels.
+    Without one labels are not read. The image is there once, for whatever labels. With `heads` those of training rows, and of
+    labels only, are kept as its classes instead, and what they do not name of a head as classes of intensities: what scans are made from.
 
     `progress(done, total)` is called as scans are done, those already there included. Once more than the share `max_failures` of all
     scans has failed it stops, and what was not tried is neither ready nor failed; see `dataset.judge`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     failures, files, missing = {}, {}, []
+    classes = [heads if heads and (row.split == "train" or row.alone) else target for row in rows]
     for i, row in enumerate(rows):
         try:
-            files[i] = [folder / name for name in file_names(row, spec, target)]
+            files[i] = [folder / name for name in file_names(row, spec, classes[i])]
             if not all(file.exists() for file in files[i]):
                 missing.append(i)
         except InputError as error:
             failures[i] = str(error)
     done = len(rows) - len(missing)
     progress(done, len(rows))
-    for i, why in each(_make, [(i, rows[i], spec, target, files[i]) for i in missing], workers, "standardised scans"):
+    for i, why in each(_make, [(i, rows[i], spec, classes[i], files[i]) for i in missing], workers, "standardised scans"):
         if why:
             failures[i] = why
             if len(failures) >= SUSPECT and len(failures) > max_failures * len(rows):
@@ -155,9 +159,11 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 def _make(job: Job) -> tuple[int, str]:
     i, row, spec, target, (file, *label_file) = job
     try:
-        made, scan = _image(row.images, spec, file)
+        made, scan = _image(row, spec, file)
         if label_file:
             label, found = _label(row, target, made, scan or read(row.image))
+            if target.name == HEAD and not row.alone:
+                label = with_intensities(label, load(file)["image"][..., 0], target)
             _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0]), "doubts": found})
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror}); make room, or set data.cache") from None
@@ -166,16 +172,32 @@ def _make(job: Job) -> tuple[int, str]:
     return i, ""
 
 
-def _image(paths: Sequence[Path], spec: Spec, file: Path) -> tuple[dict[str, Any], Scan | None]:
-    """The record of the standardised image, which is made unless it is there and whole; where it is made, also the first scan."""
+def _image(row: Row, spec: Spec, file: Path) -> tuple[dict[str, Any], Scan | None]:
+    """The record of the standardised image, which is made unless it is there and whole; where it is made, also the first scan.
+
+    Of a row of labels only the image is white where they name something.
+    """
+    paths = row.images
     if file.exists():
         with suppress(InputError):  # damaged: made anew
             return _open(file, arrays=True)[1]["standardized"], None
-    made = standardize_all(scans := [read(path) for path in paths], spec, list(map(str, paths)))
+    scans = [read(path) for path in paths]
+    if row.alone:
+        scans = [_silhouette(scan, path) for scan, path in zip(scans, paths, strict=True)]
+    made = standardize_all(scans, spec, list(map(str, paths)))
     digests = {name: digest for path in paths for name, digest in _sha256(path).items()}
     voxels = hashlib.sha256(np.ascontiguousarray(made.image)).hexdigest()
     _save(file, {"image": made.image}, {"standardized": made.record, "sha256": digests, "voxels": voxels})
     return made.record, scans[0]
+
+
+def _silhouette(labels: Scan, path: Path) -> Scan:
+    """White where labels name something. Raises InputError for a label map that names all, or one thing only."""
+    if (found := np.unique(labels.voxels))[0] != 0:
+        raise InputError(f"{path}: has no background, so where the head ends is unknown; give label maps in which the air is 0")
+    if len(found) < 3:
+        raise InputError(f"{path}: has one label, of which no scan can be made; give label maps of many structures")
+    return labels._replace(voxels=(labels.voxels > 0).astype(np.uint8))
 
 
 def _label(row: Row, target: Table, made: dict[str, Any], image: Scan) -> tuple[np.ndarray, list[str]]:
@@ -185,6 +207,8 @@ def _label(row: Row, target: Table, made: dict[str, Any], image: Scan) -> tuple[
     # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
     if not label.any() and all(structure.freesurfer for structure in target.structures):
         raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
+    if row.alone:
+        return label, []  # doubts compare labels with an image
     return label, doubts(on_grid(labels, image.voxels.shape, image.affine, str(path)), image.voxels, image.affine, table)
 
 

@@ -62,6 +62,7 @@ def prepare(
     progress: Callable[[str], Callable[[int, int], None]],
     channels: int = 1,
     report: Path | None = None,
+    heads: Table | None = None,
 ) -> Dataset:
     """Everything that has to be on disk before the first batch; what is there already is not made again.
 
@@ -82,6 +83,8 @@ def prepare(
             f"{manifest}: its column image names {found} image{'s' * (found > 1)} a subject, and the config has channels {channels}; use "
             f"--config.channels={found}, or give each subject {channels}, separated by ';'"
         )
+    if (alone := [row for row in rows if row.alone]) and not heads:
+        raise InputError(f"{manifest}: {alone[0].labels[0]} has no image; have scans made of it with --config.synth.share=1, or add one")
     for line in warnings(leaks(rows, manifest)):
         say(line)
     sides = split_table(rows, manifest)
@@ -90,7 +93,13 @@ def prepare(
     check_sides({row.split for row in wanted}, target, data, manifest)
     chosen = spec(data.spec, data.spacing, data.size, data.dtype)
     entries, failures = cache.build(
-        wanted, chosen, folder / cache.VOLUMES, target=target, max_failures=data.max_failures, progress=progress("standardising scans")
+        wanted,
+        chosen,
+        folder / cache.VOLUMES,
+        target=target,
+        heads=heads,
+        max_failures=data.max_failures,
+        progress=progress("standardising scans"),
     )
     if failures:
         if report and len(failures) > data.max_failures * len(wanted):

@@ -32,6 +32,7 @@ from brainseg_jax.errors import InputError, meant
 # seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels.
 # brain: a mask, with the CSF around the brain. head: what scans are made from (data/synthesis.py), with what lies outside the brain.
 SCHEMES = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse", "head")
+HEAD = "head"  # what scans are made from
 COLUMNS = ("id", "name", "abbreviation", "freesurfer", "part_of", "partner", "colour", "tissue", "note")
 REQUIRED = ("id", "name", "partner")
 TISSUES = ("cortex", "subcortical grey matter", "white matter", "csf", "other")

@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 from brainseg_jax.errors import InputError, meant
 from brainseg_jax.files import table_text, write_table, write_text
 
-COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split")
+COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split", "source")
 LISTS = ("image", "labels", "scheme")  # columns that may hold several, separated by ";"
 SPLIT_COLUMNS = ("dataset", "subject", "session", "image", "split")
+SOURCES = ("", SYNTH := "synth")  # a scan; or labels only, of which scans are made
 SPLITS = ("train", "val", "test", "excluded", "")
 # The paper holds 30 % out and divides it 858 to 1717.
 FRACTIONS = {"subject": (0.7, 0.1, 0.2), "paper": (0.7, 0.3 * 858 / 2575, 0.3 * 1717 / 2575)}
@@ -28,6 +29,7 @@ class Row(NamedTuple):
     """One scan. Paths are absolute; `scheme` names the label table of each of `labels`, or is empty; a person is (dataset, subject).
 
     `also`: further images of the same head (FLAIR beside T1), one for each channel after the first, in the order of the channels.
+    `alone`: there are labels only, of which scans are made; `image` is the first label map then.
     """
 
     subject: str
@@ -38,6 +40,7 @@ class Row(NamedTuple):
     dataset: str
     split: str
     also: tuple[Path, ...] = ()
+    alone: bool = False
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -71,6 +74,14 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
     rows = []
     for line, cells in _table(path, COLUMNS, required=("subject", "image")):
         images, labels, scheme = (tuple(map(str.strip, cells[name].split(";"))) if cells[name] else () for name in LISTS)
+        if cells["source"] not in SOURCES:
+            raise InputError(f"{path}: line {line}: source {cells['source']!r} is unknown; leave it empty, or use {SYNTH}")
+        if alone := cells["source"] == SYNTH:
+            if images or not (labels and scheme):
+                raise InputError(
+                    f"{path}: line {line}: source {SYNTH} is for labels and their scheme without an image; fill in these two only"
+                )
+            images = labels[:1]
         for name, value in (("subject", cells["subject"]), *product(["image"], images or ("",)), *product(["labels"], labels)):
             if not value:
                 raise InputError(f"{path}: line {line}: {name} is empty; fill it in or remove the line")
@@ -79,7 +90,9 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
         scheme = tuple(os.path.normpath(folder / name) if name.endswith(".tsv") else name for name in scheme) if labels else ()
         if scheme and len(scheme) != len(labels):
             raise InputError(f"{path}: line {line}: {len(labels)} labels but {len(scheme)} schemes; give each label file its scheme")
-        rows.append(Row(cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"], tuple(also)))
+        rows.append(
+            Row(cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"], tuple(also), alone)
+        )
     check_rows(rows, path)
     return tuple(rows)
 
@@ -104,9 +117,10 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
     lines = []
     for row in rows:
         scheme = (spell(Path(name)) if name.endswith(".tsv") else name for name in row.scheme)
-        files = (*(";".join(map(spell, paths)) for paths in (row.images, row.labels)), ";".join(scheme))
-        lines.append((row.subject, row.session, *files, row.dataset, row.split))
-    write_table(path, COLUMNS, lines)
+        files = (*(";".join(map(spell, paths)) for paths in (() if row.alone else row.images, row.labels)), ";".join(scheme))
+        lines.append((row.subject, row.session, *files, row.dataset, row.split, SYNTH * row.alone))
+    known = len(COLUMNS) if any(row.alone for row in rows) else COLUMNS.index("source")
+    write_table(path, COLUMNS[:known], [line[:known] for line in lines])
 
 
 def check_rows(rows: Sequence[Row], source: str | Path) -> None:

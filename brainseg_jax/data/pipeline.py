@@ -42,6 +42,7 @@ def train_batches(
     seed: int,
     start: int,
     patch: tuple[int, int, int] | None = None,
+    alone: Sequence[bool] = (),
     share: Share = ALL,
     threads: int = 4,
     workers: int = 0,
@@ -51,11 +52,12 @@ def train_batches(
 
     Each volume that is read gives `crops_per_volume` crops, which stand together in a batch. With a `patch` larger than the crop (voxels)
     each comes with what lies around it, and "place" [b 3] says where in that box the crop begins; crops are the same with and without.
+    Where `alone` says of each file whether it has labels only, so does "alone" [b].
     """
     volumes = batch // crops_per_volume // share.count
     order = grain.MapDataset.range(len(files)).seed(seed).shuffle().repeat()
     data = grain.MapDataset.source(_Order(order, share, volumes))[start * volumes :]
-    data = data.map(_Crops(tuple(files), crop, patch or crop, crops_per_volume, seed))
+    data = data.map(_Crops(tuple(files), crop, patch or crop, crops_per_volume, seed, tuple(alone)))
     stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:
         _forget_dead()
@@ -120,8 +122,16 @@ class _Order:
 class _Crops(grain.transforms.Map):
     """Reads a volume and cuts crops from it, or patches that hold them, at places drawn from the element's own generator."""
 
-    def __init__(self, files: tuple[Path, ...], crop: tuple[int, int, int], patch: tuple[int, int, int], crops: int, seed: int):
-        self.files, self.crop, self.patch, self.crops, self.seed = files, crop, patch, crops, seed
+    def __init__(
+        self,
+        files: tuple[Path, ...],
+        crop: tuple[int, int, int],
+        patch: tuple[int, int, int],
+        crops: int,
+        seed: int,
+        alone: tuple[bool, ...],
+    ):
+        self.files, self.crop, self.patch, self.crops, self.seed, self.alone = files, crop, patch, crops, seed, alone
 
     def map(self, element: tuple[int, int]) -> Any:
         number, volume = element
@@ -133,7 +143,8 @@ class _Crops(grain.transforms.Map):
         names = [name for name in ("image", "label") if name in arrays]
         boxes = {name: np.stack([cut(arrays[name], corner, self.patch) for corner in corners.tolist()]) for name in names}
         place = {"place": (starts - corners).astype(np.int32)} if self.patch != self.crop else {}
-        return boxes | place
+        alone = {"alone": np.full(self.crops, self.alone[volume])} if self.alone else {}
+        return boxes | place | alone
 
 
 # Batches come from workers in shared memory. It is released when a run ends, also by Python's resource tracker if the run is killed; but

@@ -6,17 +6,18 @@ texture, lesions, a skull taken off, a face taken out, noise of the air. Contras
 made and real scans alike. All is pure in (key, arrays), within [0, 1], and for a device: nothing depends on what is drawn but numbers.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Integer
+from ml_collections import ConfigDict
 
 from brainseg_jax.data.appearance import gaussian
 from brainseg_jax.data.fields import along_axes, drawn, smooth_noise
-from brainseg_jax.data.labels import Table
+from brainseg_jax.data.labels import HEAD, Table, lookup, read_table, voxel_ids
 from brainseg_jax.data.standardize import spec
 from brainseg_jax.errors import InputError
 
@@ -170,3 +171,74 @@ def check_warps(limits: Sequence[float | int], nodes: Sequence[float | int]) -> 
     """
     if (total := sum(limit / distance for limit, distance in zip(limits, nodes, strict=True))) > 0.4:
         raise InputError(f"displacements of {tuple(limits)} with nodes {tuple(nodes)} apart, {total:.2f} of them, may fold; keep to 0.4")
+
+
+class Look(NamedTuple):
+    """What is drawn for one scan: whether it is made, and how its tissues look then."""
+
+    made: Bool[jax.Array, ""]
+    means: Float[jax.Array, "t"]
+    spreads: Float[jax.Array, "t"]
+
+
+class Maker(NamedTuple):
+    """Makes scans as a config's `synth` says, of label maps with the classes of `tissues`, on voxels of `mm`, axes as in "RAS".
+
+    classes: for each of these classes the one that the network learns.
+    """
+
+    config: ConfigDict
+    tissues: Tissues
+    classes: Integer[np.ndarray, "k"]
+    mm: float
+    orientation: str
+
+    def look(self, key: jax.Array, alone: Bool[jax.Array, ""]) -> Look:
+        """Whether a sample's scan is made, which it always is where there are labels `alone`, and of what."""
+        whether, how = jax.random.split(key)
+        made = alone | jax.random.bernoulli(whether, self.config.share)
+        return Look(made, *appearance_of(how, self.tissues, self.config.spread, self.config.air))
+
+    def painted(self, look: Look, image: Image, labels: Labels) -> Image:
+        """The real image, or its structures in their means: before the deformation."""
+        return jax.lax.cond(look.made, lambda: paint(labels, self.tissues, look.means), lambda: image)
+
+    def finished(self, key: jax.Array, look: Look, image: Image, labels: Labels) -> tuple[Image, Labels]:
+        """What a made scan has in its own grid, scaled as real ones are; and of either the labels as classes that the network learns."""
+        image = jax.lax.cond(look.made, lambda: self._scan(key, look, image, labels), lambda: image)
+        return image, jnp.asarray(self.classes)[labels]
+
+    def whole(self, key: jax.Array, labels: Labels) -> tuple[Image, Labels]:
+        """A scan made of a label map as it lies there, and its labels as classes that the network learns: to validate with."""
+        keys = jax.random.split(key)
+        look = self.look(keys[0], jnp.array(True))
+        return self.finished(keys[1], look, paint(labels, self.tissues, look.means), labels)
+
+    def _scan(self, key: jax.Array, look: Look, image: Image, labels: Labels) -> Image:
+        c, mm, keys = self.config, self.mm, jax.random.split(key, 5)
+        brain, white = (jnp.asarray(ids)[labels] for ids in (self.tissues.brain, self.tissues.white))
+
+        def perhaps(key: jax.Array, chance: float, change: Callable[..., Any], *now: Any) -> Any:
+            whether, how = jax.random.split(key)
+            return jax.lax.cond(jax.random.bernoulli(whether, chance), lambda: change(how, *now), lambda: now) if chance else now
+
+        image = textured(keys[0], image, paint(labels, self.tissues, look.spreads), c.texture.mm / mm, c.texture.share)
+        mark = lambda key, image: (lesions(key, image, white, c.lesions.mm / mm, c.lesions.share),)  # noqa: E731
+        (image,) = perhaps(keys[1], c.lesions.chance, mark, image)
+        head = labels > 0
+        image, head = perhaps(keys[2], c.strip.chance, lambda key, image, _: strip(key, image, brain, c.strip.mm / mm, 1.0), image, head)
+        face = lambda key, image, head: _both(head, deface(key, image, brain, self.orientation, c.face.mm / mm))  # noqa: E731
+        image, head = perhaps(keys[3], c.face.chance, face, image, head)
+        image = standardized(image, head)
+        return perhaps(keys[4], c.air_noise.chance, lambda key, image: (noisy_air(key, image, head),), image)[0]
+
+
+def maker(config: ConfigDict, target: Table) -> Maker:
+    """The maker of a config's scans, whose label maps have the classes of HEAD and are learned as those of `target`."""
+    head = read_table(HEAD)
+    classes = lookup(voxel_ids(head), head, target)
+    return Maker(config.synth, tissues_of(head), classes, config.data.spacing, spec(config.data.spec).orientation)
+
+
+def _both(head: Mask, cut: tuple[Image, Mask]) -> tuple[Image, Mask]:
+    return cut[0], cut[1] & head
