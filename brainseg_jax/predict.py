@@ -27,7 +27,7 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code, leave, reason, warnings
-from brainseg_jax.files import READY, SEAL, check_own, check_place, without_formulas, write_table, write_text
+from brainseg_jax.files import NETWORKS, READY, SEAL, check_own, check_place, without_formulas, write_table, write_text
 from brainseg_jax.predict_options import parser
 
 VERSION = 4  # of what is written: raise it whenever the same scan and checkpoints would give other labels
@@ -154,8 +154,11 @@ def start(options: argparse.Namespace) -> None:
 
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
-    """The checkpoints that answer together; without any the network that comes with the package."""
-    return [name for name in options.checkpoint.split(",") if name] or [str(READY)]
+    """The checkpoints that answer together; without any a network that comes with the package."""
+    own = [name for name in options.checkpoint.split(",") if name]
+    if own and options.network:
+        raise InputError(f"--network {options.network} and --checkpoint {options.checkpoint}: two networks are named; leave one out")
+    return own or [str(NETWORKS[options.network] if options.network else READY)]
 
 
 def digest(checkpoint: str) -> str:
@@ -432,8 +435,9 @@ def judged(findings: Any, table: Any, soft: list[float]) -> Told:
 def description(job: Job) -> str:
     """What made the labels, in a sentence without its end."""
     versions = f"brainseg_jax {brainseg_jax.__version__}, JAX {importlib.metadata.version('jax')}"
+    of = job.options.checkpoint or Path(checkpoints(job.options)[0]).name
     mirror = ", mirror images too" * job.options.tta + ", islands left" * job.options.islands
-    return f"{len(job.table.structures)} structures ({job.table.name}) by {job.options.checkpoint or READY.name}{mirror}; {versions}"
+    return f"{len(job.table.structures)} structures ({job.table.name}) by {of}{mirror}; {versions}"
 
 
 # ---- files of the run

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import NETWORKS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     also = "further images of the same head, for a network trained on several: one with a scan, a folder with a folder; may be repeated"
     parser.add_argument("--also", type=Path, action="append", default=[], metavar="PATH", help=also)
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
-    network = "the network, by default the package's own; several, with commas, answer together"
+    which = "a network that comes with the package: t1 (the default) for T1-weighted scans, any for any contrast, with or without a skull"
+    parser.add_argument("--network", choices=tuple(NETWORKS), help=which)
+    network = "a network of your own; several, with commas, answer together"
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
     parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
     parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")

@@ -20,7 +20,7 @@ from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, p
 from brainseg_jax.data.nifti import Scan, read
 from brainseg_jax.data.standardize import Spec, Standardized, spec_of, standardize_all
 from brainseg_jax.errors import InputError, few, meant
-from brainseg_jax.files import READY
+from brainseg_jax.files import NETWORKS, READY
 from brainseg_jax.islands import dissolve
 from brainseg_jax.quality import COHORT, Cohort, Flag, examine
 from brainseg_jax.recipes import TASKS
@@ -151,8 +151,9 @@ def predict(
     RAS millimetres. `also`: another image of the same head, or a list of them, for a network that was trained on several, in the order of
     its channels; the result lies on the grid of `scan`.
 
-    `checkpoint`: a folder or file, or several that answer together, by default the network that comes with the package; for many scans
-    give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by default all that it knows.
+    `checkpoint`: a folder or file, or several that answer together, or the name of a network that comes with the package, "any" or, by
+    default, "t1"; for many scans give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by
+    default all that it knows.
     `tta`: each network also sees the mirror image (takes twice as long). `islands`: small pieces that lie apart from their structure stay
     (`islands.py` says what becomes of them otherwise). `ids`: "freesurfer", "table" (the label table's own), or "auto": FreeSurfer's where
     every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
@@ -179,10 +180,13 @@ def predict(
 
 
 def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
-    """Reads checkpoints of fine-tuning. InputError for none, for one that does not say what its classes are, and for two that do not belong
-    together."""
+    """Reads checkpoints of fine-tuning; a name in NETWORKS is that network of the package.
+
+    Raises InputError for none, for one that does not say what its classes are, and for two that do not belong together.
+    """
     if not checkpoints:
         raise InputError("no checkpoint; give one, or several that answer together")
+    checkpoints = [NETWORKS.get(str(name), name) for name in checkpoints]
     models, cards, kinds = [], [], []
     for folder in checkpoints:
         loaded = network.load(folder)

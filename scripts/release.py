@@ -132,7 +132,7 @@ def of(found: Seen) -> dict[str, list[float]]:
 
 def described(args: argparse.Namespace, config: ConfigDict, params: Any, card: dict[str, Any], dtype: type) -> list[str]:
     """What the file is, for people."""
-    width = c_get(config, f"{config.encoder}.width")
+    width = config.unet.features if config.encoder == "resenc" else c_get(config, f"{config.encoder}.width")
     of = (
         f"{config.encoder}, {config.decoder}"
         if config.objective == "segmentation"

@@ -2,8 +2,9 @@
 
     python scripts/robustness.py --manifest people.tsv --splits runs/NAME/split.tsv --out docs/robustness
 
-Test people are altered one way after the other and segmented as `predict` does it, by the network that comes with the package or by
-`--checkpoint`. OUT.md has the mean Dice of each task, on the altered scan's own grid, against the labels altered alike.
+Test people are altered one way after the other and segmented as `predict` does it, by each of the networks that come with the package or by
+`--checkpoint`. OUT.md has the mean Dice of each task, on the altered scan's own grid, against the labels altered alike. Contrasts are
+another order of the same scan's tissues: they have the T1's noise and edges, and are no scans of that sequence.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from brainseg_jax.data.labels import Table, lookup, missing, read_table, voxel_i
 from brainseg_jax.data.manifest import apply_splits, read_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.evaluate import on_grid
-from brainseg_jax.files import READY
+from brainseg_jax.files import NETWORKS
 from brainseg_jax.metrics import score
 from brainseg_jax.prediction import Predictor, predictor, prepare, segment
 from brainseg_jax.recipes import TASKS
@@ -95,6 +96,36 @@ def steep(head: Head, rng: np.random.Generator) -> Head:
     return head._replace(voxels=np.maximum(head.voxels, 0) ** 1.6)
 
 
+def stripped(head: Head, rng: np.random.Generator) -> Head:
+    """Without its skull: what is labelled, and 2 voxels around it."""
+    return head._replace(voxels=head.voxels * ndimage.binary_dilation(head.labels > 0, iterations=2))
+
+
+def faceless(head: Head, rng: np.random.Generator) -> Head:
+    """Without what lies before and below a plane that touches the brain, 45 degrees from level."""
+    _, y, z = np.meshgrid(*(np.arange(n) for n in head.voxels.shape), indexing="ij", sparse=True)
+    ahead = np.broadcast_to(y - z, head.voxels.shape)
+    return head._replace(voxels=head.voxels * (ahead <= ahead[head.labels > 0].max()))
+
+
+def as_flair(head: Head, rng: np.random.Generator) -> Head:
+    """Grey matter brightest, fluid dark."""
+    return _recoloured(head, fluid=0.15, grey=1.0, white=0.75)
+
+
+def as_t2(head: Head, rng: np.random.Generator) -> Head:
+    """Fluid brightest, white matter dark."""
+    return _recoloured(head, fluid=1.0, grey=0.6, white=0.4)
+
+
+def _recoloured(head: Head, fluid: float, grey: float, white: float) -> Head:
+    """Three brightnesses of the head, its darkest and its upper ones as clusters find them, in other values; what lies between, between."""
+    inside = head.voxels[head.labels > 0].astype(np.float64)
+    low, middle, high = np.percentile(inside, (5, 45, 90))
+    values = np.interp(head.voxels, [0, low, middle, high, 1.5 * high], [0, fluid, grey, white, white])
+    return head._replace(voxels=values)
+
+
 ALTERATIONS: dict[str, Callable[[Head, np.random.Generator], Head]] = {
     "as they are": lambda head, rng: head,
     "turned by 15° to a side and 15° back": turned,
@@ -105,6 +136,10 @@ ALTERATIONS: dict[str, Callable[[Head, np.random.Generator], Head]] = {
     "shading, 2.7 to 1": shaded,
     "gamma 0.6": flat,
     "gamma 1.6": steep,
+    "without its skull": stripped,
+    "without its face": faceless,
+    "tissues as in FLAIR": as_flair,
+    "tissues as in T2": as_t2,
 }
 
 
@@ -112,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--splits", type=Path, required=True)
-    parser.add_argument("--checkpoint", help="a checkpoint; by default the package's network")
+    parser.add_argument("--checkpoint", nargs="+", type=Path, help="checkpoints to compare; by default the package's networks")
     parser.add_argument("--people", type=int, default=8, help="how many of the test people (%(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -120,27 +155,30 @@ def main() -> int:
 
 
 def report(args: argparse.Namespace) -> str:
-    """The table."""
-    by = predictor([args.checkpoint or READY])
+    """A table for each network."""
+    networks = args.checkpoint or NETWORKS.values()
     rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split == "test" and row.labels][: args.people]
-    lines = ["| | " + " | ".join(TASKS) + " |", "|---|" + "---|" * len(TASKS)]
-    show = progress("segmenting altered scans")
-    for number, (name, alter) in enumerate(ALTERATIONS.items()):
-        people = []
-        for n, row in enumerate(rows):
-            show(number * len(rows) + n, len(ALTERATIONS) * len(rows))
-            scan, source = read(row.image), read_table(row.scheme[0])
-            labels = on_grid(read_labels(row.labels[0]), scan.voxels.shape, scan.affine, str(row.labels[0]))
-            head = alter(pointing("RAS", scan.voxels, labels, scan.affine), np.random.default_rng(n))
-            people.append(judged(by, head, source, str(row.image)))
-        lines.append(f"| {name} | " + " | ".join(spread([person[task] for person in people]) for task in TASKS) + " |")
+    show, done, lines = progress("segmenting altered scans"), 0, []
+    for network in networks:
+        by = predictor([network])
+        lines += [f"## {network.stem}", "", "| | " + " | ".join(TASKS) + " |", "|---|" + "---|" * len(TASKS)]
+        for name, alter in ALTERATIONS.items():
+            people = []
+            for n, row in enumerate(rows):
+                show(done, len(networks) * len(ALTERATIONS) * len(rows))
+                scan, source = read(row.image), read_table(row.scheme[0])
+                labels = on_grid(read_labels(row.labels[0]), scan.voxels.shape, scan.affine, str(row.labels[0]))
+                head = alter(pointing("RAS", scan.voxels, labels, scan.affine), np.random.default_rng(n))
+                people.append(judged(by, head, source, str(row.image)))
+                done += 1
+            lines.append(f"| {name} | " + " | ".join(spread([person[task] for person in people]) for task in TASKS) + " |")
+        lines.append("")
     show(1, 1)
     return "\n".join(
         [
             "# Scans unlike those it was trained on\n",
-            f"Mean Dice over structures, and its spread over {len(rows)} people that the network was neither trained on nor chosen by.\n",
+            f"Mean Dice over structures, and its spread over {len(rows)} people that no network was trained on or chosen by.\n",
             *lines,
-            "",
         ]
     )
 

@@ -49,6 +49,7 @@ def training(config: ConfigDict, compiled: bool) -> tuple[Callable[[], None], Ca
 
 def mae(config: ConfigDict) -> tuple[Any, Loss]:
     """MONAI's masked autoencoder, and the error on what it does not see."""
+    import torch
     from monai.networks.nets import MaskedAutoEncoderViT
 
     vit, decoder, crop = config.vit, config.mae, tuple(config.data.crop)
@@ -69,6 +70,8 @@ def mae(config: ConfigDict) -> tuple[Any, Loss]:
         decoder_pos_embed_type="learnable",
         qkv_bias=True,
     )
+    if torch.cuda.is_available():  # it puts tokens of autocast's type among mask tokens of the parameters' own
+        network.mask_tokens.data = network.mask_tokens.data.to(torch.bfloat16)
     p, (nx, ny, nz) = vit.patch, (n // vit.patch for n in crop)
 
     def loss(images: Any) -> Any:

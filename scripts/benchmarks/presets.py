@@ -58,15 +58,22 @@ def compute(args: argparse.Namespace) -> tuple[str, Any]:
             folder = Path(place)
             config = written(folder, preset, changes, plain=bool(args.against))
             turns: dict[str, list[Result]] = {}
+            failed: dict[str, str] = {}
             for _ in range(args.turns):
                 one = in_process("ours preset", args.steps, folder=folder, one_gpu=bool(args.against))
                 turns.setdefault("brainseg_jax", []).append(one)
                 for rival, (worker, huge_pages) in rivals(one["platform"]).items() if args.against else ():
-                    turns.setdefault(rival, []).append(in_process(worker, args.steps, huge_pages=huge_pages, folder=folder, one_gpu=True))
+                    if rival in failed:
+                        continue
+                    try:
+                        turns.setdefault(rival, []).append(in_process(worker, args.steps, huge_pages=huge_pages, folder=folder, one_gpu=True))
+                    except SystemExit as error:  # a peer's fault takes nobody else's figures away
+                        failed[rival] = str(error).strip().splitlines()[-1]
+                        del turns[rival]
                 last = (f"{name} {statistics.median(all_[-1]['seconds']):.3f} s" for name, all_ in turns.items())
                 print(f"{preset}: {', '.join(last)}", file=sys.stderr)
         lines += [row(preset, name, turns, config) for name in turns]
-        notes += about(preset, turns)
+        notes += about(preset, turns) + [f"- {preset}: {rival} failed: {why}" for rival, why in failed.items()]
         results[preset] = turns
     return "\n".join([*lines, "", *notes, "", FORMULA]), results
 

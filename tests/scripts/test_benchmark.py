@@ -1,5 +1,6 @@
 """The benchmark's tables say what was measured."""
 
+import argparse
 import importlib
 import json
 import re
@@ -48,6 +49,19 @@ def test_the_peer_is_compiled_on_a_gpu_only():
     assert {worker for worker, _ in presets.rivals("cpu").values()} == {"monai preset"}
     assert {worker for worker, _ in presets.rivals("gpu").values()} == {"monai preset", "monai compiled preset"}
     assert {worker for p in ("cpu", "gpu") for worker, _ in presets.rivals(p).values()} <= set(presets.WORKERS)
+
+
+def test_a_peer_that_fails_takes_nobody_elses_figures_away(monkeypatch):
+    def in_process(worker, steps, **how):
+        if "compiled" in worker:
+            raise SystemExit("the worker failed:\nRuntimeError: no such dtype\n")
+        return ours([1.0], 1) | {"platform": "gpu"} if worker.startswith("ours") else turn([2.0], 2)
+
+    monkeypatch.setattr(presets, "in_process", in_process)
+    args = argparse.Namespace(preset=["configs/pretrain_vit.py:2mm"], set=["data.batch=1"], against="monai", turns=2, steps=1)
+    text, results = presets.compute(args)
+    assert "MONAI, torch.compile failed: RuntimeError: no such dtype" in text and "| MONAI | 2.000 |" in text
+    assert [len(turns) for turns in results["configs/pretrain_vit.py:2mm"].values()] == [2, 2]
 
 
 def test_time_is_shared_out_among_threads_and_belongs_to_the_innermost():
