@@ -80,6 +80,7 @@ def base() -> ConfigDict:
     c.augment.elastic.chance = 0.0
     c.augment.elastic.mm = 8.0  # largest displacement along each axis; a fifth of it is usual
     c.augment.elastic.nodes = 32.0  # mm between the nodes of the displacement; 2.5 times the largest one and more, so that nothing folds
+    c.augment.elastic.octaves = 1  # scales of it: each further one has half the distance of nodes and a quarter of the mm
     c.augment.contrast = ConfigDict()
     c.augment.contrast.chance = 0.0  # of each of the two
     c.augment.contrast.gamma = 0.4  # values to a power from 1 / (1 + this) to 1 + this
@@ -233,7 +234,7 @@ CHOICES = {
 }
 POSITIVE = (
     *("data.subjects", "data.spacing", "data.size", "data.crop", "data.crops_per_volume", "data.batch", "data.threads"),
-    *("augment.elastic.nodes", "augment.bias.nodes", "augment.low_resolution.mm"),
+    *("augment.elastic.nodes", "augment.elastic.octaves", "augment.bias.nodes", "augment.low_resolution.mm"),
     *("synth.texture.mm", "synth.lesions.mm", "synth.strip.mm", "synth.face.mm"),
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
     *("channels", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
@@ -344,9 +345,11 @@ def check(c: ConfigDict) -> None:
         raise InputError(f"mae.mask_ratio {c.mae.mask_ratio} of {tokens} patches leaves none visible or none hidden; use e.g. 0.75")
     if c.encoder != MADE_FOR.get(c.objective, c.encoder):
         raise InputError(f"encoder is {c.encoder}; objective {c.objective} is made for encoder {MADE_FOR[c.objective]}")
-    if c.augment.elastic.mm > 0.4 * c.augment.elastic.nodes:
+    elastic = c.augment.elastic
+    if elastic.mm > (most := 0.4 / sum(0.5**i for i in range(elastic.octaves))) * elastic.nodes:
+        times = f" with {elastic.octaves} octaves" if elastic.octaves > 1 else ""
         raise InputError(
-            f"augment.elastic.mm {c.augment.elastic.mm} would fold heads; use at most 0.4 × augment.elastic.nodes {c.augment.elastic.nodes}"
+            f"augment.elastic.mm {elastic.mm}{times} would fold heads; use at most {most:.2g} × augment.elastic.nodes {elastic.nodes}"
         )
     if c.augment.low_resolution.chance and c.augment.low_resolution.mm <= c.data.spacing:
         raise InputError(

@@ -134,6 +134,7 @@ def any_scan(c: ConfigDict) -> None:
     c.augment.affine.scaling = (0.15, 0.15, 0.15)
     c.augment.affine.translation = (16.0, 16.0, 16.0)
     c.augment.elastic.chance = 0.6
+    c.augment.elastic.octaves = 2
     c.augment.contrast.chance = 0.5
     c.augment.bias.chance = 0.6
     c.augment.bias.log = 0.6

@@ -31,7 +31,7 @@ def patch(config: ConfigDict) -> tuple[int, int, int]:
     c, mm = config.augment, config.data.spacing
     still = (0.0, 0.0, 0.0)
     limits = (c.affine.rotation, c.affine.scaling, c.affine.shear, in_voxels(c.affine.translation, mm)) if c.affine.chance else (still,) * 4
-    margin = deform.reach(config.data.crop, *limits, c.elastic.mm / mm if c.elastic.chance else 0.0)
+    margin = deform.reach(config.data.crop, *limits, sum(most for _, most in bending(c.elastic, mm)) if c.elastic.chance else 0.0)
     return tuple(min(n + 2 * m, size) for n, m, size in zip(config.data.crop, margin, config.data.size, strict=True))
 
 
@@ -131,12 +131,17 @@ def deformation(
         def both(image: jax.Array, labels: jax.Array | None) -> tuple[Image, Labels]:
             limits = affine.rotation, affine.scaling, affine.shear, in_voxels(affine.translation, mm)
             matrix, shift = deform.random_affine(keys[2], turned, *limits)
-            bend = deform.random_bend(keys[3], bent, still, elastic.nodes / mm, elastic.mm / mm)
+            bend = deform.random_bend(keys[3], bent, still, bending(elastic, mm))
             return deform.resample(as_float(image), labels, deform.coordinates(matrix, shift if place is None else shift + place, bend))
 
         return jax.lax.cond(turned | bent, both, lambda *_: (still, still_labels), image, labels)
 
     return change if affine.chance or elastic.chance else None
+
+
+def bending(elastic: ConfigDict, mm: float) -> list[tuple[float, float]]:
+    """The scales of the elastic deformation, in voxels of so many mm."""
+    return deform.scales(elastic.nodes / mm, elastic.mm / mm, elastic.octaves)
 
 
 def in_voxels(lengths: Sequence[float | int], mm: float) -> list[float]:

@@ -64,12 +64,21 @@ def random_affine(
     return affine(draws[0], jnp.exp(draws[1]), draws[2]), draws[3]
 
 
-def random_bend(key: jax.Array, happens: Bool[jax.Array, ""], like: Image, nodes: float, limit: float) -> Float[jax.Array, "x y z 3"]:
-    """Smooth displacements (voxels) along each axis within ± limit, 0 unless it happens.
+def random_bend(
+    key: jax.Array, happens: Bool[jax.Array, ""], like: Image, scales: Sequence[tuple[float, float]]
+) -> Float[jax.Array, "x y z 3"]:
+    """Smooth displacements (voxels) along each axis, 0 unless it happens: the sum over `scales` of (distance of nodes, limit).
 
-    Below 0.4 × `nodes`, the distance of the spline's nodes, they never fold (Choi and Lee 2000: 1 / 2.48).
+    They never fold while the limits, each as a share of its nodes' distance, add up to 0.4 or less: a cubic B-spline whose coefficients stay
+    below 1 / 2.48 of its nodes' distance is one to one (Choi and Lee 2000) since no derivative reaches 1, and derivatives add up.
     """
-    return smooth_noise(key, like, nodes, 3) * (limit * happens)
+    keys = [key, *(jax.random.fold_in(key, i) for i in range(1, len(scales)))]
+    return sum(smooth_noise(k, like, nodes, 3) * (limit * happens) for k, (nodes, limit) in zip(keys, scales, strict=True))
+
+
+def scales(nodes: float, limit: float, octaves: int) -> list[tuple[float, float]]:
+    """(Distance of nodes, limit) of so many scales: each has half the distance and a quarter of the limit of the one before."""
+    return [(nodes / 2**i, limit / 4**i) for i in range(octaves)]
 
 
 def reach(crop: Sequence[int], rotation: Limits, scaling: Limits, shear: Limits, shift: Limits, bend: float) -> tuple[int, int, int]:

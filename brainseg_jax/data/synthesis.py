@@ -6,7 +6,7 @@ texture, lesions, a skull taken off, a face taken out, noise of the air. Contras
 made and real scans alike. All is pure in (key, arrays), within [0, 1], and for a device: nothing depends on what is drawn but numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -161,16 +161,6 @@ def standardized(image: Image, head: Mask) -> Image:
     high = jnp.nanpercentile(jnp.where(head[few], image[few][..., 0], jnp.nan), HIGH)
     low = jnp.minimum(low, high - 1e-3)
     return jnp.nan_to_num(jnp.clip((image - low) / (high - low), 0, 1))
-
-
-def check_warps(limits: Sequence[float | int], nodes: Sequence[float | int]) -> None:
-    """Raises InputError where displacements of several scales, added up, might fold: above 0.4 of their nodes' distances together.
-
-    A cubic B-spline whose coefficients stay below 1 / 2.48 of its nodes' distance is one to one (Choi and Lee 2000), since no derivative
-    reaches 1; derivatives add up, and so do the shares.
-    """
-    if (total := sum(limit / distance for limit, distance in zip(limits, nodes, strict=True))) > 0.4:
-        raise InputError(f"displacements of {tuple(limits)} with nodes {tuple(nodes)} apart, {total:.2f} of them, may fold; keep to 0.4")
 
 
 class Look(NamedTuple):

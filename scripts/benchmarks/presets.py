@@ -66,7 +66,9 @@ def compute(args: argparse.Namespace) -> tuple[str, Any]:
                     if rival in failed:
                         continue
                     try:
-                        turns.setdefault(rival, []).append(in_process(worker, args.steps, huge_pages=huge_pages, folder=folder, one_gpu=True))
+                        turns.setdefault(rival, []).append(
+                            in_process(worker, args.steps, huge_pages=huge_pages, folder=folder, one_gpu=True)
+                        )
                     except SystemExit as error:  # a peer's fault takes nobody else's figures away
                         failed[rival] = str(error).strip().splitlines()[-1]
                         del turns[rival]

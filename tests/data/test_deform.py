@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brainseg_jax.data.deform import affine, coordinates, cut, mirror, random_affine, random_bend, reach, resample
+from brainseg_jax.data.deform import affine, coordinates, cut, mirror, random_affine, random_bend, reach, resample, scales
 from brainseg_jax.errors import InputError
 
 # Background, a left and a right structure, one in the middle.
@@ -29,7 +29,7 @@ def randomly(key, happens, image, labels, limits, nodes, most):
     def one(key, happens, image, labels):
         turn, bend = jax.random.split(key)
         moves = random_affine(turn, happens, *((limit,) * 3 for limit in limits))
-        return resample(image, labels, coordinates(*moves, random_bend(bend, happens, image, nodes, most)))
+        return resample(image, labels, coordinates(*moves, random_bend(bend, happens, image, [(nodes, most)])))
 
     return jax.vmap(one)(jax.random.split(key, len(image)), happens, image, labels)
 
@@ -210,7 +210,7 @@ def folds(bend):
 
 
 def test_up_to_four_tenths_of_the_nodes_distance_nothing_folds():
-    one = jax.vmap(lambda key: random_bend(key, jnp.bool_(True), jnp.zeros((24, 24, 24, 1)), 6.0, 1.0))
+    one = jax.vmap(lambda key: random_bend(key, jnp.bool_(True), jnp.zeros((24, 24, 24, 1)), [(6.0, 1.0)]))
     bend = jax.jit(one)(jax.random.split(jax.random.key(0), 30))
     assert not folds(bend * 0.4 * 6) and folds(bend * 1.2 * 6)
     assert np.abs(bend).max() < 1
@@ -242,3 +242,17 @@ def test_a_cut_of_nothing_is_the_identity(rng):
     out, none = jax.jit(cut, static_argnums=3)(jax.random.key(0), image, None, 0.0)
     assert none is None
     np.testing.assert_array_equal(out, image)
+
+
+def test_displacements_of_two_scales_do_not_fold_within_the_bound():
+    """The worst that may be drawn: limits that add up to 0.4 of their nodes' distances."""
+    like, two = jnp.zeros((40, 40, 40, 1)), scales(8.0, 8 * 0.4 / 1.5, 2)
+    assert two == [(8.0, pytest.approx(2.133, abs=1e-3)), (4.0, pytest.approx(0.533, abs=1e-3))]
+    least = []
+    for key in jax.random.split(jax.random.key(0), 10):
+        bend = random_bend(key, jnp.array(True), like, two)
+        jacobian = np.stack([np.stack(np.gradient(np.asarray(bend)[..., i]), -1) for i in range(3)], -2) + np.eye(3)
+        least.append(np.linalg.det(jacobian).min())
+    assert min(least) > 0
+    rest = np.abs(bend - random_bend(key, jnp.array(True), like, two[:1]))
+    assert 0.1 < rest.max() < 0.533
