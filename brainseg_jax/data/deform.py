@@ -69,8 +69,8 @@ def random_bend(
 ) -> Float[jax.Array, "x y z 3"]:
     """Smooth displacements (voxels) along each axis, 0 unless it happens: the sum over `scales` of (distance of nodes, limit).
 
-    They never fold while the limits, each as a share of its nodes' distance, add up to 0.4 or less: a cubic B-spline whose coefficients stay
-    below 1 / 2.48 of its nodes' distance is one to one (Choi and Lee 2000) since no derivative reaches 1, and derivatives add up.
+    They never fold while the limits, each as a share of its nodes' distance, add up to 0.4 or less: a cubic B-spline whose coefficients
+    stay below 1 / 2.48 of its nodes' distance is one to one (Choi and Lee 2000) since no derivative reaches 1, and derivatives add up.
     """
     keys = [key, *(jax.random.fold_in(key, i) for i in range(1, len(scales)))]
     return sum(smooth_noise(k, like, nodes, 3) * (limit * happens) for k, (nodes, limit) in zip(keys, scales, strict=True))
