@@ -17,8 +17,8 @@ from typing import Any
 from brainseg_jax.errors import InputError
 
 # The networks that come with the package, by the names that may stand for their files. READY is asked where no other is.
-NETWORKS = {name: Path(__file__).with_name("ready_files") / f"{name}.safetensors" for name in ("t1", "any")}
-READY = NETWORKS["t1"]
+NETWORKS = {name: Path(__file__).with_name("ready_files") / f"{name}.safetensors" for name in ("any", "t1")}
+READY = NETWORKS["any"]
 FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # what a cell begins with that spreadsheets compute
 ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's, whatever machine it is of
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files

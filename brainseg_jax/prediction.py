@@ -151,8 +151,8 @@ def predict(
     RAS millimetres. `also`: another image of the same head, or a list of them, for a network that was trained on several, in the order of
     its channels; the result lies on the grid of `scan`.
 
-    `checkpoint`: a folder or file, or several that answer together, or the name of a network that comes with the package, "any" or, by
-    default, "t1"; for many scans give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by
+    `checkpoint`: a folder or file, or several that answer together, or the name of a network that comes with the package, "t1" or, by
+    default, "any"; for many scans give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by
     default all that it knows.
     `tta`: each network also sees the mirror image (takes twice as long). `islands`: small pieces that lie apart from their structure stay
     (`islands.py` says what becomes of them otherwise). `ids`: "freesurfer", "table" (the label table's own), or "auto": FreeSurfer's where

@@ -763,12 +763,12 @@ def test_what_looks_wrong_is_named_even_without_a_page(run, scans, tmp_path, mon
 
 def test_without_a_checkpoint_it_is_the_package_s_network(run, networks, scans, tmp_path):
     assert run("--i={f}/scans", "--o={f}/o", checkpoint="")[0] == 0
-    assert networks["asked"] == [[str(READY)]] and "t1.safetensors" in (tmp_path / "o" / "a_seg.json").read_text()
+    assert networks["asked"] == [[str(READY)]] and "any.safetensors" in (tmp_path / "o" / "a_seg.json").read_text()
 
 
 def test_a_network_of_the_package_is_asked_by_its_name(run, networks, scans, tmp_path):
-    assert run("--i={f}/scans", "--o={f}/o", "--network=any", checkpoint="")[0] == 0
-    assert networks["asked"] == [[str(NETWORKS["any"])]] and "any.safetensors" in (tmp_path / "o" / "a_seg.json").read_text()
+    assert run("--i={f}/scans", "--o={f}/o", "--network=t1", checkpoint="")[0] == 0
+    assert networks["asked"] == [[str(NETWORKS["t1"])]] and "t1.safetensors" in (tmp_path / "o" / "a_seg.json").read_text()
     code, _, err = run("--i={f}/scans", "--o={f}/p", "--network=any", "--checkpoint=mine", checkpoint="")
     assert code == 2 and "--network any and --checkpoint mine: two networks are named; leave one out" in err
 
