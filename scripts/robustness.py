@@ -122,7 +122,8 @@ def main() -> int:
 def report(args: argparse.Namespace) -> str:
     """The table."""
     by = predictor([args.checkpoint or READY])
-    rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split == "test" and row.labels][: args.people]
+    rows = apply_splits(read_manifest(args.manifest), args.splits)
+    rows = [row for row in rows if row.split == "test" and row.labels and not row.alone][: args.people]
     lines = ["| | " + " | ".join(TASKS) + " |", "|---|" + "---|" * len(TASKS)]
     show = progress("segmenting altered scans")
     for number, (name, alter) in enumerate(ALTERATIONS.items()):
