@@ -416,6 +416,10 @@ def check_segmentation(c: ConfigDict) -> None:
         raise InputError(f"data.crop {c.data.crop} is no multiple of {multiple}, which Swin UNETR takes; use e.g. {nearest}")
     if c.encoder == "resenc":
         check_unet(c)
+    if c.synth.share and c.channels > 1:
+        raise InputError(
+            f"synth.share is {c.synth.share} and channels is {c.channels}; scans are made of one channel, so use synth.share=0"
+        )
     if c.data.masks < -1:
         raise InputError(f"data.masks is {c.data.masks}; give a number of scans, or -1 for all")
     if not c.init.parts or set(c.init.parts) - {"encoder", "decoder", "head"} or len(set(c.init.parts)) < len(c.init.parts):

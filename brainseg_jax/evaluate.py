@@ -125,7 +125,10 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
     rows = read_manifest(options.manifest)
     rows = apply_splits(rows, options.splits) if options.splits else rows
     split = options.split or "test"
-    chosen = [row for row in rows if row.split == split and row.labels]
+    labelled = [row for row in rows if row.split == split and row.labels]
+    if labelled and all(row.alone for row in labelled):
+        raise InputError(f"{options.manifest}: all labels of split {split!r} are without an image to segment; choose another --split")
+    chosen = [row for row in labelled if not row.alone]
     if not chosen:
         remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
         raise InputError(f"{options.manifest}: no scan of split {split!r} has labels; {remedy}")
@@ -139,6 +142,8 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
     measured = options.metrics, options.tolerance
     jobs = {name: partial(score_scan, by, row, schemes[row.scheme[0]], *measured) for name, row in named(chosen).items()}
     notes = ["", seen(by.trained_on(), chosen)]
+    if bare := len(labelled) - len(chosen):
+        notes.append(f"left out: {bare} label map{'s' * (bare > 1)} without an image to segment")
     if split == "val":
         notes.append("note: by the people of split val the best checkpoint is chosen, which flatters it; for a report use test")
     return next(iter(schemes.values())), jobs, notes

@@ -24,7 +24,7 @@ FEWEST = 20  # people a cohort needs to say what is usual
 ASYMMETRY, ASYMMETRY_CSF = 0.45, 1.5  # ventricles and vessels: 1 % of people have more
 OUTSIDE, OUTSIDE_ALL = 0.02, 0.002  # share outside the largest piece; ventricles and vessels are in pieces in most people
 NATS = 0.5  # mean entropy: as if every voxel were 80 to 20 between two structures
-SERIOUS = 50.0  # a score: of 21 people that the package's network was not trained on none has over 6, what is no T1 head has over 130
+SERIOUS = 50.0  # a score: of 21 people that t1 was not trained on none has over 6, what is no head over 100 with either network
 WORST = 3.0  # the largest severity; at its threshold a flag has 1
 
 # In the order in which a reader wants them; {} are the numbers above.

@@ -83,7 +83,11 @@ def judged(args: argparse.Namespace, params: Any, card: dict[str, Any]) -> list[
     """Adds to the card what held-out people are like and what the network reaches on them; the same as lines for people."""
     if not (args.manifest and args.splits):
         raise InputError("--manifest and --splits are missing; give the run's, for the people that it did not see")
-    rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split in ("val", "test") and row.labels]
+    rows = [
+        row
+        for row in apply_splits(read_manifest(args.manifest), args.splits)
+        if row.split in ("val", "test") and row.labels and not row.alone
+    ]
     if not rows:
         raise InputError(f"{args.manifest}: none of the held-out people has labels; give the manifest of the run")
     with tempfile.TemporaryDirectory() as folder:

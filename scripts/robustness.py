@@ -157,7 +157,8 @@ def main() -> int:
 def report(args: argparse.Namespace) -> str:
     """A table for each network."""
     networks = args.checkpoint or NETWORKS.values()
-    rows = [row for row in apply_splits(read_manifest(args.manifest), args.splits) if row.split == "test" and row.labels][: args.people]
+    rows = apply_splits(read_manifest(args.manifest), args.splits)
+    rows = [row for row in rows if row.split == "test" and row.labels and not row.alone][: args.people]
     show, done, lines = progress("segmenting altered scans"), 0, []
     for network in networks:
         by = predictor([network])

@@ -122,6 +122,27 @@ def masked(cohort, tmp_path_factory):
     return folder / "people.tsv"
 
 
+@pytest.fixture(scope="session")
+def heads(cohort, tmp_path_factory):
+    """Of the same heads two have their image and labels of a brain, to train on and held out; of the others there are labels only, of brain
+    and head, one to train on and one held out."""
+    folder = tmp_path_factory.mktemp("heads")
+    at = np.indices((40, 40, 40)) - 19.5
+    left, radius = at[0] < 0, np.sqrt((at**2).sum(0))
+    brain = np.where(radius < 7, np.where(left, 2, 41), np.where(radius < 11, np.where(left, 3, 42), 0)).astype(np.uint16)
+    rows = []
+    for row, split in zip(read_manifest(cohort), ("train", "train", "val", "val"), strict=True):
+        i, alone = len(rows), row.subject in ("head1", "head2")
+        scan, labels = read(row.image), np.roll(brain, i % 2, axis=1)
+        labels = np.where(scan.voxels * alone > 50, np.where(labels, labels, 603), labels)
+        file = folder / f"{row.subject}.nii.gz"
+        write(file, labels, scan.affine)
+        images = {"image": file, "alone": True} if alone else {}
+        rows.append(row._replace(labels=(file,), scheme=("head" if alone else "freesurfer",), split=split, **images))
+    write_manifest(folder / "people.tsv", rows)
+    return folder / "people.tsv"
+
+
 SMALL = {
     "steps": 8,
     "data.spacing": 4.0,

@@ -14,6 +14,7 @@ from brainseg_jax.config import base, c_get, check, check_idle, differing, flat,
 from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.labels import swap as labels_swap
+from brainseg_jax.data.synthesis import maker
 from brainseg_jax.errors import InputError
 from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
@@ -66,6 +67,19 @@ BAD = [
     ("augment.elastic.mm", 13.0, "at most 0.4"),
     ("augment.contrast.curve", 1.1, "from 0 to 1"),
     ("augment.noise.kind", "salt", "gaussian, rician"),
+    ("synth.share", 1.5, "from 0 to 1"),
+    ("synth.spread", -0.1, "from 0 to 1"),
+    ("synth.air", 2.0, "from 0 to 1"),
+    ("synth.texture.share", 1.1, "from 0 to 1"),
+    ("synth.texture.mm", 0.0, "greater than 0"),
+    ("synth.lesions.chance", 1.5, "from 0 to 1"),
+    ("synth.lesions.share", math.nan, "from 0 to 1"),
+    ("synth.lesions.mm", -1.0, "greater than 0"),
+    ("synth.strip.chance", -0.1, "from 0 to 1"),
+    ("synth.strip.mm", 0.0, "greater than 0"),
+    ("synth.face.chance", 2.0, "from 0 to 1"),
+    ("synth.face.mm", math.inf, "finite"),
+    ("synth.air_noise.chance", 1.1, "from 0 to 1"),
     ("eval_every", 2.0, "from 0 to 1"),
     ("data.size", (192, 192), "three numbers"),
     ("data.crop", (160, 160), "three numbers"),
@@ -147,6 +161,15 @@ def test_a_bad_value_of_fine_tuning_is_refused_likewise(key, value, hint):
     assert key in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_scans_are_made_of_one_channel():
+    c = base()
+    c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "channels": 2})
+    check(c)
+    c.synth.share = 0.5
+    with pytest.raises(InputError, match=r"synth\.share is 0\.5 and channels is 2; scans are made of one channel, so use synth\.share=0"):
+        check(c)
+
+
 def test_swin_unetr_wants_four_stages():
     c = base()
     c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "data.crop": (96, 96, 96)})
@@ -195,6 +218,9 @@ def test_unetr_wants_three_blocks_that_there_are(depth, features, hint):
         ({"segmentation.overlap": 0.7}, "segmentation.overlap does nothing with objective=mae"),
         ({"classes": 5}, "classes does nothing with objective=mae"),
         ({"unetr.width": 4}, "unetr.width does nothing with objective=mae"),
+        ({"synth.share": 0.5}, "synth.share does nothing with objective=mae"),
+        ({"synth.face.mm": 5.0}, "synth.face.mm does nothing with objective=mae"),
+        ({"synth.air": 0.5, "objective": "ssl", "encoder": "swin"}, "synth.air does nothing with objective=ssl"),
         ({"ssl.share": 0.2}, "ssl.share does nothing with objective=mae"),
         ({"swin.window": 4}, "swin.window does nothing with encoder=vit"),
         ({"unet.blocks": (1, 1)}, "unet.blocks does nothing with encoder=vit"),
@@ -269,16 +295,17 @@ def test_every_config_builds_at_full_size(get, variant):
     c.dtype = "bfloat16"
     check(c)
     check_idle(c)
-    swap = None
+    swap = made = None
     if c.data.labels:
         table = read_table(c.data.labels)
         c.classes, swap = len(table.structures) + 1, labels_swap(table)
+        made = maker(c, table) if c.synth.share else None
     objective = OBJECTIVES[c.objective](c)
     batch = {name: jax.ShapeDtypeStruct((c.data.batch, *shape), dtype) for name, (shape, dtype) in parts_of_batch(c).items()}
     params = jax.eval_shape(lambda: init_params(objective, sample_of(c), c.seed))
     tx = optimizer(c.optim, 100, params)
     state = jax.eval_shape(lambda params: init_state(params, tx), params)
-    step = make_train_step(objective, tx, prepare_train(c, swap), c.seed, c.optim.accumulate)
+    step = make_train_step(objective, tx, prepare_train(c, swap, made), c.seed, c.optim.accumulate)
     after, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert all(total.shape == number.shape == () for total, number in metrics.values()) and "loss" in metrics

@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from brainseg_jax import heldout
+from brainseg_jax.data import cache
 from brainseg_jax.data.cache import Entry
 from brainseg_jax.data.dataset import Dataset
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.data.manifest import Row
+from brainseg_jax.data.manifest import Row, read_manifest
+from brainseg_jax.data.pipeline import ALL, Share
 from brainseg_jax.data.standardize import spec
-from brainseg_jax.heldout import chosen, mean_of_counted, painted
+from brainseg_jax.heldout import chosen, mean_of_counted, of_volumes, painted
+from brainseg_jax.inference import Segmentation
 
 
 def test_volumes_are_spread_over_all_held_out_ones():
@@ -31,3 +36,59 @@ def test_classes_are_painted_in_the_tables_colours():
     red, green, blue = bytes.fromhex(table.structures[0].colour[1:])
     np.testing.assert_allclose(out[0, 0, 0], 0.5)
     np.testing.assert_allclose(out[1, 0, 0], 0.45 * 0.5 + 0.55 * np.array([red, green, blue]) / 255, rtol=1e-6)
+
+
+@pytest.fixture
+def held_out(heads, small, monkeypatch):
+    """`held_out(**changes)`: of_volumes on a scan and on labels only, and the list of the images that it gives a network."""
+    target, made = read_table("seg4"), read_table("head")
+    rows = read_manifest(heads)
+    how = {"target": target, "heads": made, "max_failures": 0.0, "workers": 1}
+    entries, _ = cache.build(rows, spec("default", 4.0, (32, 32, 32)), heads.parent / "volumes", **how)
+    seen = []
+
+    def segment(models, image, **_):
+        seen.append(np.asarray(image))
+        return Segmentation(np.zeros(image.shape[:3], np.uint8), np.zeros(5, np.float32))
+
+    monkeypatch.setattr(heldout.inference, "segment", segment)
+
+    def held_out(share=ALL, **changes):
+        fine = {"objective": "segmentation", "data.labels": "seg4", "classes": 5, "synth.share": 0.5}
+        data = Dataset(entries[:2], entries[2:], spec("default"), (), "", "", "", target)
+        return of_volumes(None, small(**fine | changes), data, share), seen
+
+    return held_out, entries
+
+
+def test_of_labels_only_the_same_scan_is_made_at_every_evaluation(held_out):
+    make, entries = held_out
+    assert [entry.row.alone for entry in entries] == [False, True, True, False]
+    assert len(np.unique(cache.load(entries[2].file)["label"])) > len(np.unique(cache.load(entries[3].file)["label"]))  # the skin, too
+    one, seen = make()
+    first = one.evaluate({})
+    assert one.evaluate({}) == first and set(first) >= {"loss", "dice", "dice/Cortex"}
+    again, _ = make()
+    again.draw({})
+    made, real, made_again, real_again, drawn = seen
+    np.testing.assert_array_equal(made, made_again)
+    np.testing.assert_array_equal(made, drawn)
+    np.testing.assert_array_equal(real, real_again)
+    np.testing.assert_allclose(real, cache.load(entries[3].file)["image"] / 255, atol=1e-6)
+    assert made.shape == real.shape and 0 <= made.min() < made.max() <= 1 and len(np.unique(made)) > 100
+    other, _ = make(seed=1)
+    other.evaluate({})
+    assert not np.array_equal(seen[-2], made)
+    np.testing.assert_array_equal(seen[-1], real)
+
+
+def test_each_process_makes_the_scans_of_its_share(held_out, monkeypatch):
+    make, _ = held_out
+    whole, seen = make()
+    whole.evaluate({})
+    parts = [make(share=Share(i, 2))[0] for i in range(2)]
+    monkeypatch.setattr(heldout.distributed, "gather", lambda text: [text, text])
+    for part in parts:
+        part.evaluate({})
+    for ours, theirs in zip(seen[:2], seen[2:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)

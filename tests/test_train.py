@@ -24,6 +24,7 @@ from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.pipeline import ALL
 from brainseg_jax.distributed import stop_requests
 from brainseg_jax.errors import InputError
+from brainseg_jax.evaluate import main as evaluate
 from brainseg_jax.objectives.mae import MAE
 from brainseg_jax.sharding import make_mesh
 from brainseg_jax.step import averaged, means, totals
@@ -57,10 +58,10 @@ def losses(folder, kind="train"):
     return {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == kind}
 
 
-def same_end(a, b):
+def same_end(a, b, step="8"):
     """Bit-equal state: parameters and the optimizer's."""
     for part in ("params", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, load(a / "checkpoints" / "8", part)[0], load(b / "checkpoints" / "8", part)[0])
+        jax.tree.map(np.testing.assert_array_equal, load(a / "checkpoints" / step, part)[0], load(b / "checkpoints" / step, part)[0])
 
 
 @pytest.fixture
@@ -149,6 +150,43 @@ def test_killed_and_gone_on_is_as_never_killed(run, whole, tmp_path, at_step, mo
     same_end(tmp_path / "run", whole)
     rows = [(row["step"], row["kind"]) for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert len(rows) == len(set(rows)) and losses(tmp_path / "run") == losses(whole)
+
+
+UNET = {"encoder": "resenc", "decoder": "unet", "unet.features": (4, 8, 8), "unet.blocks": (1, 1, 2), "unet.decoder_blocks": (1, 1)}
+MADE = UNET | {"objective": "segmentation", "data.labels": "seg4", "classes": 5, "synth.share": 0.5, "synth.strip.chance": 0.5}
+MADE |= {"steps": 2, "data.crops_per_volume": 2, "data.batch": 4, "augment.affine.chance": 0.5, "augment.mirror.sides": 0.5}
+
+
+@pytest.mark.slow
+def test_scans_are_made_in_training_and_a_stop_changes_nothing(run, heads, tmp_path, at_step, monkeypatch, capsys):
+    """Of a scan with its labels and of labels only, to train on and held out; then the network is scored on what has an image."""
+    changes = MADE | {"data.manifest": str(heads), "data.cache": str(heads.parent)}
+    whole = run(tmp_path / "whole", **changes)
+    assert {row["step"] for row in read_metrics(whole / "metrics.jsonl") if row["kind"] == "eval" and "dice/Cortex" in row} == {0, 1, 2}
+    assert all(np.isfinite(loss) for loss in losses(whole).values()) and (whole / "pictures" / "step_000002.png").exists()
+    facts = json.loads((whole / "run.json").read_text())["data"]
+    assert (facts["train"], facts["val"]) == (2, 2)
+    at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run(tmp_path / "run", **changes)
+    assert max(losses(tmp_path / "run")) == 1
+    monkeypatch.undo()
+    run(tmp_path / "run", **changes)
+    same_end(tmp_path / "run", whole, "2")
+    assert losses(tmp_path / "run") == losses(whole) and losses(tmp_path / "run", "eval") == losses(whole, "eval")
+    capsys.readouterr()
+    flags = ["--checkpoint", str(whole / "checkpoints" / "2"), "--split", "val", "--metrics", "dice", "--o", str(tmp_path / "t.tsv")]
+    assert evaluate([*flags, "--manifest", str(heads)]) == 0
+    assert "left out: 1 label map without an image to segment" in capsys.readouterr().out
+    write_manifest(tmp_path / "people.tsv", [row for row in read_manifest(heads) if row.alone])
+    assert evaluate([*flags, "--manifest", str(tmp_path / "people.tsv")]) == 2
+    error = capsys.readouterr().err
+    assert "all labels of split 'val' are without an image to segment; choose another --split" in error and error.count("\n") == 1
+
+
+def test_labels_only_are_refused_where_no_scans_are_made(run, heads, tmp_path):
+    for changes in ({}, {name: value for name, value in MADE.items() if not name.startswith("synth.")}):
+        with pytest.raises(InputError, match=r"head1\.nii\.gz has no image; add one, leave the line out, or have scans made of it"):
+            run(tmp_path / "run", **changes | {"data.manifest": str(heads), "data.cache": str(heads.parent)})
 
 
 KILLED = """

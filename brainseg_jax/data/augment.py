@@ -23,6 +23,7 @@ from brainseg_jax.data.synthesis import Maker
 from brainseg_jax.sharding import apart
 
 Batch = dict[str, jax.Array]
+MAKING = 1000  # number of the stream of made scans; the first ones, `fold_in` gives the keys that `split` gives, are those of the changes
 Change = Callable[[jax.Array, Image, Labels], tuple[Image, Labels]]  # of one sample: (key, image, labels or None)
 
 
@@ -57,12 +58,13 @@ def prepare_train(
         key, image, labels, place, alone = sample
         first, *streams = jax.random.split(key, 1 + len(steps))
         if maker:
-            # A stream of its own, so that real scans are augmented as they would be without any that are made.
-            look = maker.look(jax.random.fold_in(key, 0), alone)
+            # Streams of its own, so that real scans are augmented as they would be without any that are made.
+            making = jax.random.split(jax.random.fold_in(key, MAKING))
+            look = maker.look(making[0], alone)
             image = maker.painted(look, as_float(image), labels)
         image, labels = moved(first, image, labels, place) if moved else (as_float(image), labels)
         if maker:
-            image, labels = maker.finished(jax.random.fold_in(key, 1), look, image, labels)
+            image, labels = maker.finished(making[1], look, image, labels)
         for step, stream in zip(steps, streams, strict=True):
             image, labels = step(stream, image, labels) if step else (image, labels)
         return image, labels

@@ -101,7 +101,7 @@ def file_names(row: Row, spec: Spec, target: Table | None = None) -> tuple[str, 
     InputError for a file that is missing.
     """
     name = plain("_".join(filter(None, (row.subject, row.session))), 80)
-    facts: list[Any] = [VERSION, asdict(spec), *map(_facts, row.images)]
+    facts: list[Any] = [VERSION, asdict(spec), *map(_facts, row.images), *["alone"] * row.alone]
     names = [f"{name}_{_digest(facts)}.npz"]
     if target and row.labels:
         facts += [_facts(row.labels[0]), read_table(row.scheme[0]), target]
@@ -205,7 +205,7 @@ def _label(row: Row, target: Table, made: dict[str, Any], image: Scan) -> tuple[
     path, table, labels = row.labels[0], read_table(row.scheme[0]), read_labels(row.labels[0])
     label = lookup(standardize_labels(labels, made, str(path)), table, target, str(path))
     # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
-    if not label.any() and all(structure.freesurfer for structure in target.structures):
+    if not label.any() and (target.name == HEAD or all(structure.freesurfer for structure in target.structures)):
         raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
     if row.alone:
         return label, []  # doubts compare labels with an image

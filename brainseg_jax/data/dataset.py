@@ -9,11 +9,11 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from brainseg_jax.data import cache, sample
-from brainseg_jax.data.labels import Table, missing, read_table
+from brainseg_jax.data.labels import Table, grouping, missing, read_table
 from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, split_table
 from brainseg_jax.data.standardize import Spec, spec
-from brainseg_jax.errors import InputError, warnings
+from brainseg_jax.errors import InputError, few, warnings
 from brainseg_jax.files import write_text
 from brainseg_jax.runtime import cache_folder
 
@@ -83,13 +83,12 @@ def prepare(
             f"{manifest}: its column image names {found} image{'s' * (found > 1)} a subject, and the config has channels {channels}; use "
             f"--config.channels={found}, or give each subject {channels}, separated by ';'"
         )
-    if (alone := [row for row in rows if row.alone]) and not heads:
-        raise InputError(f"{manifest}: {alone[0].labels[0]} has no image; have scans made of it with --config.synth.share=1, or add one")
     for line in warnings(leaks(rows, manifest)):
         say(line)
     sides = split_table(rows, manifest)
     wanted = [row for row in rows if row.split in ("train", "val")]
-    wanted = labelled(wanted, data, target, str(manifest)) if target else [row._replace(labels=(), scheme=()) for row in wanted]
+    check_made(wanted, target, heads, data.lacking, manifest)
+    wanted = labelled(wanted, data, target, str(manifest), heads) if target else [row._replace(labels=(), scheme=()) for row in wanted]
     check_sides({row.split for row in wanted}, target, data, manifest)
     chosen = spec(data.spec, data.spacing, data.size, data.dtype)
     entries, failures = cache.build(
@@ -142,7 +141,7 @@ def mend_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], Non
     say(f"{file}: was damaged, changed or missing, and is written anew")
 
 
-def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str) -> list[Row]:
+def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str, heads: Table | None = None) -> list[Row]:
     """The scans to fine-tune on and to validate with, each with the one label map that is read (the paper, section IV-C).
 
     Of the data set `data.target` (of all, where it is empty) `data.masks` training scans are drawn: those whose hashed names come first, so
@@ -152,7 +151,8 @@ def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str
     names = sorted({row.dataset for row in rows})
     if data.target and data.target not in names:
         raise InputError(f"{manifest}: has no data set {data.target!r} in train or val; data.target may be one of {', '.join(names)}")
-    rows = [read_for(row, target, data.lacking) for row in rows if row.labels]
+    made = lambda row: heads if row.alone or row.split == "train" else None  # noqa: E731
+    rows = [read_for(row, target, data.lacking, made(row)) for row in rows if row.labels]
     of_target = {row for row in rows if row.dataset == data.target or not data.target}
     train = [row for row in of_target if row.split == "train"]
     if data.masks > len(train):
@@ -167,16 +167,24 @@ def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str
     return [row for row in rows if row not in left_out and (row.split == "train" or row in of_target)]
 
 
-def read_for(row: Row, target: Table, lacking: str) -> Row:
-    """The row with the first of its label maps that tells apart what the target does, or, `lacking` "background", as much as any."""
+def read_for(row: Row, target: Table, lacking: str, heads: Table | None = None) -> Row:
+    """The row with the first of its label maps that tells apart what the target does, or, `lacking` "background", as much as any.
+
+    With `heads` it has to tell apart what these do, too.
+    """
     if not row.scheme:
         raise InputError(f"{row.labels[0]}: the manifest does not say which label table it follows; fill in the column scheme")
     lacks, faults = {}, []
     for scheme in row.scheme:
         try:
             lacks[scheme] = missing(read_table(scheme), target)
+            if heads:
+                grouping(read_table(scheme), heads)
         except InputError as fault:
             faults.append(fault)
+            lacks.pop(scheme, None)
+    if not lacks and heads:
+        raise InputError(f"{row.labels[0]}: no scan can be made of it, {faults[0]}; or leave it out, or use synth.share=0")
     if not lacks:
         raise faults[0]
     best = min(lacks, key=lambda scheme: len(lacks[scheme]))
@@ -187,6 +195,20 @@ def read_for(row: Row, target: Table, lacking: str) -> Row:
             "them as background"
         )
     return row._replace(labels=(row.labels[row.scheme.index(best)],), scheme=(best,))
+
+
+def check_made(rows: Sequence[Row], target: Table | None, heads: Table | None, lacking: str, manifest: Path) -> None:
+    """Raises InputError for rows of labels only where no scans are made, which takes `heads`, and for a target that has more than these."""
+    if (alone := [row for row in rows if row.alone]) and not heads:
+        raise InputError(
+            f"{manifest}: {alone[0].image} has no image; add one, leave the line out, or have scans made of it, which fine-tuning does "
+            "with --config.synth.share=1"
+        )
+    if target and heads and (lacks := missing(heads, target)) and lacking == "refuse":
+        raise InputError(
+            f"scans that are made have no {few((structure.name for structure in lacks), 4)}, which {target.name} has; use a coarser "
+            "data.labels, synth.share=0, or --config.data.lacking=background"
+        )
 
 
 def check_sides(sides: set[str], target: Table | None, data: ConfigDict, manifest: Path) -> None:

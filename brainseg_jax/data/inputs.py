@@ -91,7 +91,10 @@ def _find(path: Path, contrast_enhanced: bool) -> Source:
     if path.name.endswith(VOLUMES):
         return Source((Row(stem(path), "", path, (), (), "", ""),), path.parent, "scan")
     if path.suffix in (".csv", ".tsv"):
-        return Source(read_manifest(path), path.parent, "list")
+        rows = tuple(row for row in read_manifest(path) if not row.alone)
+        if not rows:
+            raise InputError(f"--i {path}: lists labels only, and no image to segment; add scans")
+        return Source(rows, path.parent, "list")
     raise InputError(f"--i {path}: give a scan ({', '.join(VOLUMES)}), a folder, a list of scans (.csv or .tsv), or a BIDS data set")
 
 

@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from brainseg_jax.config import base
 from brainseg_jax.data.appearance import intensity
 from brainseg_jax.data.augment import as_float, patch, prepare_eval, prepare_train, sometimes
+from brainseg_jax.data.labels import lookup, read_table
+from brainseg_jax.data.labels import swap as partners
 from brainseg_jax.data.pipeline import cut
+from brainseg_jax.data.synthesis import maker
 from brainseg_jax.errors import InputError
 from brainseg_jax.planning.hlo import facts
 from brainseg_jax.sharding import batch_sharding, make_mesh, replicated
@@ -221,3 +225,97 @@ def test_the_same_happens_however_a_batch_lies_on_devices(rng, close):
         np.testing.assert_array_equal(other["label"], results[1, 1]["label"])
         close(other["image"], results[1, 1]["image"])
     assert not np.array_equal(results[1, 1]["label"], batch["label"])
+
+
+# ---- with scans that are made of labels
+
+HEAD, TARGET = read_table("head"), read_table("seg4")
+WHITE, CORTEX = (int(lookup(np.array([id]), HEAD, HEAD)[0]) for id in (2, 3))
+
+
+def config_of(changes, synth):
+    c = base()
+    c.data.spacing = 4.0
+    c.update_from_flattened_dict({f"augment.{name}": value for name, value in (OFF | changes).items()})
+    c.update_from_flattened_dict({f"synth.{name}": value for name, value in synth.items()})
+    return c
+
+
+def both_ways(changes, synth, batch, key):
+    """What comes out of a batch with a head's labels where scans may be made of it, and where the same is all real."""
+    c = config_of(changes, synth)
+    making = maker(c, TARGET)
+    plain = {name: part for name, part in batch.items() if name != "alone"} | {"label": jnp.asarray(making.classes)[batch["label"]]}
+    swap = partners(TARGET)
+    return tuple(jax.tree.map(np.asarray, jax.jit(prepare_train(c, swap, m))(key, b)) for m, b in ((making, batch), (None, plain)))
+
+
+def scans(rng, b, n, alone=0):
+    """Noise with labels of white matter and cortex in blocks; the first ones have labels only."""
+    labels = np.kron(rng.choice([0, WHITE, CORTEX], (b, 2, 2, 2)), np.ones((1, n // 2, n // 2, n // 2), int)).astype(np.uint8)
+    image = rng.integers(0, 256, (b, n, n, n, 1)).astype(np.uint8)
+    return {"image": jnp.asarray(image), "label": jnp.asarray(labels), "alone": jnp.arange(b) < alone}
+
+
+def other(a, b):
+    """Of which samples the images differ."""
+    return (a["image"] != b["image"]).any((1, 2, 3, 4))
+
+
+def test_real_scans_come_out_as_they_do_where_none_is_made(rng):
+    """To the bit, and labels of all of them likewise; those of labels only are made, and of the others about half."""
+    changes = dict.fromkeys(CHANCES, 0.5)
+    ours, real = both_ways(changes, {"share": 0.5}, scans(rng, 40, 8, alone=10), jax.random.key(4))
+    assert set(ours) == {"image", "label"}
+    np.testing.assert_array_equal(ours["label"], real["label"])
+    made = other(ours, real)
+    assert made[:10].sum() > 7 and 6 < made[10:].sum() < 24  # of a few a cut leaves nothing
+
+
+def test_whether_a_scan_is_made_has_nothing_to_do_with_how_it_is_augmented(rng):
+    """Of 400 a quarter is made and deformed, a quarter neither."""
+    batch = scans(rng, 400, 4)
+    for chance in ("affine.chance", "elastic.chance", "mirror.sides"):
+        ours, real = both_ways({chance: 0.5}, {"share": 0.5}, batch, jax.random.key(4))
+        made, changed = other(ours, real), other(real, {"image": np.asarray(jax.jit(as_float)(batch["image"]))})
+        table = [(made & changed).sum(), (made & ~changed).sum(), (~made & changed).sum(), (~made & ~changed).sum()]
+        assert min(table) > 60 and max(table) < 140, (chance, table)
+
+
+def test_a_made_scan_is_deformed_with_its_labels(rng):
+    """Without spread every voxel well inside a structure has the one value that its mean becomes."""
+    batch = scans(rng, 6, 16, alone=6)
+    ours, _ = both_ways({"affine.chance": 1.0, "elastic.chance": 1.0}, {"share": 0.5, "spread": 0.0}, batch, jax.random.key(4))
+    white, cortex = (int(maker(config_of({}, {}), TARGET).classes[id]) for id in (WHITE, CORTEX))
+    values, inner = [], 0
+    for image, label, was in zip(ours["image"], ours["label"], batch["label"], strict=True):
+        assert not np.array_equal(label > 0, was > 0)
+        for structure in (white, cortex):
+            inside = ndimage.binary_erosion(label == structure, np.ones((3, 3, 3)), border_value=0)
+            inner += inside.sum()
+            if inside.any():
+                np.testing.assert_allclose(image[inside], image[inside].flat[0], atol=1e-5)
+                values.append(image[inside].flat[0])
+    assert inner > 500 and len({round(float(value), 3) for value in values}) > 3
+
+
+def test_made_scans_are_finite_and_within_bounds_before_intensities_change(rng):
+    synth = dict.fromkeys(("lesions.chance", "strip.chance", "face.chance", "air_noise.chance"), 0.5)
+    ours, _ = both_ways(dict.fromkeys(MOVING, 0.5), synth | {"share": 1.0}, scans(rng, 30, 8, alone=15), jax.random.key(1))
+    assert np.isfinite(ours["image"]).all() and ours["image"].min() >= 0 and ours["image"].max() <= 1 and ours["image"].std() > 0.1
+
+
+@pytest.mark.slow
+def test_the_same_scans_are_made_however_a_batch_lies_on_devices(rng, close):
+    batch, key, results = scans(rng, 8, 10, alone=3), jax.random.key(3), []
+    c = config_of(ALL, {"share": 0.5, "lesions.chance": 0.5, "strip.chance": 0.5, "face.chance": 0.5})
+    for data, fsdp in ((1, 1), (2, 2)):
+        mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
+        placed, everywhere = jax.device_put(batch, batch_sharding(mesh)), replicated(mesh)
+        prepare = prepare_train(c, partners(TARGET), maker(c, TARGET))
+        with jax.set_mesh(mesh):
+            compiled = jax.jit(prepare, in_shardings=(everywhere, batch_sharding(mesh))).lower(key, placed).compile()
+        assert not facts(compiled.as_text()).collectives
+        results.append(jax.tree.map(np.asarray, compiled(jax.device_put(key, everywhere), placed)))
+    np.testing.assert_array_equal(results[0]["label"], results[1]["label"])
+    close(results[0]["image"], results[1]["image"])

@@ -12,12 +12,12 @@ import pytest
 from brainseg_jax.data import cache
 from brainseg_jax.data.labels import lookup, read_table
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import read, read_labels, reorient, write
+from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
 from brainseg_jax.data.standardize import spec, standardize, standardize_labels
 from brainseg_jax.errors import InputError
 
 SPEC = spec("default", 4.0, (16, 16, 16))
-FREESURFER = read_table("freesurfer")
+FREESURFER, HEADS = read_table("freesurfer"), read_table("head")
 
 
 def head(path, seed):
@@ -348,3 +348,105 @@ def test_what_is_no_file_is_set_aside_and_not_waited_for(rows, tmp_path):
     entries, failures = build([*odd, rows[3]], tmp_path, max_failures=1.0)
     assert [entry.row.subject for entry in entries] == ["p3"] and len(failures) == 3
     assert all("is a folder, pipe or device; give a scan's file" in failure.reason for failure in failures)
+
+
+def only_labels(path, voxels, scheme="head", split="train", affine=np.diag([4.0, 4.0, 4.0, 1.0])):  # noqa: B008
+    """A row of labels without an image."""
+    write(path, voxels, affine)
+    return Row(path.name.partition(".")[0], "", path, (path,), (scheme,), "made", split, (), True)
+
+
+def of_a_head(n=24):
+    """Ids of the table "head": a brain of two structures on either side, in skin."""
+    at = np.indices((n, n, n)) - (n - 1) / 2
+    radius, left = np.sqrt((at**2).sum(0)) * 24 / n, at[0] < 0
+    ids = np.where(radius < 4, np.where(left, 2, 41), np.where(radius < 7, np.where(left, 3, 42), np.where(radius < 9, 604, 0)))
+    return ids.astype(np.uint16)
+
+
+def ids_of(entry, table=HEADS):
+    """The labels of an entry as ids of a table."""
+    return np.array([0, *(s.id for s in table.structures)])[cache.load(entry.file)["label"]]
+
+
+def test_of_labels_only_the_image_is_white_where_they_are_and_the_classes_are_a_heads(tmp_path):
+    labels = of_a_head()
+    (entry,), failures = build([only_labels(tmp_path / "a.nii.gz", labels)], tmp_path, target=read_table("seg33"), heads=HEADS)
+    arrays, ids = cache.load(entry.file), ids_of(entry)
+    assert failures == () and set(np.unique(arrays["image"])) == {0, 255}
+    np.testing.assert_array_equal(arrays["image"][..., 0] == 255, ids > 0)
+    values, counts = np.unique(ids[ids > 0], return_counts=True)
+    assert values.tolist() == [2, 3, 41, 42, 604]
+    there = [(labels == id).sum() for id in values]  # but for what of the head lies outside the volume
+    assert (counts <= there).all() and counts.sum() > 0.6 * sum(there)
+    assert cache.remarks([entry], "people.tsv") == [] and list(cache.contents(entry)) == [entry.row.image]
+
+
+def test_labels_only_of_finer_voxels_in_another_order_are_the_same(tmp_path):
+    fine = of_a_head(96)
+    turned = reorient(Scan(fine, np.diag([1.0, 1.0, 1.0, 1.0])), "LIP")
+    rows = [
+        only_labels(tmp_path / "a.nii.gz", fine, affine=np.eye(4)),
+        only_labels(tmp_path / "b.nii.gz", turned.voxels, affine=turned.affine),
+    ]
+    entries, failures = build(rows, tmp_path, heads=HEADS)
+    assert failures == ()
+    one, other = map(ids_of, entries)
+    assert (one > 0).any() and (one == other).mean() > 0.999
+    left, right = (np.argwhere(one == id)[:, 0] for id in (2, 41))
+    assert len(left) and len(right) and left.max() < right.min()
+
+
+@pytest.mark.parametrize(
+    ("voxels", "message"),
+    [
+        (np.full((24, 24, 24), 3, np.uint8) - np.eye(24, dtype=np.uint8), "has no background, so where the head ends is unknown; give"),
+        ((of_a_head() == 2).astype(np.uint8) * 2, "has one label, of which no scan can be made; give label maps of many structures"),
+        (np.zeros((24, 24, 24), np.uint8), "the image is empty, every voxel is 0"),
+        (np.where(of_a_head() > 0, of_a_head() % 2 + 900, 0).astype(np.uint16), "label table head does not have 900"),
+    ],
+)
+def test_labels_of_which_no_scan_can_be_made_are_set_aside(tmp_path, voxels, message):
+    _, (failure,) = build([only_labels(tmp_path / "a.nii.gz", voxels)], tmp_path, heads=HEADS, max_failures=1.0)
+    assert f"{tmp_path / 'a.nii.gz'}: " in failure.reason and message in failure.reason and "\n" not in failure.reason
+
+
+def test_a_label_map_that_was_taken_for_an_image_is_not_found_as_one(tmp_path):
+    row = only_labels(tmp_path / "a.nii.gz", of_a_head())
+    (wrong,), _ = build([row._replace(alone=False, labels=(), scheme=())], tmp_path, target=None)
+    (right,), _ = build([row], tmp_path, heads=HEADS)
+    assert len(np.unique(cache.load(wrong.file)["image"])) > 2 == len(np.unique(cache.load(right.file)["image"]))
+
+
+def test_training_scans_have_a_heads_classes_and_held_out_ones_the_targets(tmp_path):
+    """Side by side in one cache, and the labels of one scan once with an image and once without."""
+    labels, rng = of_a_head(), np.random.default_rng(0)
+    (tmp_path / "t1").mkdir()
+    target, affine, rows = read_table("seg33"), np.diag([4.0, 4.0, 4.0, 1.0]), []
+    for name, split in (("a", "train"), ("b", "val")):
+        brain = only_labels(tmp_path / f"{name}.nii.gz", np.where(labels > 600, 0, labels), "freesurfer", split)
+        image = tmp_path / "t1" / f"{name}.nii.gz"
+        write(image, (labels > 0) * 100 + 50.0 * (labels > 600) * (np.indices(labels.shape)[1] > 12) + rng.random(labels.shape), affine)
+        rows += [brain._replace(image=image, alone=False), brain]
+    entries, failures = build(rows, tmp_path, target=target, heads=HEADS)
+    assert failures == () and [entry.row for entry in entries] == rows and len({entry.file for entry in entries}) == 4
+    train, train_alone, val, val_alone = (ids_of(entry, HEADS if i != 2 else target) for i, entry in enumerate(entries))
+    outside = set(range(601, 607))
+    assert set(np.unique(train)) - outside == {0, 2, 3, 41, 42} and len(set(np.unique(train)) & outside) > 1
+    assert train[0, 0, 0] == 0
+    for other in (train_alone, val_alone):
+        assert set(np.unique(other)) == {0, 2, 3, 41, 42}
+    assert not set(np.unique(val)) & outside
+    names = {s.id: s.name for s in target.structures}
+    assert {names[id] for id in np.unique(val) if id} == {s.name for s in target.structures if set(s.freesurfer) & {2, 3, 41, 42}}
+    # Without made scans the first is what it was.
+    (plain,), _ = build(rows[:1], tmp_path, target=target)
+    assert plain.file != entries[0].file and set(np.unique(cache.load(plain.file)["label"])) == set(
+        np.unique(cache.load(entries[2].file)["label"])
+    )
+
+
+def test_a_head_without_a_brain_is_no_head_to_make_scans_of(rows, tmp_path):
+    write(rows[1].labels[0], np.zeros((24, 24, 24), np.int32), np.diag([4.0, 4.0, 4.0, 1.0]))
+    _, failures = build(rows, tmp_path, max_failures=1.0, heads=HEADS)
+    assert [failure.row.subject for failure in failures] == ["p1"] and "has no structure of head" in failures[0].reason

@@ -284,3 +284,49 @@ def test_cached_labels_are_classes_on_the_images_grid(masked, tmp_path):
     assert 2 * (bright & inside).sum() / (bright.sum() + inside.sum()) > 0.95
     without = prepare(settings(masked, tmp_path), tmp_path / "b")
     assert data.target == BRAIN and not {e.file for e in data.train} & {e.file for e in without.train}
+
+
+def test_labels_without_an_image_are_refused_where_no_scans_are_made(heads, tmp_path):
+    rows = read_manifest(heads)
+    with pytest.raises(
+        InputError, match=r"head1\.nii\.gz has no image; add one, leave the line out, or .*--config\.synth\.share=1"
+    ) as refusal:
+        prepare(settings(heads, tmp_path), tmp_path / "run", target=read_table("seg33"))
+    assert str(refusal.value).startswith(f"{heads}: ") and "\n" not in str(refusal.value)
+    # What is not read is not in the way.
+    moved = [row._replace(split="test" if row.alone else row.split) for row in rows]
+    write_manifest(tmp_path / "people.tsv", moved)
+    data = prepare(settings(tmp_path / "people.tsv", tmp_path), tmp_path / "run", target=read_table("seg33"))
+    assert [entry.row.subject for entry in (*data.train, *data.val)] == ["head0", "head3"]
+
+
+def test_labels_that_may_stand_beside_their_image_to_be_made_a_scan_of_always(heads, tmp_path):
+    first, *_, last = read_manifest(heads)
+    again = first._replace(session="made", image=first.labels[0], alone=True)
+    write_manifest(tmp_path / "people.tsv", [first, again, last])
+    data, said = settings(tmp_path / "people.tsv", tmp_path), []
+    ready = dataset.prepare(data, read_table("seg33"), said.append, lambda what: lambda done, total: None, heads=read_table("head"))
+    assert [entry.row.alone for entry in ready.train] == [False, True] and said == [] and len(ready.subjects()) == 1
+    twice = [first, again, again._replace(subject="x", session="2"), last]
+    with pytest.raises(InputError, match=r"head0\.nii\.gz is listed twice; remove one"):
+        write_manifest(tmp_path / "twice.tsv", twice)
+
+
+def test_labels_have_to_tell_apart_what_scans_are_made_from():
+    """Of training scans, and of labels only; the map that can is taken."""
+    made = read_table("head")
+    rows = [row._replace(scheme=("seg4",)) for row in people(A_train=1, A_val=1)]
+    with pytest.raises(InputError, match=r"train0_mask\.nii: no scan can be made of it, 'Cortex' of label table seg4 .*synth\.share=0$"):
+        dataset.labelled(rows, settings("people.tsv", Path("/")), FOUR, "people.tsv", made)
+    fine = rows[0]._replace(labels=(*rows[0].labels, Path("/fine.nii")), scheme=("seg4", "seg35"))
+    for row, scheme in ((fine, "seg35"), (fine._replace(split="val"), "seg4"), (fine._replace(split="val", alone=True), "seg35")):
+        (found, *_) = dataset.labelled([row, rows[1]], settings("people.tsv", Path("/")), FOUR, "people.tsv", made)
+        assert found.scheme == (scheme,)
+
+
+def test_what_made_scans_do_not_have_cannot_be_learned_of_them():
+    made, fine = read_table("head"), read_table("synthseg")
+    dataset.check_made([], read_table("seg33"), made, "refuse", Path("people.tsv"))
+    dataset.check_made([], fine, made, "background", Path("people.tsv"))
+    with pytest.raises(InputError, match=r"scans that are made have no Left cortex, .* and \d+ more, which synthseg has; use a coarser"):
+        dataset.check_made([], fine, made, "refuse", Path("people.tsv"))

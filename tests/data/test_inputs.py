@@ -253,3 +253,11 @@ def test_the_task_of_earlier_runs_is_in_bids_names(tmp_path):
 
 def test_stems():
     assert [stem(Path(name)) for name in ("a.nii.gz", "a.nii", "a.mgz", "a.b.mgh")] == ["a", "a", "a", "a.b"]
+
+
+def test_labels_only_of_a_manifest_are_nothing_to_segment(tmp_path):
+    (tmp_path / "people.tsv").write_text("subject,image,labels,scheme,source\n1,x.nii,,,\n2,,l.nii,seg35,synth\n")
+    assert [row.subject for row in find(tmp_path / "people.tsv").rows] == ["1"]
+    (tmp_path / "people.tsv").write_text("subject,image,labels,scheme,source\n2,,l.nii,seg35,synth\n")
+    with pytest.raises(InputError, match=r"--i .*people\.tsv: lists labels only, and no image to segment; add scans"):
+        find(tmp_path / "people.tsv")

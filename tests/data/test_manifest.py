@@ -94,6 +94,16 @@ def test_a_scheme_without_labels_says_nothing_and_labels_may_lack_a_scheme(tmp_p
             "subject,image,split\n1,x.nii,training\n",
             r"split 'training' .* is unknown \(did you mean 'train'\?\); use one of train, val, test",
         ),
+        ("subject,image,source\n1,x.nii,\n2,y.nii,made\n", "line 3: source 'made' is unknown; leave it empty, or use synth"),
+        (
+            "subject,image,labels,scheme,source\n1,x.nii,l.nii,seg35,synth\n",
+            "line 2: source synth is for labels and their scheme without an image; fill in these two only",
+        ),
+        ("subject,image,labels,scheme,source\n1,,l.nii,,synth\n", "line 2: source synth is for labels and their scheme without an image"),
+        ("subject,image,labels,scheme,source\n1,,,seg35,synth\n", "line 2: source synth is for labels and their scheme without an image"),
+        ("subject,image,labels,scheme,source\n1,,l.nii;m.nii,seg35,synth\n", "line 2: 2 labels but 1 schemes"),
+        ("subject,image,labels,scheme,source\n1,,l.nii,seg35,synth\n1,,l.nii,seg35,synth\n", "l.nii is listed twice; remove one"),
+        ("subject,image,labels,scheme\n1,,l.nii,seg35\n", "line 2: image is empty"),
         ("subject,image,split\n1,x.nii,train\n1,y.nii,test\n", "subject '1' of dataset '' is in both train and test"),
     ],
 )
@@ -139,6 +149,30 @@ def test_images_of_one_subject_keep_their_order(tmp_path):
     write_manifest(tmp_path / "out.tsv", [row])
     assert "t1.nii;../f.nii;a.nii" in (tmp_path / "out.tsv").read_text()
     assert read_manifest(tmp_path / "out.tsv") == (row,)
+
+
+def test_labels_of_which_scans_are_made_have_no_image(tmp_path):
+    text = "subject,image,labels,scheme,split,source\n1,x.nii,l.nii,seg35,train,\n1,,l.nii;m.nii,seg35;head,train,synth\n"
+    real, made = read_manifest(manifest(tmp_path, text))
+    assert not real.alone and real.image == tmp_path / "x.nii"
+    labels = (tmp_path / "l.nii", tmp_path / "m.nii")
+    assert made == Row("1", "", labels[0], labels, ("seg35", "head"), "", "train", (), True) and made.images == labels[:1]
+    write_manifest(tmp_path / "out.tsv", [real, made])
+    assert (tmp_path / "out.tsv").read_text().splitlines()[2].split("\t") == [
+        "1",
+        "",
+        "",
+        "l.nii;m.nii",
+        "seg35;head",
+        "",
+        "train",
+        "synth",
+    ]
+    assert read_manifest(tmp_path / "out.tsv") == (real, made)
+    write_manifest(tmp_path / "plain.tsv", [real])
+    assert "source" not in (tmp_path / "plain.tsv").read_text()  # which others, that do not know the column, can read
+    write_splits(tmp_path / "split.tsv", [real, made])
+    assert apply_splits([real._replace(split=""), made._replace(split="")], tmp_path / "split.tsv") == (real, made)
 
 
 def test_a_label_table_of_the_users_is_taken_from_the_manifests_folder(tmp_path, monkeypatch):

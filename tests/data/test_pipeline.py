@@ -12,6 +12,7 @@ import pytest
 from brainseg_jax.data import cache
 from brainseg_jax.data import pipeline as module
 from brainseg_jax.data.augment import patch
+from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.pipeline import Share, central_crop, eval_batches, train_batches
 from brainseg_jax.data.standardize import spec
@@ -145,6 +146,24 @@ def test_a_patch_is_its_crop_with_all_that_lies_around_it_in_the_volume(volumes)
             np.testing.assert_array_equal(begins - place, np.clip(begins - [2, 1, 2], 0, np.array(SIZE) - patch))
 
 
+@pytest.mark.parametrize("crops", [1, 2])
+def test_each_crop_says_whether_its_volume_has_labels_only(volumes, crops):
+    """On any share of processes, and the crops are what they are without it."""
+    alone = (True, False, False, True, False)
+    how = {"crop": CROP, "crops_per_volume": crops, "batch": 4, "seed": 0, "start": 0, "threads": 1}
+    plain, whole = train_batches(volumes, **how), train_batches(volumes, **how, alone=alone)
+    halves = [train_batches(volumes, **how, alone=alone, share=Share(i, 2)) for i in range(2)]
+    said = []
+    for _ in range(8):
+        batch, parts = next(whole), [next(half) for half in halves]
+        np.testing.assert_array_equal(batch["image"], next(plain)["image"])
+        assert batch["alone"].shape == (4,) and batch["alone"].dtype == bool
+        assert batch["alone"].tolist() == [alone[volume_of(crop)] for crop in batch["image"]]
+        np.testing.assert_array_equal(np.concatenate([part["alone"] for part in parts]), batch["alone"])
+        said += batch["alone"].tolist()
+    assert 0 < sum(said) < len(said)
+
+
 @pytest.mark.parametrize("chance", [0.0, 0.5])
 def test_batches_are_what_the_step_is_compiled_for(cohort, small, chance):
     """With and without deformations, which need what lies around a crop."""
@@ -154,6 +173,18 @@ def test_batches_are_what_the_step_is_compiled_for(cohort, small, chance):
     batch = next(train_batches(files, crop=config.data.crop, patch=patch(config), crops_per_volume=1, batch=2, seed=0, start=0, threads=1))
     assert {name: (part.shape[1:], part.dtype) for name, part in batch.items()} == parts_of_batch(config)
     assert ("place" in batch) == (chance > 0)
+
+
+def test_batches_with_made_scans_are_what_the_step_is_compiled_for(heads, small):
+    fine = {"objective": "segmentation", "data.labels": "seg4", "classes": 5, "synth.share": 0.5, "augment.elastic.chance": 0.5}
+    config, rows = small(**fine), read_manifest(heads)
+    target, made = read_table("seg4"), read_table("head")
+    entries, _ = cache.build(
+        rows, spec("default", 4.0, (32, 32, 32)), heads.parent / "volumes", target=target, heads=made, max_failures=0.0, workers=1
+    )
+    how = {"crop": config.data.crop, "patch": patch(config), "crops_per_volume": 2, "batch": 2, "seed": 0, "start": 0, "threads": 1}
+    batch = next(train_batches([entry.file for entry in entries], **how, alone=[row.alone for row in rows]))
+    assert {name: (part.shape[1:], part.dtype) for name, part in batch.items()} == parts_of_batch(config)
 
 
 def test_a_crop_as_large_as_the_volume_is_the_volume(volumes):

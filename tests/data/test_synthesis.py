@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from brainseg_jax.config import base
 from brainseg_jax.data import synthesis
 from brainseg_jax.data.deform import coordinates, resample
 from brainseg_jax.data.fields import smooth_noise
-from brainseg_jax.data.labels import read_table
+from brainseg_jax.data.labels import SCHEMES, grouping, lookup, read_table
 from brainseg_jax.data.synthesis import Prior, Tissues, appearance_of, check_prior, paint
 from brainseg_jax.errors import InputError
 
@@ -154,3 +155,91 @@ def test_what_cannot_be_made_is_one_line():
     with pytest.raises(InputError, match=r"prior spreads go from 0 to 4; scale intensities"):
         check_prior(PRIOR._replace(spreads=100 * PRIOR.spreads), TISSUES)
     check_prior(PRIOR, TISSUES)
+
+
+# ---- all of it, as a config says
+
+
+HEADS = read_table("head")
+CHANCES = ("lesions.chance", "strip.chance", "face.chance", "air_noise.chance")
+
+
+def made_by(target="seg33", spacing=4.0, **changes):
+    """A maker whose keys under `synth` are changed."""
+    c = base()
+    c.data.spacing = spacing
+    c.update_from_flattened_dict({f"synth.{name}": value for name, value in changes.items()})
+    return synthesis.maker(c, read_table(target))
+
+
+def head_of_layers(n=16):
+    """Classes of "head": skin around cortex around white matter, the latter two on either side."""
+    at = np.indices((n, n, n)) - (n - 1) / 2
+    radius, left = np.sqrt((at**2).sum(0)) * 16 / n, at[0] < 0
+    ids = np.where(radius < 3, np.where(left, 2, 41), np.where(radius < 5, np.where(left, 3, 42), np.where(radius < 7, 604, 0)))
+    return jnp.asarray(lookup(ids.astype(np.uint16), HEADS, HEADS))
+
+
+def test_equal_keys_make_equal_scans_and_others_others_all_within_bounds():
+    """With every change there is, by a half each; also of what has no brain, and of nothing."""
+    whole = jax.jit(made_by(**dict.fromkeys(CHANCES, 0.5)).whole)
+    labels = head_of_layers()
+    for map in (labels, jnp.where(labels == labels[8, 1, 8], labels, 0), 0 * labels):
+        images = [np.asarray(whole(key, map)[0]) for key in jax.random.split(KEY, 12)]
+        assert all(np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1 for image in images)
+        assert images[0].shape == (16, 16, 16, 1) and images[0].dtype == np.float32
+    images = [np.asarray(whole(key, labels)[0]) for key in jax.random.split(KEY, 12)]
+    assert len({image.tobytes() for image in images}) == 12
+    np.testing.assert_array_equal(whole(jax.random.split(KEY, 12)[3], labels)[0], images[3])
+
+
+def test_labels_only_are_made_a_scan_of_always_and_others_by_their_share():
+    keys = jax.random.split(KEY, 2000)
+
+    def share_of(share, alone):
+        return float(jax.vmap(lambda key: made_by(share=share).look(key, jnp.array(alone)).made)(keys).mean())
+
+    assert share_of(1e-9, True) == 1 and share_of(1e-9, False) == 0 and share_of(1.0, False) == 1
+    assert abs(share_of(0.5, False) - 0.5) < 0.04 and abs(share_of(0.2, False) - 0.2) < 0.03
+
+
+@pytest.mark.parametrize("target", [name for name in SCHEMES if name not in ("malpem", "dlmuse", "head")])
+def test_what_the_network_learns_of_a_heads_classes_is_what_it_would_without(target, rng):
+    """By way of the table "head", whatever scan is made, labels become the classes that they are at once; but for what lies scattered."""
+    source, table, maker = read_table("freesurfer"), read_table(target), made_by(target)
+    at_once, through = grouping(source, table), grouping(source, HEADS)
+    plain = [s.id for s in source.structures if len(at_once[s.id]) < 2 and len(through[s.id]) == 1 and not 77 <= s.id < 83]
+    if target in ("freesurfer", "synthseg"):  # these have the cortex in parcels, which a head has not
+        plain = [id for id in plain if through[id] == (id,)]
+    ids = rng.choice([0, *plain], (4, 40, 5)).astype(np.uint16)
+    classes = jnp.asarray(lookup(ids, source, HEADS))
+    image = jnp.zeros((4, 40, 5, 1))
+    for look in (maker.look(KEY, jnp.array(True)), maker.look(KEY, jnp.array(False))):
+        _, learned = maker.finished(KEY, look, image, classes)
+        np.testing.assert_array_equal(learned, lookup(ids, source, table))
+    assert len(plain) > 20
+    outside = lookup(np.arange(601, 607).reshape(6, 1, 1), HEADS, HEADS)
+    assert not np.asarray(maker.classes)[outside].any()
+
+
+def test_a_target_that_a_head_does_not_tell_apart_is_refused():
+    with pytest.raises(InputError, match="'Left cerebral cortex' of label table head does not tell"):
+        made_by("malpem")
+
+
+def test_without_spread_a_structure_is_its_mean_and_a_real_scan_is_left_as_it_is():
+    maker, labels = made_by(share=0.5, spread=0.0, air=0.0), head_of_layers()
+    real = jax.random.uniform(KEY, (16, 16, 16, 1))
+    made = 0
+    for key in jax.random.split(KEY, 8):
+        look = maker.look(key, jnp.array(False))
+        image, _ = maker.finished(key, look, maker.painted(look, real, labels), labels)
+        if not look.made:
+            np.testing.assert_array_equal(image, real)
+            continue
+        made += 1
+        means = np.asarray(look.means)[maker.tissues.of[np.asarray(labels)]]
+        few = (slice(None, None, 2),) * 3
+        low, high = np.percentile(means[few], 2.0), np.percentile(means[few][np.asarray(labels)[few] > 0], 99.5)
+        np.testing.assert_allclose(image[..., 0], np.clip((means - low) / (high - low), 0, 1), atol=1e-5)
+    assert 0 < made < 8
