@@ -1,7 +1,12 @@
+# ruff: noqa: E402 (Ctrl-C is answered from before the other imports on, which take seconds)
 """Prepares data for training: `manifest` turns a data set's folder into a manifest with splits, `cache` standardises its scans ahead.
 
 Training does the second by itself; on a cluster it is worth doing before, on a machine without a GPU.
 """
+
+import brainseg_jax
+
+brainseg_jax.answer_ctrl_c()
 
 import argparse
 import inspect
