@@ -70,7 +70,7 @@ def notes(folder: Path, records: list[dict[str, Any]], left_out: int) -> list[st
         cohort = f"compared with a cohort of {people} people" if people else "no cohort is known, so no volume has a z-score"
         few = f", too few for z-scores ({FEWEST} are needed)" if 0 < people < FEWEST else ""
         lines.append(f"{by}: {_cases(n)}, {cohort}{few}.")
-    reasons = [read_text(file) for name in ("failures.csv", "failures_part-*-of-*.csv") for file in folder.glob(name)]
+    reasons = [read_text(file) for name in inputs.FAILURES for file in folder.glob(name)]
     failed = {row["image"] for text in reasons for row in csv.DictReader(text.splitlines())} - {shown["image"] for shown in records}
     if failed:
         lines.append(f"Not here, since they could not be segmented: {_cases(len(failed))}; failures*.csv beside the label maps says why.")

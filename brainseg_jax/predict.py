@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
                 write_names(case.names, job.table)
     else:
         cases = tuple(results)
-    before, reasons = len(results), of_part(job.folder / "failures.csv", options.part)
+    before, reasons = len(results), of_part(job.folder / inputs.FAILURES[0], options.part)
     if source.kind == "bids":
         describe(source, job.folder)
     failures = segment_all(job, cases, results, reasons)
@@ -125,11 +125,21 @@ def check_places(job: Job) -> None:
     if options.vol:
         file = of_part(options.vol, options.part)
         check_place(file)
+        check_free(job, file)
         check_own(f"--vol {file}", file, "table", _delimiter(file).join(COLUMNS))
     if options.qc:
         from brainseg_jax import page
 
         page.refuse(options.qc, job.folder)
+
+
+def check_free(job: Job, file: Path) -> None:
+    """Raises InputError where the table of volumes has the name of another table that is written in the run."""
+    reasons = file.parent.resolve() == job.folder.resolve() and any(map(file.match, inputs.FAILURES))
+    names = {case.names.resolve() for case in inputs.place(job.source, job.options.o, "")}
+    if reasons or file.resolve() in names:
+        holds = "why scans could not be segmented" if reasons else "the names of structures"
+        raise InputError(f"--vol {file}: is the file that says {holds}; give another name, e.g. {file.with_name('volumes.tsv')}")
 
 
 def load(job: Job, networks: list[str]) -> Job:
