@@ -8,16 +8,26 @@ import sys
 
 __version__ = "0.1.0"
 
-if sys.argv[:1] == ["-m"]:  # while Python looks for the command of `python -m`, which takes seconds to import
 
-    def _stopped(kind, error, trace):
-        """Ctrl-C before a command can answer it is one line, too, and 130."""
-        if issubclass(kind, KeyboardInterrupt):
-            print("stopped", file=sys.stderr)
-            raise SystemExit(130)
-        sys.__excepthook__(kind, error, trace)
+def answer_ctrl_c() -> None:
+    """From here on Ctrl-C before a command can answer it is one line, too, and 130: what commands import takes seconds."""
 
-    sys.excepthook = _stopped
+    def stopped(kind, error, trace):
+        from brainseg_jax.errors import asked_to_stop
+
+        if not asked_to_stop(error):
+            return sys.__excepthook__(kind, error, trace)
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130)
+
+    sys.excepthook = stopped
+    from brainseg_jax.errors import raise_later
+
+    sys.unraisablehook = raise_later
+
+
+if sys.argv[:1] == ["-m"]:  # while Python looks for the command of `python -m`
+    answer_ctrl_c()
 
 
 def __getattr__(name: str):

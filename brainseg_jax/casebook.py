@@ -19,6 +19,7 @@ from brainseg_jax.data.inputs import Case
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import read_text
 from brainseg_jax.quality import FEWEST, Cohort, Findings
 
 
@@ -45,7 +46,7 @@ def valid(record: Path, sidecar: Path) -> dict[str, Any] | None:
     """What the page shows of a case, from its file; None unless it is of this version, and of the label map that is there."""
     try:
         (found,) = page.read_cases([record])
-        return found if found["made_from"] == json.loads(sidecar.read_text(encoding="utf-8"))["MadeFrom"] else None
+        return found if found["made_from"] == json.loads(read_text(sidecar))["MadeFrom"] else None
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -69,7 +70,7 @@ def notes(folder: Path, records: list[dict[str, Any]], left_out: int) -> list[st
         cohort = f"compared with a cohort of {people} people" if people else "no cohort is known, so no volume has a z-score"
         few = f", too few for z-scores ({FEWEST} are needed)" if 0 < people < FEWEST else ""
         lines.append(f"{by}: {_cases(n)}, {cohort}{few}.")
-    reasons = [file.read_text(encoding="utf-8") for name in ("failures.csv", "failures_part-*-of-*.csv") for file in folder.glob(name)]
+    reasons = [read_text(file) for name in inputs.FAILURES for file in folder.glob(name)]
     failed = {row["image"] for text in reasons for row in csv.DictReader(text.splitlines())} - {shown["image"] for shown in records}
     if failed:
         lines.append(f"Not here, since they could not be segmented: {_cases(len(failed))}; failures*.csv beside the label maps says why.")

@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from brainseg_jax import distributed, weights
 from brainseg_jax.errors import InputError, few
-from brainseg_jax.files import SEAL, check_place, write_text
+from brainseg_jax.files import SEAL, check_place, read_text, write_text
 
 STATE = "state"
 SAVING = ".saving"  # holds the step whose checkpoint is being written, until it is sealed
@@ -146,10 +146,10 @@ def verify(checkpoint: Path, most: int | None = None) -> str:
     """
     seal = checkpoint / SEAL
     try:
-        sealed = json.loads(seal.read_text(encoding="utf-8"))
+        sealed = json.loads(read_text(seal))
     except FileNotFoundError:
         return f"{seal} is missing"
-    except (ValueError, RecursionError):
+    except (InputError, ValueError, RecursionError):
         return f"{seal} is damaged"
     if not isinstance(sealed, dict) or not sealed:
         return f"{seal} is damaged"

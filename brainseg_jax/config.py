@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import re
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -475,14 +476,43 @@ def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file:
 
 
 def of_file(name: str) -> ConfigDict:
-    """The experiment of FILE.py or FILE.py:VARIANT, as --config takes it. Raises InputError for a file or a variant that there is not."""
+    """The experiment of FILE.py or FILE.py:VARIANT, as --config takes it.
+
+    Raises InputError for a file or a variant that there is not, for a file that fails, with the line, and for what is no experiment.
+    """
     file, _, variant = name.partition(":")
     if not Path(file).is_file() or Path(file).suffix != ".py":
         raise InputError(f"{file}: no such config; it is a Python file, e.g. configs/pretrain_vit.py")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
+    try:
+        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise InputError(f"{file}: has no function get_config, which makes the experiment; write it as in configs/pretrain_vit.py")
+        made = module.get_config(variant) if variant else module.get_config()
+    except InputError:
+        raise
+    except Exception as error:  # a config is a program, and may fail as any
+        what = " ".join(f"{type(error).__name__}: {getattr(error, 'msg', error)}".split())[:300]
+        raise InputError(f"{file}: {_line_of(file, error)}{what}; correct the file") from None
+    if not isinstance(made, ConfigDict):
+        raise InputError(
+            f"{file}: its get_config gives {type(made).__name__} and no ConfigDict; begin it with c = base(), end it with return c"
+        )
+    keys, known = flat(made).keys(), flat(base()).keys()
+    if strange := sorted(keys - known):
+        raise InputError(f"{file}: its get_config sets {strange[0]}: {unknown(strange[0])}")
+    if lacking := sorted(known - keys):
+        raise InputError(f"{file}: its get_config gives no {lacking[0]}; begin it with c = base(), which has every key")
+    return made
+
+
+def _line_of(file: str, error: Exception) -> str:
+    """Where in a file an error arose, as the beginning of a text; "" where that is not known."""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    places += [(error.filename, error.lineno)] if isinstance(error, SyntaxError) else []
+    lines = [line for name, line in places if name and line and Path(name).absolute() == Path(file).absolute()]
+    return f"line {lines[-1]}: " if lines else ""
 
 
 def pairs(rates: Any) -> list[tuple[str, float]]:

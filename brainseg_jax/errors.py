@@ -53,7 +53,7 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal or a log in ASCII is no reason to stop
-    usual, sys.unraisablehook = sys.unraisablehook, _raise_later
+    usual, sys.unraisablehook = sys.unraisablehook, raise_later
     try:
         try:
             return command()
@@ -94,7 +94,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def _raise_later(lost: Any) -> None:
+def raise_later(lost: Any) -> None:
     """Ctrl-C that came within a callback, JAX's of the garbage collector for one, which Python would only print: raised a moment later."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()

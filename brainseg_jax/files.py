@@ -1,11 +1,13 @@
 """Files that are there wholly or not at all, whatever stops the program that writes them."""
 
 import csv
+import errno
 import hashlib
 import io
 import os
 import platform
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +24,7 @@ READY = NETWORKS["any"]
 FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # what a cell begins with that spreadsheets compute
 ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's, whatever machine it is of
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
+TEXT = 2**26  # bytes that are read of a table, list or record, at most: a quarter of a million scans with long paths
 
 
 @contextmanager
@@ -97,6 +100,57 @@ def absent(path: Path, remedy: str = "check the path") -> str:
     return f"{path}: no such file; {remedy}"
 
 
+def regular(path: Path, remedy: str = "give a file") -> os.stat_result:
+    """A file's status, before it is opened: to open a pipe would wait for ever, and a device may never end.
+
+    Raises InputError, which does not name the file, for those, and OSError where there is none, or a folder.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"is a pipe or device and no file; {remedy}")
+    return status
+
+
+def beginning(path: Path, most: int) -> bytes:
+    """The first bytes of a file, at most so many; none of what is no file."""
+    if not path.is_file():
+        return b""
+    with path.open("rb") as stream:
+        return stream.read(most)
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A file's text, with its line ends as they are. Raises InputError for what is no file and for more than TEXT bytes, OSError and
+    UnicodeDecodeError as reading does."""
+    try:
+        regular(path)
+    except InputError as refusal:
+        raise InputError(f"{path}: {refusal}") from None
+    content = beginning(path, TEXT + 1)  # not by its size: some files of the system say 0
+    if len(content) > TEXT:
+        raise InputError(f"{path}: holds more than {TEXT >> 20} MiB, which no table, list or record does; check that it is the right file")
+    return content.decode(encoding)
+
+
+def read_table_text(path: Path, where: str, form: str) -> str:
+    """The text of a table that a user wrote, "" included. Raises InputError for whatever is wrong; `where` is the remedy for a file that is
+    not there, and `form` what the table is saved as, e.g. "CSV"."""
+    try:
+        text = read_text(path, "utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {where}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; save it as {form} in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}: line {line}: holds a zero byte, which is no text; save it as {form} in UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def check_place(path: Path) -> None:
     """Raises InputError where nothing can be written at `path`, before there is something to write. Leaves nothing behind."""
     above = next(folder for folder in path.absolute().parents if folder.exists())
@@ -113,7 +167,7 @@ def check_own(name: str, path: Path, what: str, mark: str) -> None:
     """Raises InputError, calling it `name`, for a folder and for a file that is not ours: `mark` stands near the beginning of one."""
     if path.is_dir():
         raise InputError(f"{name}: is a folder; give the name of a {what}")
-    if path.exists() and mark.encode() not in path.read_bytes()[:1000]:
+    if path.exists() and mark.encode() not in beginning(path, 1000):
         raise InputError(f"{name}: exists, and is no {what} of this command; move it away, or give another name")
 
 

@@ -1,12 +1,11 @@
 """What the commands share: `--config` and `--devices`, one line for what the user can mend, and answers to mistyped flags."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from brainseg_jax.config import unknown
+from brainseg_jax.config import of_file, unknown
 from brainseg_jax.errors import InputError, exit_code, leave
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
@@ -31,9 +30,8 @@ def _parse(argv: list[str]) -> list[str]:
     for i, word in enumerate(argv):
         flag, equals, value = word.lstrip("-").partition("=")
         value = value if equals else "".join(argv[i + 1 : i + 2])
-        file = Path(value.partition(":")[0])
-        if flag == "config" and (file.suffix != ".py" or not file.is_file()):
-            raise InputError(f"--config={value}: no such config; it is a Python file, e.g. --config=configs/pretrain_vit.py")
+        if flag == "config":
+            of_file(value)  # says in one line what is wrong with a config; what reads it below does not
         if flag.startswith("config.") and (fault := unknown(flag.removeprefix("config."))):
             raise InputError(f"--{flag}: {fault}")
     try:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Integer
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import check_own, check_place, write_text
+from brainseg_jax.files import check_own, check_place, read_text, write_text
 from brainseg_jax.quality import ALL, KINDS, WORST, Findings, Z
 from brainseg_jax.strip import MM, WINDOW, strip
 
@@ -84,7 +84,7 @@ def read_cases(files: Iterable[Path]) -> list[Case]:
     records = []
     for file in files:
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = json.loads(read_text(file))
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or record.pop(SEAL, "") != _seal(record) or record.get("format") != FORMAT:

@@ -27,7 +27,19 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.makers import VOLUMES, stem
 from brainseg_jax.errors import InputError, exit_code, leave, reason, warnings
-from brainseg_jax.files import NETWORKS, READY, SEAL, check_own, check_place, without_formulas, write_table, write_text
+from brainseg_jax.files import (
+    NETWORKS,
+    READY,
+    SEAL,
+    beginning,
+    check_own,
+    check_place,
+    read_text,
+    regular,
+    without_formulas,
+    write_table,
+    write_text,
+)
 from brainseg_jax.predict_options import parser
 
 VERSION = 4  # of what is written: raise it whenever the same scan and checkpoints would give other labels
@@ -90,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
                 write_names(case.names, job.table)
     else:
         cases = tuple(results)
-    before, reasons = len(results), of_part(job.folder / "failures.csv", options.part)
+    before, reasons = len(results), of_part(job.folder / inputs.FAILURES[0], options.part)
     if source.kind == "bids":
         describe(source, job.folder)
     failures = segment_all(job, cases, results, reasons)
@@ -125,11 +137,21 @@ def check_places(job: Job) -> None:
     if options.vol:
         file = of_part(options.vol, options.part)
         check_place(file)
+        check_free(job, file)
         check_own(f"--vol {file}", file, "table", _delimiter(file).join(COLUMNS))
     if options.qc:
         from brainseg_jax import page
 
         page.refuse(options.qc, job.folder)
+
+
+def check_free(job: Job, file: Path) -> None:
+    """Raises InputError where the table of volumes has the name of another table that is written in the run."""
+    reasons = file.parent.resolve() == job.folder.resolve() and any(map(file.match, inputs.FAILURES))
+    names = {case.names.resolve() for case in inputs.place(job.source, job.options.o, "")}
+    if reasons or file.resolve() in names:
+        holds = "why scans could not be segmented" if reasons else "the names of structures"
+        raise InputError(f"--vol {file}: is the file that says {holds}; give another name, e.g. {file.with_name('volumes.tsv')}")
 
 
 def load(job: Job, networks: list[str]) -> Job:
@@ -165,8 +187,11 @@ def digest(checkpoint: str) -> str:
     """What tells a checkpoint, or any file, from others, wherever it lies; "" where there is none."""
     try:
         file = Path(checkpoint)
-        return hashlib.sha256((file / SEAL if file.is_dir() else file).read_bytes()).hexdigest()
-    except OSError:
+        file = file / SEAL if file.is_dir() else file
+        regular(file)
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, InputError):
         return ""
 
 
@@ -194,12 +219,12 @@ def done(job: Job, case: Case) -> Told | None:
     try:
         if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
             return None
-        told = json.loads(case.sidecar.read_text(encoding="utf-8"))
+        told = json.loads(read_text(case.sidecar))
         kinds = {"Entropy": (int, float), "Score": (int, float), "Remarks": list, "SHA256": dict}
         whole = all(isinstance(told[key], kind) for key, kind in kinds.items())
         whole = whole and all(tuple(volume) == COLUMNS[3:] for volume in told["Volumes"])
         return told if whole and told["MadeFrom"] == made_from(job, case) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -342,7 +367,7 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
 
 def shared_names(file: Path) -> bool:
     """Whether a file is a table of names as this command writes it."""
-    return file.exists() and file.read_bytes().startswith("\t".join(NAMES).encode())
+    return beginning(file, 1000).startswith("\t".join(NAMES).encode())
 
 
 def classes_of(job: Job, case: Case, scan: Any) -> Any:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 import brainseg_jax
 from brainseg_jax.config import FORMAT, check_format
 from brainseg_jax.errors import InputError, few
-from brainseg_jax.files import write_text
+from brainseg_jax.files import read_text, write_text
 from brainseg_jax.trees import count
 
 CONFIG, RUN = "config.json", "run.json"
@@ -58,7 +58,7 @@ def read(file: Path) -> dict[str, Any]:
     """A run record, run.json or config.json. Raises InputError for one that is missing, damaged, or of a later version."""
     remedy = "bring it back from a backup, or give another --workdir"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(read_text(file))
     except FileNotFoundError:
         raise InputError(f"{file}: is missing, and nothing else says what was trained there; {remedy}") from None
     except ValueError as error:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -96,13 +96,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a command
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
+def signals_held(signals: Collection[int] = SIGNALS) -> Iterator[None]:
     """Processes and threads that are started inside are not reached by what asks a command to stop, from their first moment on.
 
     A terminal and a cluster send it to all processes of a command at once, and it is the first one's to answer.
     """
     resource_tracker.ensure_running()  # multiprocessing lets signals through again when it starts this one
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import whole
+from brainseg_jax.files import regular, whole
 
 HEADER = 100_000_000  # bytes a header may take, as in the format's reference implementation
 DTYPES = {
@@ -37,6 +37,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     Raises InputError, naming the file and the remedy, unless the header is sound and the arrays cover the file's bytes once each.
     """
     try:
+        regular(path, "give a file of weights")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)

@@ -107,7 +107,7 @@ def _checksum(content: bytes) -> bytes:
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a killed run left unfinished is left out. InputError where another one is damaged."""
-    rows, lines = [], file.read_bytes().splitlines() if file.exists() else []
+    rows, lines = [], file.read_bytes().splitlines() if file.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

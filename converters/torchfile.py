@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import regular
 
 LIMIT = 2**34  # bytes all entries may take unpacked
 PICKLE = 2**24  # bytes of the pickle; three thousand tensors with their optimizer take about one million
@@ -68,8 +69,7 @@ def read(path: Path) -> dict[str, Any]:
     remedy, for whatever else the file holds.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError("is a pipe or device and no file; give a file of torch.save's")
+        regular(path, "give a file of torch.save's")
         with path.open("rb") as file:
             return _checkpoint(file)
     except InputError as refusal:

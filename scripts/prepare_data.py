@@ -1,9 +1,15 @@
+# ruff: noqa: E402 (Ctrl-C is answered from before the other imports on, which take seconds)
 """Prepares data for training: `manifest` turns a data set's folder into a manifest with splits, `cache` standardises its scans ahead.
 
 Training does the second by itself; on a cluster it is worth doing before, on a machine without a GPU.
 """
 
+import brainseg_jax
+
+brainseg_jax.answer_ctrl_c()
+
 import argparse
+import filecmp
 import inspect
 import os
 import shlex
@@ -114,7 +120,7 @@ def write(out: Path, rows: Sequence[Row], split: bool, force: bool) -> list[str]
         write_manifest(parts[out], rows)
         digest = f", sha256 {write_splits(parts[beside], rows)}" if split else ""
         for path, part in parts.items():
-            same = path.exists() and path.read_bytes() == part.read_bytes()
+            same = path.is_file() and filecmp.cmp(path, part, shallow=False)
             if path.exists() and not same and not force:
                 raise InputError(f"{path}: is there already with other content; write over it with --force, or give another --out")
             done.append(f"{path}: {'was there already, the same' if same else 'written'}{digest * (path == beside)}")

@@ -1,6 +1,7 @@
 """Checkpoints: bit-equal, kept as promised, never trusted when damaged, readable in parts and on another mesh."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -168,6 +169,11 @@ def test_what_orbax_reads_first_is_verified_before(tmp_path, harm, name, harmed,
     restored, said = restore(tmp_path)
     equal(restored, state(used))
     assert len(said) == 1 and f"{name} is damaged" in said[0] and not (tmp_path / harmed).exists()
+
+
+def test_a_pipe_in_place_of_the_seal_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "checksums.json")
+    assert verify(tmp_path) == f"{tmp_path}/checksums.json is damaged"
 
 
 def test_a_file_that_nobody_sealed_is_not_read(tmp_path):

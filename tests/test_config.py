@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -318,6 +319,36 @@ def test_a_config_file_refuses_an_unknown_variant_by_name():
     with pytest.raises(InputError, match="no such config; it is a Python file"):
         of_file("configs/none.py")
     assert of_file(str(FILES[-1])).to_dict() == of_file(f"{FILES[-1]}:trial").to_dict()
+
+
+BEGIN = "from brainseg_jax.config import base\n\n\ndef get_config():\n    c = base()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("c = 1\n\ndef get_config(:\n", "line 3: SyntaxError: invalid syntax; correct the file"),
+        ("import nowhere\n", "line 1: ModuleNotFoundError: No module named 'nowhere'; correct the file"),
+        (f"{BEGIN}    helper(c)\n\n\ndef helper(c):\n    1 / 0\n", "line 10: ZeroDivisionError: division by zero; correct the file"),
+        (f"{BEGIN}    c.steps = 'ten'\n    return c\n", r"line 6: TypeError: .*; correct the file"),
+        (f"{BEGIN}    open('nowhere.txt')\n", r"line 6: FileNotFoundError: .*nowhere\.txt'; correct the file"),
+        ("\0", "SyntaxError: source code string cannot contain null bytes; correct the file"),
+        ("get_confg = 3\n", "has no function get_config, which makes the experiment; write it as in configs/pretrain_vit.py"),
+        (BEGIN, "its get_config gives NoneType and no ConfigDict; begin it with c = base.., end it with return c"),
+        (
+            f"{BEGIN}    c.vit.widht = 3\n    return c\n",
+            r"its get_config sets vit\.widht: there is no such key \(did you mean vit\.width\?\)",
+        ),
+        (f"{BEGIN}    del c.vit.width\n    return c\n", r"its get_config gives no vit\.width; begin it with c = base\(\)"),
+    ],
+)
+def test_a_config_file_that_fails_is_answered_with_its_line(tmp_path, text, reason):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    for name in (file, os.path.relpath(file)):
+        with pytest.raises(InputError, match=f"mine.py: {reason}") as refusal:
+            of_file(str(name))
+        assert str(refusal.value).startswith(f"{name}: ") and "\n" not in str(refusal.value)
 
 
 def test_where_each_value_came_from():

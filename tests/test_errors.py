@@ -12,6 +12,8 @@ import pytest
 
 from brainseg_jax.errors import InputError, exit_code
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_output_in_ascii_is_no_reason_to_stop(monkeypatch):
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
@@ -33,7 +35,7 @@ import sys
 class Stop:
     def find_spec(self, name, *_):
         if name == NAME:
-            raise KeyboardInterrupt
+            RAISE
 sys.meta_path.insert(0, Stop())
 """
 
@@ -51,10 +53,32 @@ sys.meta_path.insert(0, Stop())
 )
 def test_ctrl_c_while_a_command_is_imported_is_one_line(tmp_path, module, needs):
     """As a user presses it who has mistyped: when Python looks for what the command needs."""
-    (tmp_path / "sitecustomize.py").write_text(STOPPING.replace("NAME", repr(needs)))
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+    assert interrupted(tmp_path, needs, "raise KeyboardInterrupt", "-m", module) == (130, "", "stopped\n")
+
+
+@pytest.mark.parametrize("raised", ["raise KeyboardInterrupt", "raise ImportError('of jaxlib') from KeyboardInterrupt()"])
+@pytest.mark.parametrize("needs", ["argparse", "ml_collections"])
+def test_ctrl_c_while_a_script_is_imported_is_one_line(tmp_path, needs, raised):
+    assert interrupted(tmp_path, needs, raised, "scripts/prepare_data.py") == (130, "", "stopped\n")
+
+
+def test_ctrl_c_that_is_lost_in_a_callback_while_a_script_is_imported_is_one_line(tmp_path):
+    """As in JAX's of the garbage collector."""
+    lost = "import types, time; sys.unraisablehook(types.SimpleNamespace(exc_type=KeyboardInterrupt)); time.sleep(5)"
+    assert interrupted(tmp_path, "ml_collections", lost, "scripts/prepare_data.py") == (130, "", "stopped\n")
+
+
+def test_another_error_while_a_script_is_imported_is_shown_whole(tmp_path):
+    code, _, err = interrupted(tmp_path, "ml_collections", "raise ImportError('missing')", "scripts/prepare_data.py")
+    assert code == 1 and err.startswith("Traceback") and err.endswith("ImportError: missing\n")
+
+
+def interrupted(tmp_path, needs, raised, *command):
+    """(exit code, stdout, stderr) of Python where this is raised when it looks for what a command needs."""
+    (tmp_path / "sitecustomize.py").write_text(STOPPING.replace("NAME", repr(needs)).replace("RAISE", raised))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_ctrl_c_in_a_command_is_one_line(capsys):

@@ -319,7 +319,7 @@ def test_arrays_in_class_numbers_make_the_same_table(run, folder):
     [
         (("--pred={f}/p",), "--pred and --ref are both needed, two files or two folders; or a list, --pairs"),
         ((*BOTH, "--pairs=x.csv"), "--pairs: lists both sides; leave --pred and --ref out"),
-        (("--pairs={f}/none.csv",), "none.csv: No such file or directory; check the place"),
+        (("--pairs={f}/none.csv",), "none.csv: no such file; check the path"),
         ((*BOTH, "--exclude=left blub"), r"has no 'left blub' \(did you mean 'left \[blob\]'\?\); give its ids, names or abbreviations"),
         ((*BOTH, "--exclude=7"), "has no '7'; give its"),
         ((*BOTH, "--exclude=10,20,5"), "nothing is left of label table"),

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax import files
+from brainseg_jax import files, record
+from brainseg_jax.data.labels import read_table
+from brainseg_jax.data.manifest import apply_splits, read_manifest
+from brainseg_jax.data.pairs import read_pairs
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import check_place, shorten, whole, without_formulas, write_table, write_text
+from brainseg_jax.files import beginning, check_own, check_place, read_text, shorten, whole, without_formulas, write_table, write_text
+from brainseg_jax.page import read_cases
+from brainseg_jax.predict import digest
 
 
 def test_a_written_file_takes_the_place_and_makes_the_folder(tmp_path):
@@ -95,3 +100,55 @@ def test_spreadsheets_compute_nothing_of_a_table_and_numbers_stay_numbers(tmp_pa
 def test_names_that_are_no_text_can_be_written_about(tmp_path):
     write_text(tmp_path / "t", f"caf{os.fsdecode(bytes([0xE9]))}")
     assert (tmp_path / "t").read_text() == "caf\\udce9"
+
+
+# Whatever reads a text that somebody else may have put there.
+READERS = {
+    "a table of labels": read_table,
+    "a manifest": read_manifest,
+    "a split": lambda file: apply_splits((), file),
+    "pairs": read_pairs,
+    "a run's record": record.read,
+    "a case of a page": lambda file: read_cases([file]),
+    "any text": read_text,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, reader):
+    os.mkfifo(tmp_path / "pipe.tsv")
+    (tmp_path / "zero.tsv").symlink_to("/dev/zero")
+    for file in (tmp_path / "pipe.tsv", tmp_path / "zero.tsv"):
+        with pytest.raises(InputError) as refusal:
+            READERS[reader](file)
+        assert str(refusal.value) == f"{file}: is a pipe or device and no file; give a file"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_far_too_long_is_refused_before_it_fills_the_memory(tmp_path, reader):
+    with (tmp_path / "long.tsv").open("wb") as file:
+        file.truncate(2**40)  # a terabyte of zeros, none of which takes room
+    with pytest.raises(InputError, match=r"long\.tsv: holds more than 64 MiB, which no table, list or record does; check that it is the"):
+        READERS[reader](tmp_path / "long.tsv")
+
+
+def test_a_text_of_the_longest_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "TEXT", 5)
+    (tmp_path / "t").write_text("12345")
+    assert read_text(tmp_path / "t") == "12345"
+    (tmp_path / "t").write_text("123456")
+    with pytest.raises(InputError, match="holds more than"):
+        read_text(tmp_path / "t")
+
+
+def test_line_ends_of_every_system_end_a_line(tmp_path):
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "people.csv").write_bytes(f"subject,image{end}1,x.nii{end}2,y.nii{end}".encode())
+        assert [row.subject for row in read_manifest(tmp_path / "people.csv")] == ["1", "2"]
+
+
+def test_a_pipe_where_something_is_to_be_written_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "out.tsv")
+    with pytest.raises(InputError, match="--o: exists, and is no table of this command"):
+        check_own("--o", tmp_path / "out.tsv", "table", "subject")
+    assert (beginning(tmp_path / "out.tsv", 9), digest(str(tmp_path / "out.tsv"))) == (b"", "")

@@ -59,6 +59,12 @@ def test_a_mistyped_command_is_answered_with_one_line(flags, hint):
     assert hint in refused(*flags)
 
 
+@pytest.mark.parametrize("name", ["--config", "-config"])
+def test_a_config_that_cannot_be_read_as_python_is_one_line(tmp_path, name):
+    (tmp_path / "mine.py").write_text("def get_config(:\n")
+    assert refused(name, str(tmp_path / "mine.py")) == f"error: {tmp_path}/mine.py: line 1: SyntaxError: invalid syntax; correct the file\n"
+
+
 @pytest.mark.parametrize("importing", [False, True])
 def test_ctrl_c_is_one_line_wherever_it_comes(monkeypatch, capsys, importing):
     def interrupted(*_, **__):

@@ -224,6 +224,27 @@ def test_a_bids_data_set_with_odd_scans(run, scans, tmp_path):
     assert len([name for name in files(tmp_path / "out") if name.endswith(".nii.gz")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (("--vol={f}/out/failures.csv",), "why scans could not be segmented"),
+        (("--vol={f}/out/../out/failures.csv",), "why scans could not be segmented"),
+        (("--vol={f}/out/failures.csv", "--part=1/2"), "why scans could not be segmented"),
+        (("--vol={f}/out/failures_part-2-of-2.csv",), "why scans could not be segmented"),
+        (("--vol={f}/out/seg_labels.tsv",), "the names of structures"),
+    ],
+)
+def test_volumes_are_not_written_over_another_table_of_the_run(run, scans, tmp_path, flags, what):
+    code, _, err = run("--i={f}/scans", "--o={f}/out", *flags)
+    assert code == 2 and err.count("\n") == 1 and f"is the file that says {what}; give another name, e.g. " in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_volumes_elsewhere_may_have_any_name(run, scans, tmp_path):
+    assert run("--i={f}/scans", "--o={f}/out", "--vol={f}/failures.csv")[0] == 0
+    assert (tmp_path / "failures.csv").read_text().startswith("subject,session,scan,structure")
+
+
 def test_what_is_no_file_or_can_be_none_does_not_end_a_list(run, scans, tmp_path):
     os.mkfifo(tmp_path / "pipe.nii")
     lines = ["subject,image", f"{'x' * 300},scans/a.nii.gz", f"b,scans/{'y' * 300}.nii", "c,scans/deep/c.nii", "d,pipe.nii"]

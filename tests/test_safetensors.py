@@ -1,6 +1,7 @@
 """The safetensors format byte by byte, and every header that must be refused."""
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -123,6 +124,7 @@ REFUSED = {
     "cut off": (lambda p: make(p, {"a": entry()}, b"123"), "take 4 bytes and the file holds 3"),
     "no boolean": (lambda p: make(p, {"a": entry("BOOL")}, b"\0\1\2\0"), "booleans"),
     "a folder": (lambda p: p.mkdir(), "cannot be read"),
+    "a pipe": (os.mkfifo, "is a pipe or device and no file; give a file of weights"),
     "nothing": (lambda p: None, "no such file"),
 }
 

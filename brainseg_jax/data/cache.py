@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from brainseg_jax.data.nifti import Scan, read, read_labels
 from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError, reason
-from brainseg_jax.files import absent, plain, whole, without_formulas, write_table
+from brainseg_jax.files import absent, plain, regular, whole, without_formulas, write_table
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 4  # of what a cached file holds: raise it whenever the same scan and spec would give another
@@ -247,13 +246,13 @@ def _told(entry: Entry) -> dict[str, Any]:
 def _facts(path: Path) -> tuple[str, int, int]:
     """What tells a file from another and from itself at another time, without reading it."""
     try:
-        status = path.stat()
+        status = regular(path, "give a scan")
+    except InputError as refusal:
+        raise InputError(f"{path}: {refusal}") from None
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(absent(path, "correct the manifest, or mount the disk it is on")) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-    if not S_ISREG(status.st_mode):
-        raise InputError(f"{path}: is a folder, pipe or device; give a scan's file")
     return str(path), status.st_size, status.st_mtime_ns
 
 

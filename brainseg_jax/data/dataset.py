@@ -131,7 +131,7 @@ def mend_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], Non
     Raises InputError where the data of now have another split than those of then.
     """
     file = run / SPLIT
-    if not recorded or (file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() == recorded):
+    if not recorded or (file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == recorded):
         return
     if data.split_sha256 != recorded:
         raise InputError(

@@ -19,6 +19,7 @@ from brainseg_jax.files import absent, plain, shorten
 # BIDS entities that stand after `seg` in a name.
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
 LONGEST = 200  # bytes of a name, to which endings are added
+FAILURES = ("failures.csv", "failures_part-*-of-*.csv")  # why scans have no outputs: of a run, of its parts
 QC = "qc"  # the folder, below that of all outputs, with what a page shows of each case
 
 

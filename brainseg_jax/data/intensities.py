@@ -1,7 +1,9 @@
 """Stored values that are no intensities, NaN, infinities and outliers, are taken out of an image before anything is judged by it."""
 
+from functools import reduce
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from brainseg_jax.errors import InputError
 
@@ -9,6 +11,7 @@ EXTREMES = (0.1, 99.9)  # percentiles; beyond them, by more than the distance be
 SAMPLED = 100  # voxels along an axis that percentiles are taken from, at least
 MOST = 0.98  # share of voxels that may be NaN, as around a brain that was cut out with it
 SAID = 1e-3  # share of voxels that are not finite from which on it is said
+BLOCK = 3  # voxels: a cube of them that is not finite is said whatever its share, since it may be a piece of the brain
 
 
 def cleaned(voxels: Float[np.ndarray, "x y z"]) -> tuple[Float[np.ndarray, "x y z"], tuple[str, ...]]:
@@ -33,6 +36,14 @@ def cleaned(voxels: Float[np.ndarray, "x y z"]) -> tuple[Float[np.ndarray, "x y 
             low = float(np.min(voxels, where=finite & (voxels >= bounds[0]), initial=np.inf))
             np.clip(voxels, *bounds, out=voxels)
     voxels[~finite] = low
-    if share <= SAID:
+    if share <= SAID and not _holds_block(~finite):
         return voxels, ()
     return voxels, (f"{100 * share:.2g}% of its voxels are NaN or infinite and were given its smallest value, {low:.3g}",)
+
+
+def _holds_block(marked: Bool[np.ndarray, "x y z"]) -> bool:
+    """Whether all voxels of a cube somewhere are marked."""
+    for _ in range(3):
+        last = len(marked) - BLOCK + 1
+        marked = np.moveaxis(reduce(np.logical_and, (marked[k : last + k] for k in range(BLOCK))), 0, -1)
+    return bool(marked.any())

@@ -28,6 +28,7 @@ from jaxtyping import Integer, Shaped, UInt
 from scipy import ndimage
 
 from brainseg_jax.errors import InputError, meant
+from brainseg_jax.files import read_table_text
 
 # seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels.
 # brain: a mask, with the CSF around the brain. head: what scans are made from (data/synthesis.py), with what lies outside the brain.
@@ -69,14 +70,7 @@ def read_table(scheme: str | Path) -> Table:
     path = Path(scheme)
     if path.suffix != ".tsv":
         raise InputError(f"label table {str(scheme)!r} is unknown{meant(str(scheme), SCHEMES)}; use a .tsv file or one of {_list(SCHEMES)}")
-    try:
-        return parse_table(path.read_text(encoding="utf-8-sig"), str(path))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path, or use one of {_list(SCHEMES)}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; save it as tab-separated text in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    return parse_table(read_table_text(path, f"check the path, or use one of {_list(SCHEMES)}", "tab-separated text"), str(path))
 
 
 def parse_table(text: str, name: str) -> Table:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import table_text, write_table, write_text
+from brainseg_jax.files import read_table_text, table_text, write_table, write_text
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split", "source")
 LISTS = ("image", "labels", "scheme")  # columns that may hold several, separated by ";"
@@ -250,17 +250,7 @@ def _counts(n: int, fractions: Sequence[float]) -> list[int]:
 
 def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells of each line that is not blank, every one of `columns` present, as stripped text."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path, or make a manifest with scripts/prepare_data.py") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise InputError(f"{path}: line {line}: holds a zero byte, which is no text; save the table as CSV in UTF-8")
+    text = read_table_text(path, "check the path, or make a manifest with scripts/prepare_data.py", "CSV")
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
     # Strict, or a quote that is never closed swallows the rest of the file without a word.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

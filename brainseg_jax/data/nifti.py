@@ -7,7 +7,6 @@ import gzip
 import io
 import math
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from brainseg_jax.data import geometry
 from brainseg_jax.data.geometry import Form, sound
 from brainseg_jax.data.intensities import cleaned
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import absent, whole
+from brainseg_jax.files import absent, regular, whole
 
 LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
 SLAB = 2**24  # bytes that are read at once
@@ -211,6 +210,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, _Layout, int]]:
         raise InputError(f"{path}: {refusal}") from None
     except FileNotFoundError:
         raise InputError(absent(Path(path))) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder and no file; give a scan") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: the compressed file is damaged ({error}); copy or download it again") from None
     except OSError as error:
@@ -220,14 +221,11 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, _Layout, int]]:
 
 
 def _file(path: str | Path) -> io.BufferedReader:
-    """Opens a file that is one: to open a pipe would wait for ever."""
+    """Opens a file that is one."""
     if "\0" in str(path):
         raise InputError("a path cannot hold a NUL byte; correct it")
-    path = Path(path)
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise InputError(f"is a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'} and no file; give a scan")
-    return path.open("rb")
+    regular(Path(path), "give a scan")
+    return Path(path).open("rb")
 
 
 def _plain(file: io.BufferedReader) -> Any:

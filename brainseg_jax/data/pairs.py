@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from brainseg_jax.data.makers import VOLUMES, finder, longest_start, stem, volumes
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import read_table_text
 
 COLUMNS = ("subject", "pred", "ref")
 REMEDY = "tell subjects with --subject-regex, or give a list with --pairs"
@@ -59,12 +60,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
     Raises InputError, naming the line, for anything else.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    if "\0" in text:
-        raise InputError(f"{path}: holds a zero byte, which is no text; save it as CSV in UTF-8")
+    text = read_table_text(path, "check the path", "CSV")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
     if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
         raise InputError(

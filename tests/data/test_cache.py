@@ -347,7 +347,11 @@ def test_what_is_no_file_is_set_aside_and_not_waited_for(rows, tmp_path):
     odd.append(rows[2]._replace(labels=(tmp_path / "pipe.nii",)))
     entries, failures = build([*odd, rows[3]], tmp_path, max_failures=1.0)
     assert [entry.row.subject for entry in entries] == ["p3"] and len(failures) == 3
-    assert all("is a folder, pipe or device; give a scan's file" in failure.reason for failure in failures)
+    assert [failure.reason for failure in failures] == [
+        f"{tmp_path}/pipe.nii: is a pipe or device and no file; give a scan",
+        f"{tmp_path}/scans: cannot be read (Is a directory); check the path and its permissions",
+        f"{tmp_path}/pipe.nii: is a pipe or device and no file; give a scan",
+    ]
 
 
 def only_labels(path, voxels, scheme="head", split="train", affine=np.diag([4.0, 4.0, 4.0, 1.0])):  # noqa: B008

@@ -50,6 +50,25 @@ def test_a_few_that_are_not_finite_are_not_worth_a_word(rng):
     assert cleaned(voxels)[1] == ()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_block_that_is_not_finite_is_said_however_small_its_share(rng, value):
+    """Of a head of 256³ voxels a lost piece of the brain is a ten-thousandth."""
+    voxels = image(rng)
+    voxels[20:23, 20:23, 20:23] = value
+    (remark,) = cleaned(voxels)[1]
+    assert remark.startswith("0.023% of its voxels are NaN or infinite and were given its smallest value")
+    loose = image(rng)
+    loose[20:23, 20:23, 20:22] = loose[::10, ::10, ::20] = value
+    assert cleaned(loose)[1] == ()
+
+
+def test_of_an_image_that_is_thinner_than_a_block_nothing_is_said_for_one(rng):
+    for thin in ((1, 50, 60), (50, 2, 60), (50, 60, 1)):
+        voxels = image(rng, thin)
+        voxels[0, 0, 0] = np.nan
+        assert cleaned(voxels)[1] == ()
+
+
 @pytest.mark.parametrize(("share", "value", "words"), [(0.99, np.nan, "most voxels"), (1, np.inf, "most voxels"), (1, 7, "voxel is 7")])
 def test_without_content_it_is_refused(rng, share, value, words):
     voxels = image(rng)

@@ -1,5 +1,6 @@
 """Processes that work: what they give, how their death is told, and that they outlive nobody."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,15 @@ def start(script, folder):
 def test_a_script_without_a_main_guard_runs_once(tmp_path):
     out, error = start("print(sorted(each(abs, [-1, -2, -3], 2, 'counted')), __file__)", tmp_path).communicate(timeout=60)
     assert (out, error) == (f"[1, 2, 3] {tmp_path / 'script.py'}\n", "")
+
+
+def test_ctrl_c_while_a_process_still_starts_is_none_of_its_business(tmp_path, monkeypatch):
+    """As a terminal sends it, to all processes at once: here when one is at the first file that Python imports."""
+    stopped = "import signal, sys\nif '--multiprocessing-fork' in sys.orig_argv:\n    signal.raise_signal(signal.SIGINT)\n"
+    (tmp_path / "sitecustomize.py").write_text(stopped)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    out, error = start("print(sorted(each(abs, [-1, -2, -3], 2, 'counted')))", tmp_path).communicate(timeout=60)
+    assert (out, error) == ("[1, 2, 3]\n", "")
 
 
 @pytest.mark.parametrize(
