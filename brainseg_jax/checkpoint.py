@@ -220,7 +220,8 @@ def card(checkpoint: Path, most: int | None = SMALL) -> dict[str, Any]:
 def _there(checkpoint: Path) -> Iterator[None]:
     """InputError where a checkpoint goes away while it is read: a training that writes on keeps its best and its latest ones only."""
     try:
-        yield
+        with _quiet(logging.WARNING):
+            yield
     except InputError:
         raise
     except Exception:
@@ -273,10 +274,13 @@ def _writing(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax does not tell of errors, with a page of tracebacks each, that it raises as well: nor do its writers that fail later."""
+def _quiet(level: int = logging.ERROR) -> Iterator[None]:
+    """Orbax does not tell of errors, with a page of tracebacks each, that it raises as well: nor do its writers that fail later.
+
+    level: the least that it does not tell of; what it raises where a file is not there it first warns of.
+    """
     logger, unraisable = logging.getLogger("absl"), sys.unraisablehook
-    raised_too = lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname  # noqa: E731
+    raised_too = lambda record: record.levelno < level or "orbax" not in record.pathname  # noqa: E731
     logger.addFilter(raised_too)
     sys.unraisablehook = lambda told: None if "Event loop is closed" in str(told.exc_value) else unraisable(told)
     try:
