@@ -107,7 +107,7 @@ def parts(config: ConfigDict, seed: int, volumes: list[Volume]) -> np.ndarray:
         pairs = [[plane(made(k, volumes[k % len(volumes)]), axis) for made in makers] for k in range(DRAWS)]
         most = max(pairs, key=lambda pair: np.abs(pair[0] - pair[1]).mean())
         for panel, image, title in zip(
-            axes[n // 2, n % 2 * 2 :], most, ("a real scan" if "real" in without else "without", name), strict=False
+            axes[n // 2, n % 2 * 2 :], most, ("the image" if "real" in without else "without", name), strict=False
         ):
             panel.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             panel.set_title(title, color="white", fontsize=8, pad=2)

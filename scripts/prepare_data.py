@@ -205,11 +205,12 @@ def cache(args: argparse.Namespace) -> int:
     """Standardises every scan, but the excluded, that the cache lacks; what cannot be used goes into STEM_failures.csv beside the manifest.
     Returns 3 if there is such, else 0.
 
-    With a task's label table it makes what fine-tuning reads: of the scans that have labels, these as the task's classes.
+    With a task's label table it makes what fine-tuning reads: of the scans that have labels, these as the task's classes. What scans are
+    made from, labels without an image among it, is left to training.
     """
     if args.lacking and not args.labels:
         raise InputError("--lacking: is about labels; give --labels too, or leave it out")
-    rows = [row for row in read_manifest(args.manifest) if row.split != "excluded"]
+    rows = [row for row in read_manifest(args.manifest) if row.split != "excluded" and not row.alone]
     leaking = leaks(rows, args.manifest)
     target = read_table(args.labels) if args.labels else None
     if target:
