@@ -210,8 +210,9 @@ def cache(args: argparse.Namespace) -> int:
     """
     if args.lacking and not args.labels:
         raise InputError("--lacking: is about labels; give --labels too, or leave it out")
-    rows = [row for row in read_manifest(args.manifest) if row.split != "excluded" and not row.alone]
+    rows = [row for row in read_manifest(args.manifest) if row.split != "excluded"]
     leaking = leaks(rows, args.manifest)
+    rows = [row for row in rows if not row.alone]
     target = read_table(args.labels) if args.labels else None
     if target:
         try:
