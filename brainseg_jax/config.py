@@ -417,6 +417,8 @@ def check_segmentation(c: ConfigDict) -> None:
         raise InputError(f"data.crop {c.data.crop} is no multiple of {multiple}, which Swin UNETR takes; use e.g. {nearest}")
     if c.encoder == "resenc":
         check_unet(c)
+    if c.synth.share and c.data.spec != "default":
+        raise InputError(f"data.spec is {c.data.spec!r}, and scans that are made are scaled as by default; use synth.share=0, or default")
     if c.synth.share and c.channels > 1:
         raise InputError(
             f"synth.share is {c.synth.share} and channels is {c.channels}; scans are made of one channel, so use synth.share=0"

@@ -211,12 +211,14 @@ def cache(args: argparse.Namespace) -> int:
     """Standardises every scan, but the excluded, that the cache lacks; what cannot be used goes into STEM_failures.csv beside the manifest.
     Returns 3 if there is such, else 0.
 
-    With a task's label table it makes what fine-tuning reads: of the scans that have labels, these as the task's classes.
+    With a task's label table it makes what fine-tuning reads: of the scans that have labels, these as the task's classes. What scans are
+    made from, labels without an image among it, is left to training.
     """
     if args.lacking and not args.labels:
         raise InputError("--lacking: is about labels; give --labels too, or leave it out")
     rows = [row for row in read_manifest(args.manifest) if row.split != "excluded"]
     leaking = leaks(rows, args.manifest)
+    rows = [row for row in rows if not row.alone]
     target = read_table(args.labels) if args.labels else None
     if target:
         try:

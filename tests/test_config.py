@@ -162,12 +162,15 @@ def test_a_bad_value_of_fine_tuning_is_refused_likewise(key, value, hint):
     assert key in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_scans_are_made_of_one_channel():
+def test_scans_are_made_of_one_channel_that_is_scaled_by_default():
     c = base()
     c.update_from_flattened_dict({"steps": 10, "objective": "segmentation", "data.labels": "seg4", "channels": 2})
     check(c)
     c.synth.share = 0.5
-    with pytest.raises(InputError, match=r"synth\.share is 0\.5 and channels is 2; scans are made of one channel, so use synth\.share=0"):
+    with pytest.raises(InputError, match=r"^synth\.share is 0\.5 and channels is 2; scans are made of one channel, so use synth\.share=0"):
+        check(c)
+    c.channels, c.data.spec = 1, "paper"
+    with pytest.raises(InputError, match=r"^data\.spec is 'paper', and scans that are made are scaled as by default; use synth\.share=0"):
         check(c)
 
 

@@ -19,13 +19,19 @@ T = TypeVar("T")
 def leaks(rows: Sequence[Row], source: str | Path) -> list[str]:
     """What to look into, a line each: people spelt in two ways, and images that two rows share.
 
-    Raises InputError, naming `source`, where an image is on two sides of the split. Files are compared by their bytes, and read only where
-    their sizes are equal; one that is missing is passed over.
+    Raises InputError, naming `source`, where an image is on two sides of the split, or labels of which scans are made. Files are compared
+    by their bytes, and read only where their sizes are equal; one that is missing is passed over.
     """
-    return [*_spellings(rows, source), *shared(rows, _same_files(rows), source)]
+    images = [(i, file) for i, row in enumerate(rows) for file in row.images]
+    lines = [*_spellings(rows, source), *shared(rows, _same_files(images), source)]
+    if any(row.alone for row in rows):
+        # A scan's labels may stand beside it on purpose, to have scans made of them, too; and several scans may have the same ones.
+        groups = _same_files([(i, file) for i, row in enumerate(rows) for file in row.labels])
+        shared(rows, (group for group in groups if any(rows[i].alone for i in group)), source, "label map")
+    return lines
 
 
-def shared(rows: Sequence[Row], groups: Iterable[Sequence[int]], source: str | Path) -> list[str]:
+def shared(rows: Sequence[Row], groups: Iterable[Sequence[int]], source: str | Path, what: str = "image") -> list[str]:
     """A line on rows, by their numbers in `groups`, whose images are the same. Raises InputError where those are on two sides."""
     lines = []
     for group in groups:
@@ -33,9 +39,9 @@ def shared(rows: Sequence[Row], groups: Iterable[Sequence[int]], source: str | P
         shown = few(f"{row.image} ({row.subject}{f', {row.split}' * bool(row.split)})" for row in members)
         if len({row.split for row in members} & set(SIDES)) > 1:
             raise InputError(
-                f"{source}: the same image is on two sides of the split: {shown}; keep one of them, or give all of them one side"
+                f"{source}: the same {what} is on two sides of the split: {shown}; keep one of them, or give all of them one side"
             )
-        lines.append(f"{source}: the same image stands in {len(members)} rows: {shown}; keep one of them")
+        lines.append(f"{source}: the same {what} stands in {len(members)} rows: {shown}; keep one of them")
     return lines
 
 
@@ -59,10 +65,9 @@ def _folded(name: str) -> str:
     return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^sub[-_ ]?(?=.)", "", name))
 
 
-def _same_files(rows: Sequence[Row]) -> list[list[int]]:
-    """The numbers of rows that share an image: one file under two names, or files of the same bytes."""
-    files = [(i, file) for i, row in enumerate(rows) for file in row.images if _size(file)]
-    groups = [files]
+def _same_files(files: Sequence[tuple[int, Path]]) -> list[list[int]]:
+    """The numbers of rows that share a file, of their numbers and files: one under two names, or two of the same bytes."""
+    groups = [[(i, file) for i, file in files if _size(file)]]
     for mark in (_size, _piece, _content):
         groups = [[group[k] for k in part] for group in groups for part in _groups([file for _, file in group], mark)]
     numbers = (sorted({i for i, _ in group}) for group in groups)

@@ -87,3 +87,20 @@ def test_files_are_read_only_where_sizes_are_equal(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(bytes(i))
     monkeypatch.setattr(leakage, "_piece", None)
     assert leaks([row._replace(image=tmp_path / name) for row, name in zip(rows("x", "y", "z"), "abc", strict=True)], "m") == []
+
+
+def test_labels_of_which_scans_are_made_are_on_one_side_with_their_image(tmp_path):
+    """A person under two names: once as a scan with labels, once as labels only. On one side that may be on purpose."""
+    for name in ("x.nii", "l.nii", "y.nii"):
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    shutil.copyfile(tmp_path / "l.nii", tmp_path / "again.nii")
+    real = Row("1", "", tmp_path / "x.nii", (tmp_path / "l.nii",), ("seg35",), "A", "val")
+    made = Row("2", "", tmp_path / "again.nii", (tmp_path / "again.nii",), ("seg35",), "B", "train", (), True)
+    with pytest.raises(
+        InputError, match=r"^people\.tsv: the same label map is on two sides of the split: .*x\.nii \(1, val\), .*again\.nii"
+    ):
+        leaks([real, made], "people.tsv")
+    assert leaks([real, made._replace(split="val")], "people.tsv") == []
+    # Scans of one head may have one label map, whichever sides they are on, as long as none is made of it.
+    other = real._replace(subject="3", image=tmp_path / "y.nii", split="train")
+    assert leaks([real, other], "people.tsv") == leaks([real, other, made._replace(labels=(tmp_path / "y.nii",))], "people.tsv") == []

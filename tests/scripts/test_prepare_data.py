@@ -211,6 +211,11 @@ def test_cached_labels_are_those_that_fine_tuning_reads(masked, tmp_path, capsys
     assert made == [] and len(ready.train) == 3 and "label" in cache.load(ready.train[0].file)
 
 
+def test_labels_without_an_image_are_left_to_training(heads, tmp_path, capsys):
+    assert prepare("cache", heads, "--labels", "seg4", "--cache", tmp_path, *SMALL) == 0
+    assert f"2 of 2 scans are ready in {tmp_path}\n" in capsys.readouterr().out
+
+
 def test_ids_that_the_scheme_does_not_have_are_told_ahead(masked, tmp_path, capsys):
     (tmp_path / "mine.tsv").write_text(table_text(read_table("brain")).replace("\n1\t", "\n2\t").replace("\t1\t#", "\t2\t#"))
     rows = read_manifest(masked)
