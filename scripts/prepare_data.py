@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from brainseg_jax import record
+from brainseg_jax.arguments import Parser
 from brainseg_jax.data.cache import VOLUMES, build, remarks, write_failures
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, read_table
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None) -> int:
-    parser = _Parser("scripts/prepare_data.py", description=__doc__, allow_abbrev=False)
+    parser = Parser("python scripts/prepare_data.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_manifest(commands)
     add_cache(commands)
@@ -247,11 +248,6 @@ def cache(args: argparse.Namespace) -> int:
 
 
 # ---- the command line
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see python {self.prog} --help")
 
 
 def _positive(text: str) -> int:
