@@ -24,6 +24,7 @@ from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import check_place
 from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.planning.memory import check_room
@@ -335,6 +336,7 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
     with ExitStack() as stack:
         with distributed.together():
             if share.index == 0:
+                check_place(folder / record.RUN)
                 made = [place for place in (folder, *folder.parents) if not place.exists()]
                 folder.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((folder / ".lock").open("a"))

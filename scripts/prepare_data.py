@@ -216,9 +216,17 @@ def cache(args: argparse.Namespace) -> int:
     """
     if args.lacking and not args.labels:
         raise InputError("--lacking: is about labels; give --labels too, or leave it out")
-    rows = [row for row in read_manifest(args.manifest) if row.split != "excluded"]
+    every = read_manifest(args.manifest)
+    rows = [row for row in every if row.split != "excluded"]
+    if not rows:
+        raise InputError(
+            f"{args.manifest}: all {len(every)} scans are of split 'excluded', which is left out; give those to use another one"
+        )
     leaking = leaks(rows, args.manifest)
     target = read_table(args.labels) if args.labels else None
+    if target and not any(row.labels for row in rows):
+        remedy = "fill in its columns labels and scheme, or leave --labels out to make what pretraining reads"
+        raise InputError(f"{args.manifest}: --labels standardises scans that have labels, and none of {len(rows)} has; {remedy}")
     if target:
         try:
             rows = [read_for(row, target, args.lacking or "refuse") for row in rows if row.labels]
@@ -226,8 +234,6 @@ def cache(args: argparse.Namespace) -> int:
             raise InputError(str(refusal).replace("--config.data.lacking=", "--lacking ")) from None
     else:
         rows = [row._replace(labels=(), scheme=()) for row in rows]
-    if not rows:
-        raise InputError(f"{args.manifest}: no scan to standardise; add scans that are not excluded{', and their labels' * bool(target)}")
     chosen = spec(args.spec, args.spacing, args.size, args.dtype)
     told, folder = record.progress("standardising scans"), args.cache.expanduser() / VOLUMES
     entries, failures = build(rows, chosen, folder, target=target, max_failures=1.0, workers=args.workers, progress=told)

@@ -406,6 +406,15 @@ def test_a_start_that_comes_to_nothing_leaves_nothing(tmp_path, error):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_is_no_file_and_lies_in_none(tmp_path):
+    (tmp_path / "main.log").write_text("words")
+    for folder in (tmp_path / "main.log", tmp_path / "main.log" / "run"):
+        fault = re.escape(f"{folder}/run.json: {tmp_path}/main.log is a file, and nothing can be written below it; give another place")
+        with pytest.raises(InputError, match=fault), module.alone(folder, ALL):
+            pass
+    assert (tmp_path / "main.log").read_text() == "words"
+
+
 def test_a_start_that_is_refused_leaves_what_others_put_beside_it(tmp_path):
     with pytest.raises(InputError), module.alone(tmp_path / "new" / "run", ALL):
         (tmp_path / "new" / "notes.txt").touch()
