@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from brainseg_jax import runtime
+from brainseg_jax.arguments import Parser
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
 from brainseg_jax.data.makers import stem
@@ -338,11 +340,6 @@ def _mean(name: str, values: Iterable[float]) -> str:
 # ---- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see python -m brainseg_jax.evaluate --help")
-
-
 def _metrics(text: str) -> tuple[str, ...]:
     wanted = [name.strip().lower() for name in text.split(",")]
     if unknown := [name for name in wanted if name not in METRICS]:
@@ -351,12 +348,10 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 
 def _tolerance(text: str) -> float:
-    if not (0 < float(text) < np.inf):
-        raise ValueError(text)
-    return float(text)
-
-
-_tolerance.__name__ = "MM"  # what argparse says it expected
+    with suppress(ValueError):
+        if 0 < float(text) < np.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no distance; give millimetres above 0, e.g. 1")
 
 
 def _tsv(text: str) -> Path:
@@ -366,7 +361,7 @@ def _tsv(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("python -m brainseg_jax.evaluate", description="Scores label maps against references.", allow_abbrev=False)
+    parser = Parser("python -m brainseg_jax.evaluate", description="Scores label maps against references.", allow_abbrev=False)
     parser.add_argument("--pred", type=Path, help="the predicted label map (.nii, .nii.gz, .mgz), or a folder of them")
     parser.add_argument("--ref", type=Path, help="the reference, or a folder of them; the files of two folders pair up by name")
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a list with the columns subject, pred and ref")

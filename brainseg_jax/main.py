@@ -16,6 +16,8 @@ from brainseg_jax import runtime
 from brainseg_jax.config import flat, with_sources
 from brainseg_jax.flags import CONFIG, DEVICES, check_given, run
 
+flags.declare_key_flag("config")  # or --help leaves it out
+flags.declare_key_flag("devices")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/ and the config's name.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "Of several processes without srun: HOST:PORT of process 0.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are one run, without srun; 1: this one alone, also under srun.")

@@ -5,7 +5,11 @@ Nothing is trained and no weight is made: parameters are counted on shapes.
 
 from typing import Any
 
+from absl import flags
+
 from brainseg_jax.flags import CONFIG, check_given, run
+
+flags.declare_key_flag("config")  # or --help leaves it out
 
 
 def timm_leftovers(width: int) -> int:

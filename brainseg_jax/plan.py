@@ -25,6 +25,8 @@ from brainseg_jax.planning.hlo import Facts
 from brainseg_jax.planning.memory import MARGIN, GiB, share
 from brainseg_jax.planning.search import largest
 
+flags.declare_key_flag("config")  # or --help leaves it out
+flags.declare_key_flag("devices")
 GPU = flags.DEFINE_string("gpu", "", f"The card: {', '.join(cards.CARDS)}.")
 HOSTS = flags.DEFINE_integer("hosts", 1, "Over how many hosts they are spread.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits, with and without recomputing.")

@@ -3,13 +3,8 @@
 import argparse
 from pathlib import Path
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.arguments import Parser
 from brainseg_jax.files import NETWORKS
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see python -m brainseg_jax.predict --help")
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -39,7 +34,7 @@ def _table(text: str) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags. Its errors are InputErrors."""
-    parser = _Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
+    parser = Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
     parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
     enhanced = "of a BIDS data set, takes scans after a contrast agent (ce-…) too"
     parser.add_argument("--contrast-enhanced", action="store_true", help=enhanced)

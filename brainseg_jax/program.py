@@ -63,10 +63,7 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
 
     Raises InputError for a kernel of attention that the mesh's devices do not have.
     """
-    if config.attention in ("cudnn", "pallas") and mesh.devices.flat[0].platform == "cpu":
-        raise InputError(f"attention is {config.attention!r}, a kernel of GPUs, and this is a CPU; use attention=auto")
-    one_crop = sample_of(config)
-    params = jax.eval_shape(lambda: init_params(objective, one_crop, config.seed))
+    one_crop, params = sample_of(config), shapes(config, objective, mesh)
     optimizer = optim.optimizer(config.optim, steps, params)
 
     def init() -> TrainState:
@@ -84,6 +81,13 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
     whole = sharding.gathering(places.params)
     step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, whole)
     return Program(objective, mesh, init, like, batch, step)
+
+
+def shapes(config: ConfigDict, objective: Objective, mesh: Mesh) -> Any:
+    """The parameters of a config, abstract. Raises InputError for a kernel of attention that the mesh's devices do not have."""
+    if config.attention in ("cudnn", "pallas") and mesh.devices.flat[0].platform == "cpu":
+        raise InputError(f"attention is {config.attention!r}, a kernel of GPUs, and this is a CPU; use attention=auto")
+    return jax.eval_shape(lambda: init_params(objective, sample_of(config), config.seed))
 
 
 def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -4,11 +4,12 @@ Checkpoint i is the state before batch i, so that a run that goes on from it rep
 """
 
 import fcntl
+import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,11 @@ from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, train_batches
 from brainseg_jax.errors import InputError
+from brainseg_jax.files import check_place
 from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.planning.memory import check_room
-from brainseg_jax.program import program
+from brainseg_jax.program import program, shapes
 from brainseg_jax.runtime import give_back_memory
 from brainseg_jax.step import Batch, Metrics, Totals, TrainState, means, totals
 from brainseg_jax.transfer import put, subjects_before, taken
@@ -80,6 +82,9 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
     goes_on = begun(folder)
     heads = labels.read_table(labels.HEAD) if target and config.synth.share else None
+    if config.init.checkpoint and not goes_on:
+        with distributed.together():  # before scans are standardised, which may take hours
+            taken(shapes(config, objective, mesh), config, lambda _: None)
     failures = None if goes_on or share.index else folder / dataset.FAILURES
     data = distributed.in_turns(lambda: dataset.prepare(config.data, target, say, record.progress, config.channels, failures, heads))
     distributed.agree({"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256})
@@ -326,24 +331,38 @@ def card(run: Run) -> dict[str, Any]:
 
 @contextmanager
 def alone(folder: Path, share: Share) -> Iterator[None]:
-    """Makes the run folder and holds it for this run.
+    """Makes the run folder and holds it for this run; where nothing came into it, what was made is taken away again.
 
     InputError if another run holds it, whose checkpoints would be mixed with this one's, or if processes have different folders there.
     """
     with ExitStack() as stack:
         with distributed.together():
             if share.index == 0:
+                check_place(folder / record.RUN)
+                made = [place for place in (folder, *folder.parents) if not place.exists()]
                 folder.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((folder / ".lock").open("a"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
+                        raise OSError  # what another start has just taken away holds nothing
                 except OSError:
                     raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
+                stack.callback(leave_nothing, folder, made)
         word = distributed.from_first(lambda: write_word(folder / ".lock")) if share.count > 1 else ""
         with distributed.together():
             if share.index and not ((folder / ".lock").exists() and (folder / ".lock").read_text() == word):
                 raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
         yield
+
+
+def leave_nothing(folder: Path, made: Sequence[Path]) -> None:
+    """Removes the lock of a folder that holds nothing else, and then the folders that were `made` for it."""
+    with suppress(OSError):  # somebody else's file has come into one of them
+        if list(folder.iterdir()) == [folder / ".lock"]:
+            (folder / ".lock").unlink()
+            for place in made:
+                place.rmdir()
 
 
 def begun(folder: Path) -> bool:

@@ -8,6 +8,7 @@ accounted for, and one without a use is an error unless --partial. Numbers are n
 import argparse
 from pathlib import Path
 
+from brainseg_jax.arguments import Parser
 from brainseg_jax.errors import InputError, exit_code, leave
 from brainseg_jax.files import check_place
 from converters import certify
@@ -40,11 +41,6 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see python -m converters.convert --help")
-
-
 def _positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 9999:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 9999")
@@ -62,7 +58,7 @@ def _crop(text: str) -> tuple[int, int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("python -m converters.convert", description="Weights between PyTorch's files and our checkpoints.", allow_abbrev=False)
+    parser = Parser("python -m converters.convert", description="Weights between PyTorch's files and our checkpoints.", allow_abbrev=False)
     parser.add_argument("source", metavar="IN", type=Path, help="a .pt, .pth or .safetensors file, or a checkpoint of ours")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder, or the .safetensors file, to write")
     parser.add_argument("--dialect", default="", choices=[d.name for d in DIALECTS], help="the kind of file, where it is not detected")

@@ -154,13 +154,19 @@ def merging_of(monai: str) -> str:
 def exported_merging(ours: str, monai: str, wanted: str) -> str:
     """The order to write for a release; `wanted` may be "". Raises InputError where it does not have it, or the weights cannot take it."""
     if ours == "legacy" and wanted not in ("", "legacy"):
-        raise InputError(f"--merge {wanted}: legacy merging, which this was trained with, reads two octants twice; leave --merge out")
+        raise InputError(
+            f"--merge {wanted}: this was trained with the order of merging of MONAI 0.9 to 1.4, legacy, which takes two of eight "
+            "neighbouring voxels twice and leaves two out, so that no other order computes the same; leave --merge out"
+        )
     if ours != "legacy" and wanted == "legacy":
-        raise InputError(f"--merge legacy: it never reads two of the octants that this was trained with ({ours}); leave --merge out")
+        raise InputError(
+            f"--merge legacy: leaves out two of eight neighbouring voxels, and this was trained with all of them, {ours}, so that it would "
+            "compute something else; leave --merge out"
+        )
     if ours == "legacy" and at_least(monai, "1.5"):
         raise InputError(
-            f"trained with legacy merging, which reads two octants twice; MONAI {monai} has no such order since it was changed in 1.5, and "
-            "would give wrong outputs; use --monai 1.4"
+            f"trained with the order of merging of MONAI 0.9 to 1.4, legacy; MONAI {monai} has no such order since it was changed in 1.5, "
+            "and would give wrong outputs; use --monai 1.4"
         )
     written = wanted or (ours if at_least(monai, "1.5") else "legacy" if ours == "legacy" else "mergingv2")
     if written == "merging" and not at_least(monai, "1.5"):

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from brainseg_jax import record
+from brainseg_jax.arguments import Parser
 from brainseg_jax.data.cache import VOLUMES, build, remarks, write_failures
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, read_table
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None) -> int:
-    parser = _Parser("scripts/prepare_data.py", description=__doc__, allow_abbrev=False)
+    parser = Parser("python scripts/prepare_data.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_manifest(commands)
     add_cache(commands)
@@ -216,10 +217,18 @@ def cache(args: argparse.Namespace) -> int:
     """
     if args.lacking and not args.labels:
         raise InputError("--lacking: is about labels; give --labels too, or leave it out")
-    rows = [row for row in read_manifest(args.manifest) if row.split != "excluded"]
+    every = read_manifest(args.manifest)
+    rows = [row for row in every if row.split != "excluded"]
+    if not rows:
+        raise InputError(
+            f"{args.manifest}: all {len(every)} scans are of split 'excluded', which is left out; give those to use another one"
+        )
     leaking = leaks(rows, args.manifest)
     rows = [row for row in rows if not row.alone]
     target = read_table(args.labels) if args.labels else None
+    if target and not any(row.labels for row in rows):
+        remedy = "fill in its columns labels and scheme, or leave --labels out to make what pretraining reads"
+        raise InputError(f"{args.manifest}: --labels standardises scans that have labels, and none of {len(rows)} has; {remedy}")
     if target:
         try:
             rows = [read_for(row, target, args.lacking or "refuse") for row in rows if row.labels]
@@ -227,8 +236,6 @@ def cache(args: argparse.Namespace) -> int:
             raise InputError(str(refusal).replace("--config.data.lacking=", "--lacking ")) from None
     else:
         rows = [row._replace(labels=(), scheme=()) for row in rows]
-    if not rows:
-        raise InputError(f"{args.manifest}: no scan to standardise; add scans that are not excluded{', and their labels' * bool(target)}")
     chosen = spec(args.spec, args.spacing, args.size, args.dtype)
     told, folder = record.progress("standardising scans"), args.cache.expanduser() / VOLUMES
     entries, failures = build(rows, chosen, folder, target=target, max_failures=1.0, workers=args.workers, progress=told)
@@ -249,11 +256,6 @@ def cache(args: argparse.Namespace) -> int:
 
 
 # ---- the command line
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise InputError(f"{message}; see python {self.prog} --help")
 
 
 def _positive(text: str) -> int:

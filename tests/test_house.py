@@ -21,7 +21,7 @@ FLOORS = (
     ("step", "optim", "layerwise", "checkpoint", "writer", "report", "quality", "islands", "strip", "page", "regrid"),
     ("objectives", "data"),
     ("models", "losses", "metrics", "inference", "config", "recipes", "flags"),
-    ("trees", "runtime", "files", "errors", "safetensors", "weights", "images", "distributed", "sharding"),
+    ("trees", "runtime", "files", "errors", "arguments", "safetensors", "weights", "images", "distributed", "sharding"),
 )
 FORBIDDEN = {"data": ("models", "objectives"), "objectives": ("data",), "models": ("data",)}
 # Who may import what; others may not.

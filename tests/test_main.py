@@ -59,6 +59,14 @@ def test_a_mistyped_command_is_answered_with_one_line(flags, hint):
     assert hint in refused(*flags)
 
 
+@pytest.mark.parametrize(
+    ("module", "shared"), [("main", ["config", "devices"]), ("plan", ["config", "devices"]), ("parameters", ["config"])]
+)
+def test_the_help_names_the_flags_that_commands_share(module, shared):
+    done = subprocess.run([sys.executable, "-m", f"brainseg_jax.{module}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert all(f"  --{flag}: " in done.stdout for flag in shared), done.stdout
+
+
 @pytest.mark.parametrize("name", ["--config", "-config"])
 def test_a_config_that_cannot_be_read_as_python_is_one_line(tmp_path, name):
     (tmp_path / "mine.py").write_text("def get_config(:\n")

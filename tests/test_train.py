@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -343,7 +344,16 @@ def test_a_refused_start_of_a_new_run_writes_no_record(run, tmp_path):
     checkpoint.write(tmp_path / "c", {"encoder": {"norm": np.zeros(3, np.float32)}}, {"config": with_sources(base(), set(), "test.py")})
     with pytest.raises(InputError, match="was trained with vit"):
         run(tmp_path / "run", **{"init.checkpoint": str(tmp_path / "c")})
-    assert {name for name in contents(tmp_path / "run") if not name.startswith("checkpoints/")} == {".lock"}
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("checkpoint", ["", "none.safetensors", "c"], ids=["no checkpoint", "no file", "another network"])
+def test_what_a_run_begins_with_is_checked_before_scans_are_standardised(run, tmp_path, monkeypatch, checkpoint):
+    of_vit = {"encoder": {"norm": np.zeros(3, np.float32)}}
+    module.checkpoint.write(tmp_path / "c", of_vit, {"config": with_sources(base(), set(), "test.py")})
+    monkeypatch.setattr(dataset, "prepare", None)
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / checkpoint))):
+        run(tmp_path / "run", **{"init.checkpoint": str(tmp_path / checkpoint)})
 
 
 @pytest.mark.slow
@@ -422,6 +432,47 @@ def test_a_run_folder_has_one_run(tmp_path):
     with module.alone(tmp_path, ALL), pytest.raises(InputError, match="another run is training in it"), module.alone(tmp_path, ALL):
         pass
     with module.alone(tmp_path, ALL):
+        pass
+
+
+@pytest.mark.parametrize("error", [InputError, KeyboardInterrupt])
+def test_a_start_that_comes_to_nothing_leaves_nothing(tmp_path, error):
+    for folder in (tmp_path / "new" / "run", tmp_path):
+        with pytest.raises(error), module.alone(folder, ALL):
+            assert (folder / ".lock").exists()
+            raise error
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_no_file_and_lies_in_none(tmp_path):
+    (tmp_path / "main.log").write_text("words")
+    for folder in (tmp_path / "main.log", tmp_path / "main.log" / "run"):
+        fault = re.escape(f"{folder}/run.json: {tmp_path}/main.log is a file, and nothing can be written below it; give another place")
+        with pytest.raises(InputError, match=fault), module.alone(folder, ALL):
+            pass
+    assert (tmp_path / "main.log").read_text() == "words"
+
+
+def test_a_start_that_is_refused_leaves_what_others_put_beside_it(tmp_path):
+    with pytest.raises(InputError), module.alone(tmp_path / "new" / "run", ALL):
+        (tmp_path / "new" / "notes.txt").touch()
+        raise InputError
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "notes.txt"]
+    with pytest.raises(InputError), module.alone(tmp_path / "run", ALL):
+        (tmp_path / "run" / "failures.csv").touch()
+        raise InputError
+    assert (tmp_path / "run" / "failures.csv").exists()
+
+
+def test_a_lock_that_another_start_took_away_is_none(tmp_path, monkeypatch):
+    real = module.fcntl.flock
+
+    def late(lock, how):
+        real(lock, how)
+        (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    with pytest.raises(InputError, match="another run is training in it"), module.alone(tmp_path, ALL):
         pass
 
 

@@ -238,7 +238,8 @@ def judge(
         ways.append(f"go on without them: --config.data.max_failures={share:g}")
     counts = f"{len(failures)} of {wanted} scans cannot be used{f' ({untried} not tried yet)' * bool(untried)}"
     more, where = " | …" * (len(failures) > 3), f" (all in {report})" if report else ""
-    raise InputError(f"{counts}, more than data.max_failures {most:g} allows: {first}{more}{where}; {', or '.join(ways)}")
+    bound = f"a run leaves out {100 * most:g} % at most (data.max_failures={most:g})"
+    raise InputError(f"{counts}, and {bound}: {first}{more}{where}; {', or '.join(ways)}")
 
 
 def split(rows: tuple[Row, ...], data: ConfigDict) -> tuple[Row, ...]:

@@ -131,7 +131,7 @@ def folder(
     people = {image: find(image.relative_to(home)) if find else stem(image) for image in images}
     if nobody := [image for image in images if not people[image]]:
         place = nobody[0].relative_to(home).as_posix()
-        raise InputError(f"{nobody[0]}: --subject-regex {subject_regex!r} fits nowhere in {place}; correct it or move the file away")
+        raise InputError(f"{nobody[0]}: --subject-regex '{subject_regex}' fits nowhere in {place}; correct it or move the file away")
     owned = _owned(people, _folder(labels), find) if labels else {}
     rows = [_row(people[image], "", image, owned.get(image, []), scheme, dataset or _name(root)) for image in images]
     what = f"files ending in {', '.join(VOLUMES)} (DICOM has to be converted first)"
@@ -169,7 +169,7 @@ def finder(regex: str) -> Callable[[Path], str]:
     try:
         pattern = re.compile(regex)
     except re.error as error:
-        raise InputError(f"--subject-regex {regex!r}: {error}; correct the expression") from None
+        raise InputError(f"--subject-regex '{regex}': {error}; correct the expression") from None
 
     def find(path: Path) -> str:
         match = pattern.search(path.as_posix())

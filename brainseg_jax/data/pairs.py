@@ -100,6 +100,6 @@ def _by_name(folder: Path, subject_regex: str) -> dict[str, Path]:
             raise InputError(f"{path} and {found[name]} are both of {name!r}; {REMEDY}")
         found[name] = path
     if not found:
-        where = f" in whose path {subject_regex!r} is found" if subject_regex else ""
+        where = f" in whose path '{subject_regex}' is found" if subject_regex else ""
         raise InputError(f"{folder}: no files ending in {', '.join(VOLUMES)}{where}; check the folder")
     return found

@@ -341,8 +341,12 @@ def test_export_says_which_downsample(swins, tmp_path, capsys, name, flags, says
     [
         ("legacy", ["--monai", "1.5"], "MONAI 1.5 has no such order since it was changed in 1.5"),
         ("legacy", [], "use --monai 1.4"),
-        ("legacy", ["--monai", "1.3", "--merge", "mergingv2"], "reads two octants twice"),
-        ("merging", ["--merge", "legacy"], "never reads two"),
+        (
+            "legacy",
+            ["--monai", "1.3", "--merge", "mergingv2"],
+            "takes two of eight neighbouring voxels twice and leaves two out, so that no other",
+        ),
+        ("merging", ["--merge", "legacy"], "leaves out two of eight neighbouring voxels, and this was trained with all of them, merging"),
         ("merging", ["--monai", "1.4", "--merge", "merging"], "calls so is the legacy order"),
         ("merging", ["--monai", "0.9"], "use --monai 1.0"),
         ("legacy", ["--monai", "0.8"], "MONAI 0.8 has no such network; use --monai 0.9"),

@@ -138,3 +138,21 @@ def test_octants_change_places_and_come_back(rng, old, new):
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(moved[path][2 * at[new] : 2 * at[new] + 2], leaf[2 * at[old] : 2 * at[old] + 2])
         np.testing.assert_array_equal(swin_unetr.reorder(moved, new, old)[path], leaf)
+
+
+@pytest.mark.parametrize(
+    ("ours", "monai", "wanted", "reason"),
+    [
+        (
+            "legacy",
+            "1.3",
+            "mergingv2",
+            "takes two of eight neighbouring voxels twice and leaves two out, so that no other order computes the same",
+        ),
+        ("merging", "1.3", "legacy", "leaves out two of eight neighbouring voxels, and this was trained with all of them, merging"),
+        ("legacy", "1.5", "", "MONAI 1.5 has no such order since it was changed in 1.5, and would give wrong outputs; use --monai 1.4"),
+    ],
+)
+def test_an_order_of_merging_that_computes_something_else_is_not_written(ours, monai, wanted, reason):
+    with pytest.raises(InputError, match=reason):
+        swin_unetr.exported_merging(ours, monai, wanted)

@@ -139,10 +139,12 @@ def test_the_refusal_names_scans_and_reasons_and_ends_in_what_can_be_done():
     with pytest.raises(InputError) as refusal:
         judged(1, 7)
     assert str(refusal.value) == (
-        "1 of 8 scans cannot be used, more than data.max_failures 0.1 allows: p0: /p0.nii: is empty; copy it again (all in "
-        "run/failures.csv); mend them, or leave them out of people.tsv, or go on without them: --config.data.max_failures=0.2"
+        "1 of 8 scans cannot be used, and a run leaves out 10 % at most (data.max_failures=0.1): p0: /p0.nii: is empty; copy it again "
+        "(all in run/failures.csv); mend them, or leave them out of people.tsv, or go on without them: --config.data.max_failures=0.2"
     )
-    with pytest.raises(InputError, match=r"^5 of 20 .*allows: p0: [^|]* \| p1: [^|]* \| p2: [^|]*again \| … \(all in .*max_failures=0\.3$"):
+    with pytest.raises(
+        InputError, match=r"^5 of 20 .*=0\.1\): p0: [^|]* \| p1: [^|]* \| p2: [^|]*again \| … \(all in .*max_failures=0\.3$"
+    ):
         judged(5, 15)
     with pytest.raises(InputError, match=r"^20 of 100 scans cannot be used \(70 not tried yet\).*max_failures=1$"):
         judged(20, 10, untried=70)

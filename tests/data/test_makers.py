@@ -1,6 +1,7 @@
 """Folder layouts become rows: on little trees of empty files with the real names."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,9 @@ def test_folder(tmp_path):
     assert {(row.scheme, row.dataset) for row in rows} == {(("s",), "scans")}
     assert [row.subject for row in makers.folder(root, labels, subject_regex=r"a(\d+)")] == ["1", "10", "1"]
     assert [row.subject for row in makers.folder(root, labels, subject_regex=r"a\d", dataset="x")] == ["a1", "a1", "a1"]
+    for regex, fault in ((r"P(\d+)", "fits nowhere"), (r"\d(", "correct the expression")):
+        with pytest.raises(InputError, match=re.escape(f"--subject-regex '{regex}'") + f".*{fault}"):
+            makers.folder(root, labels, subject_regex=regex)
     with pytest.raises(InputError, match=r"a1\.nii\.gz: --subject-regex 'site/\(\.\*\)_' fits nowhere"):
         makers.folder(root, labels, subject_regex="site/(.*)_")
     with pytest.raises(InputError, match="correct the expression"):

@@ -74,6 +74,7 @@ def test_two_files(tmp_path):
         ("a~", "b~", "", "no two names go together; tell subjects with --subject-regex, or give a list"),
         ("a~", "b.txt", "", r"r: no files ending in \.nii, .*; check the folder"),
         ("a~", "b~", "c", "p: no files .* in whose path 'c' is found; check the folder"),
+        ("a~", "b~", r"\d+", r"p: no files .* in whose path '\\d\+' is found"),
         ("a~", "a~", "(", r"--subject-regex '\(': .*; correct the expression"),
     ],
 )

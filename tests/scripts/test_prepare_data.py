@@ -261,8 +261,11 @@ def test_ctrl_c_is_one_line(masked, tmp_path, monkeypatch, capsys):
         ("people.tsv --spacing nan", "spacing is nan; give a positive number"),
         ("people.tsv --workers 0", "'0' is not a whole number above 0"),
         ("people.tsv --cache people.tsv/c", "people.tsv/c/volumes: Not a directory; check the place"),
-        ("excluded.tsv", "excluded.tsv: no scan to standardise; add scans that are not excluded\n"),
-        ("bare.tsv --labels brain", "bare.tsv: no scan to standardise; add scans that are not excluded, and their labels\n"),
+        ("excluded.tsv", "excluded.tsv: all 4 scans are of split 'excluded', which is left out; give those to use another one\n"),
+        (
+            "bare.tsv --labels brain",
+            "bare.tsv: --labels standardises scans that have labels, and none of 4 has; fill in its columns labels",
+        ),
     ],
 )
 def test_cache_refuses_in_one_line(masked, tmp_path, monkeypatch, capsys, args, reason):
