@@ -22,7 +22,7 @@ from brainseg_jax import checkpoint, distributed, heldout, optim, record, report
 from brainseg_jax.config import FORMAT, check, check_idle, differing, known
 from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment import patch
-from brainseg_jax.data.pipeline import Share, train_batches
+from brainseg_jax.data.pipeline import Share, release_shared, train_batches
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import check_place
 from brainseg_jax.heldout import HeldOut
@@ -137,6 +137,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
                 checkpoints.wait()
         finally:
             writer.close()
+            release_shared()
         done = over(run, last)
         if not done and distributed.any_of(interrupted()):
             raise KeyboardInterrupt(stopped_at(last))  # what called this is not to go on as if all had been trained

@@ -165,6 +165,12 @@ def _start_worker(*_: int) -> None:
         shared_memory._SHM_SAFE_NAME_LENGTH = len(shared_memory._SHM_NAME_PREFIX) + 16
 
 
+def release_shared() -> None:
+    """Releases what workers of this process left, once all have ended: what one had made by then, and not told Python's tracker of."""
+    for file in SHARED.glob(_mark(os.getpid()) + "*"):
+        file.unlink(missing_ok=True)
+
+
 def _forget_dead() -> None:
     """Releases what runs of this user left in shared memory that are no more."""
     for file in SHARED.glob(f"brainseg_jax-{machine()}-*"):

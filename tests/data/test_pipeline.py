@@ -92,6 +92,15 @@ def test_shared_memory_of_runs_that_are_no_more_is_released(tmp_path, monkeypatc
     assert set(tmp_path.iterdir()) == {mine, *foreign}
 
 
+def test_what_workers_of_this_process_left_is_released_and_of_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHARED", tmp_path)
+    mine, other = (tmp_path / f"{module._mark(process)}0123" for process in (os.getpid(), os.getppid()))
+    for file in (mine, other):
+        file.touch()
+    module.release_shared()
+    assert set(tmp_path.iterdir()) == {other}
+
+
 @pytest.mark.parametrize(("count", "crops"), [(2, 1), (4, 1), (2, 2)])
 def test_shares_of_processes_make_the_global_batch(volumes, count, crops):
     whole = take(volumes, 5, crops_per_volume=crops)
