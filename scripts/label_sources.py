@@ -1,0 +1,71 @@
+"""How the labels of two manifests differ: what share of the brain each structure is, person by person, before a network learns from both.
+
+    python scripts/label_sources.py one.tsv other.tsv --labels intracranial --out docs/label_sources
+
+The first label map of each person (or each label map, where a manifest has labels only) is regrouped into the table `--labels` by its own
+scheme. Volumes are divided by that of all structures but the CSF around the brain, which tools cut differently. OUT.md has means, their
+ratio, and the difference in standard deviations of people: what one tool calls otherwise stands out from how people differ.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from reports import publish
+
+from brainseg_jax.data.labels import Table, lookup, missing, read_table
+from brainseg_jax.data.manifest import read_manifest
+from brainseg_jax.data.nifti import read_labels
+
+CSF = 24  # FreeSurfer's id of what is around the brain
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path, nargs=2)
+    parser.add_argument("--labels", default="intracranial", help="the table in which both are compared (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    return publish(args.out, lambda: report(args))
+
+
+def report(args: argparse.Namespace) -> str:
+    """The table."""
+    table = read_table(args.labels)
+    one, other = (shares(path, table) for path in args.manifest)
+    names = [path.stem for path in args.manifest]
+    lines = [
+        "# What two sources of labels call the same\n",
+        f"Shares of the brain (all structures of {table.name} but the CSF around it), in thousandths: mean ± standard deviation over "
+        f"{len(one)} people of {names[0]} and {len(other)} of {names[1]}; the CSF as a share of the same brain. A structure that a source",
+        "does not have is a dash.\n",
+        f"| structure | {names[0]} | {names[1]} | ratio | difference, standard deviations |",
+        "|---|---|---|---|---|",
+    ]
+    for n, structure in enumerate(table.structures):
+        a, b = 1000 * one[:, n], 1000 * other[:, n]
+        cells = [f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" if x.any() else "–" for x in (a, b)]
+        both = a.any() and b.any()
+        apart = (b.mean() - a.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2) if both else np.nan
+        lines.append(
+            f"| {structure.name} | {' | '.join(cells)} | " + (f"{b.mean() / a.mean():.2f} | {apart:+.1f} |" if both else "– | – |")
+        )
+    return "\n".join([*lines, ""])
+
+
+def shares(path: Path, table: Table) -> np.ndarray:
+    """[people, structures]: each structure's volume by the brain's. A person's further rows are left out."""
+    rows = {row.person: row for row in reversed(read_manifest(path)) if row.labels}
+    lacking = {s.name for row in rows.values() for s in missing(read_table(row.scheme[0]), table)}
+    found = []
+    for row in rows.values():
+        labels, source = read_labels(row.labels[0]).voxels, read_table(row.scheme[0])
+        counts = np.bincount(lookup(labels, source, table, str(row.labels[0])).ravel(), minlength=len(table.structures) + 1)[1:]
+        brain = sum(c for c, s in zip(counts, table.structures, strict=True) if CSF not in s.freesurfer)
+        found.append([0 if s.name in lacking else c / brain for c, s in zip(counts, table.structures, strict=True)])
+    return np.array(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
