@@ -109,6 +109,25 @@ def signals_held(signals: Collection[int] = SIGNALS) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def ctrl_c_later() -> Iterator[None]:
+    """Ctrl-C that comes meanwhile is answered at the end, so that what is begun inside is not left half begun.
+
+    To hold the signal is not enough for that: it may reach another thread, of JAX's for one, and is raised in the main one all the same.
+    """
+    usual, came = signal.getsignal(signal.SIGINT), []
+    if not callable(usual) or threading.current_thread() is not threading.main_thread():  # ignored, or none of this thread's business
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
 def end_with_parent(*_: object) -> None:
     """Binds a process that multiprocessing started to the one that started it: to be called in it, first of all (an initializer).
 

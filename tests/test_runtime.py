@@ -3,14 +3,17 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import brainseg_jax
+from brainseg_jax import runtime
 from brainseg_jax.runtime import SIGNALS
 
 POOL = """
@@ -77,3 +80,25 @@ sys.exit({flags})
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | given
         program = code.replace("{}", repr(given.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")))
         assert subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 7
+
+
+def test_ctrl_c_is_answered_once_what_was_begun_is_done():
+    done = []
+    with pytest.raises(KeyboardInterrupt), runtime.ctrl_c_later():
+        signal.raise_signal(signal.SIGINT)
+        done.append("all of it")
+    assert done == ["all of it"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with runtime.ctrl_c_later():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_leave_ctrl_c_alone():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: runtime.ctrl_c_later().__enter__()).result() is None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.runtime import cores, end_with_parent, signals_held
+from brainseg_jax.runtime import cores, ctrl_c_later, end_with_parent, signals_held
 
 
 def each(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None, what: str) -> Iterator[Any]:
@@ -26,7 +26,7 @@ def each(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None, w
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
         try:
             # Ctrl-C only: a pool of which one process has died ends those that are still starting by SIGTERM.
-            with _main_unknown(), signals_held((signal.SIGINT,)):
+            with _main_unknown(), ctrl_c_later(), signals_held((signal.SIGINT,)):
                 futures = [pool.submit(work, job) for job in jobs]
             processes = multiprocessing.active_children()
             for future in as_completed(futures):

@@ -31,6 +31,34 @@ def test_ctrl_c_while_a_process_still_starts_is_none_of_its_business(tmp_path, m
     assert (out, error) == ("[1, 2, 3]\n", "")
 
 
+HALFWAY = """
+import threading
+from multiprocessing import util
+
+other, spawn = threading.Thread(target=time.sleep, args=(60,), daemon=True), util.spawnv_passfds
+other.start()
+
+def interrupted(path, words, *more):
+    child = spawn(path, words, *more)
+    if "--multiprocessing-fork" in words:
+        signal.pthread_kill(other.ident, signal.SIGINT)
+        time.sleep(0.1)
+    return child
+
+util.spawnv_passfds = interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    list(each(abs, [-1, -2, -3], 2, "counted"))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_a_process_that_has_just_been_started_gets_its_work_in_spite_of_ctrl_c(tmp_path):
+    """Which reached another thread than the one that starts it: else the process says that it got nothing."""
+    assert start(HALFWAY, tmp_path).communicate(timeout=60) == ("stopped\n", "")
+
+
 @pytest.mark.parametrize(
     ("death", "told"),
     [
