@@ -109,6 +109,9 @@ def base() -> ConfigDict:
     c.synth.share = 0.0  # of crops with an image that are made from their labels instead
     c.synth.spread = 0.1  # largest standard deviation of a tissue
     c.synth.air = 0.2  # largest mean of the air
+    c.synth.prior = ConfigDict()
+    c.synth.prior.table = ""  # a TSV of what tissues look like in a sequence (data/priors.py); empty: anything, in every scan
+    c.synth.prior.share = 0.5  # of made scans that look so, where there is a table
     c.synth.texture = ConfigDict()
     c.synth.texture.share = 0.5  # of a tissue's variance that may be smooth
     c.synth.texture.mm = 5.0  # between the nodes of the smooth part
@@ -252,7 +255,15 @@ SHARES = (
     *("augment.mirror.sides", "augment.mirror.others", "augment.affine.chance", "augment.elastic.chance", "augment.contrast.chance"),
     *("augment.contrast.curve", "augment.bias.chance", "augment.blur.chance", "augment.noise.chance", "augment.low_resolution.chance"),
     *("augment.cut.chance", "augment.cut.share"),
-    *("synth.share", "synth.spread", "synth.air", "synth.texture.share", "synth.lesions.chance", "synth.lesions.share"),
+    *(
+        "synth.share",
+        "synth.prior.share",
+        "synth.spread",
+        "synth.air",
+        "synth.texture.share",
+        "synth.lesions.chance",
+        "synth.lesions.share",
+    ),
     *("synth.strip.chance", "synth.face.chance", "synth.air_noise.chance"),
     *("data.max_failures", "augment.chance", "mae.mask_ratio", "ssl.share", "vit.drop_path", "swin.drop_path"),
     *("segmentation.overlap", "optim.warmup", "optim.layer_decay", "optim.unfreeze", "eval_every"),

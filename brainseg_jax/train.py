@@ -23,6 +23,7 @@ from brainseg_jax.config import FORMAT, check, check_idle, differing, known
 from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, release_shared, train_batches
+from brainseg_jax.data.synthesis import maker
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import check_place
 from brainseg_jax.heldout import HeldOut
@@ -82,6 +83,8 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
     goes_on = begun(folder)
     heads = labels.read_table(labels.HEAD) if target and config.synth.share else None
+    if heads:
+        maker(config, target)  # refuses a prior before scans are standardised
     if config.init.checkpoint and not goes_on:
         with distributed.together():  # before scans are standardised, which may take hours
             taken(shapes(config, objective, mesh), config, lambda _: None)

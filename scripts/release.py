@@ -36,7 +36,7 @@ from brainseg_jax.quality import COHORT, cohort_of
 from brainseg_jax.record import progress
 from brainseg_jax.trees import count
 
-PLACES = ("data.manifest", "data.cache", "init.checkpoint")  # of which only the name is kept
+PLACES = ("data.manifest", "data.cache", "init.checkpoint", "synth.prior.table")  # of which only the name is kept
 
 
 class Seen(NamedTuple):
@@ -64,7 +64,8 @@ def release(args: argparse.Namespace) -> int:
     """Writes the file and its card."""
     params, card = checkpoint.load(args.checkpoint)
     for key in PLACES:
-        card["config"][key]["value"] = Path(card["config"][key]["value"]).name
+        if key in card["config"]:
+            card["config"][key]["value"] = Path(card["config"][key]["value"]).name
     if args.window:
         card["config"]["data.crop"]["value"] = [int(side) for side in args.window.split(",")]
     config = of_card(card, args.checkpoint)

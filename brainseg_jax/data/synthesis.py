@@ -7,6 +7,7 @@ made and real scans alike. All is pure in (key, arrays), within [0, 1], and for 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,8 @@ from ml_collections import ConfigDict
 from brainseg_jax.data.appearance import gaussian
 from brainseg_jax.data.fields import along_axes, drawn, smooth_noise
 from brainseg_jax.data.labels import HEAD, Table, lookup, read_table, voxel_ids
+from brainseg_jax.data.priors import Prior, read_prior
 from brainseg_jax.data.standardize import spec
-from brainseg_jax.errors import InputError
 
 Image = Float[jax.Array, "x y z 1"]
 Labels = Integer[jax.Array, "x y z"]
@@ -31,13 +32,6 @@ SPREAD = (151 / 315) ** 1.5 / 3**0.5
 LOW, HIGH = spec("default").percentiles  # of all voxels and of the head's, which become 0 and 1
 CEREBRAL_WHITE = {2, 41}  # FreeSurfer ids
 AHEAD = {"A": 1, "P": -1, "S": -1, "I": 1}  # towards the face: forwards and down
-
-
-class Prior(NamedTuple):
-    """What tissues look like in one sequence: of each, mean and standard deviation of its mean and of its spread, intensities in [0, 1]."""
-
-    means: Float[np.ndarray, "2 t"]
-    spreads: Float[np.ndarray, "2 t"]
 
 
 class Tissues(NamedTuple):
@@ -66,19 +60,10 @@ def tissues_of(table: Table) -> Tissues:
     return Tissues(of, np.array(brain), np.array(white))
 
 
-def check_prior(prior: Prior, tissues: Tissues) -> None:
-    """Raises InputError for a prior that is of other tissues, or of values that are none."""
-    for name, values in prior._asdict().items():
-        if values.shape != (2, tissues.count):
-            raise InputError(f"prior {name} are {values.shape}, and there are {tissues.count} tissues; give (2, {tissues.count})")
-        if not np.isfinite(values).all() or values.min() < 0 or values[0].max() > 1:
-            raise InputError(f"prior {name} go from {values.min():.3g} to {values[0].max():.3g}; scale intensities to [0, 1]")
-
-
 def appearance_of(
     key: jax.Array, tissues: Tissues, spread: float, air: float, prior: Prior | None = None, share: float = 0.0
 ) -> tuple[Float[jax.Array, "t"], Float[jax.Array, "t"]]:
-    """Mean and spread of every tissue in one scan: anything from 0 to 1, and to `spread`; with chance `share` as the prior has them.
+    """Mean and spread of every tissue in one scan: anything from 0 to 1, and to `spread`; with chance `share` as the prior says.
 
     The mean of id 0's tissue, which is the air, stays below `air` where it is not the prior's.
     """
@@ -92,7 +77,7 @@ def appearance_of(
     def likely(key: jax.Array, of: Float[np.ndarray, "2 t"]) -> Float[jax.Array, "t"]:
         return jnp.clip(of[0] + of[1] * drawn(jax.random.normal, key, (t,), jnp.float32), 0, 1).astype(jnp.float32)
 
-    usual = jax.random.bernoulli(keys[2], share)
+    usual = jax.random.bernoulli(keys[2], share) & ~np.isnan(prior.means[0])
     return jnp.where(usual, likely(keys[3], prior.means), means), jnp.where(usual, likely(keys[4], prior.spreads), spreads)
 
 
@@ -174,7 +159,7 @@ class Look(NamedTuple):
 class Maker(NamedTuple):
     """Makes scans as a config's `synth` says, of label maps with the classes of `tissues`, on voxels of `mm`, axes as in "RAS".
 
-    classes: for each of these classes the one that the network learns.
+    classes: for each of these classes the one that the network learns. prior: what its share of the made scans looks like.
     """
 
     config: ConfigDict
@@ -182,12 +167,13 @@ class Maker(NamedTuple):
     classes: Integer[np.ndarray, "k"]
     mm: float
     orientation: str
+    prior: Prior | None = None
 
     def look(self, key: jax.Array, alone: Bool[jax.Array, ""]) -> Look:
         """Whether a sample's scan is made, which it always is where there are labels `alone`, and of what."""
-        whether, how = jax.random.split(key)
-        made = alone | jax.random.bernoulli(whether, self.config.share)
-        return Look(made, *appearance_of(how, self.tissues, self.config.spread, self.config.air))
+        c, (whether, how) = self.config, jax.random.split(key)
+        made = alone | jax.random.bernoulli(whether, c.share)
+        return Look(made, *appearance_of(how, self.tissues, c.spread, c.air, self.prior, c.prior.share))
 
     def painted(self, look: Look, image: Image, labels: Labels) -> Image:
         """The real image, or its structures in their means: before the deformation."""
@@ -224,10 +210,14 @@ class Maker(NamedTuple):
 
 
 def maker(config: ConfigDict, target: Table) -> Maker:
-    """The maker of a config's scans, whose label maps have the classes of HEAD and are learned as those of `target`."""
+    """The maker of a config's scans, whose label maps have the classes of HEAD and are learned as those of `target`.
+
+    Raises InputError for a prior that cannot be read.
+    """
     head = read_table(HEAD)
-    classes = lookup(voxel_ids(head), head, target)
-    return Maker(config.synth, tissues_of(head), classes, config.data.spacing, spec(config.data.spec).orientation)
+    tissues, classes = tissues_of(head), lookup(voxel_ids(head), head, target)
+    prior = read_prior(Path(table), head, tissues.of) if (table := config.synth.prior.table) else None
+    return Maker(config.synth, tissues, classes, config.data.spacing, spec(config.data.spec).orientation, prior)
 
 
 def _both(head: Mask, cut: tuple[Image, Mask]) -> tuple[Image, Mask]:

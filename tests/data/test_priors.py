@@ -1,0 +1,55 @@
+"""Tables of what tissues look like: read, and refused in one line."""
+
+import numpy as np
+import pytest
+
+from brainseg_jax.config import base
+from brainseg_jax.data.labels import read_table
+from brainseg_jax.data.priors import COLUMNS, read_prior
+from brainseg_jax.data.synthesis import maker, tissues_of
+from brainseg_jax.errors import InputError
+
+HEADS = read_table("head")
+OF = tissues_of(HEADS).of
+
+
+def written(path, *lines, header=COLUMNS):
+    path.write_text("\n".join(["\t".join(header), *("\t".join(map(str, line)) for line in lines)]) + "\n")
+    return path
+
+
+def test_both_sides_look_as_one_line_says_and_the_rest_like_anything(tmp_path):
+    prior = read_prior(written(tmp_path / "t1.tsv", (0, 0.01, 0, 0.02, 0), (2, 0.8, 0.05, 0.04, 0.01)), HEADS, OF)
+    number = {s.id: n for n, s in enumerate(HEADS.structures, 1)}
+    for id in (2, 41):
+        np.testing.assert_array_equal(prior.means[:, OF[number[id]]], [0.8, 0.05])
+        np.testing.assert_array_equal(prior.spreads[:, OF[number[id]]], [0.04, 0.01])
+    np.testing.assert_array_equal(prior.means[:, OF[0]], [0.01, 0])
+    assert np.isnan(prior.means[0]).sum() == OF.max() + 1 - 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "header", "message"),
+    [
+        ([(900, 0.5, 0, 0, 0)], COLUMNS, "line 2: label table head does not have 900; leave the line out"),
+        ([(2, 80, 5, 4, 1)], COLUMNS, "line 2: 2, 80, 5, 4, 1; give an id and four numbers from 0 to 1"),
+        ([(2, "bright", 0, 0, 0)], COLUMNS, "line 2: 2, bright, 0, 0, 0 are not all numbers; give id, mean"),
+        ([(2, 0.5, 0, 0, 0), (41, 0.6, 0, 0, 0)], COLUMNS, "line 3: 41 looks otherwise than its other side"),
+        ([(2, 0.5)], COLUMNS[:2], "its first line is id, mean; it has to be id, mean, mean_sd"),
+        ([(2, 0.5, 0, 0, 0)], (*COLUMNS[:4], "spread_std"), "column 'spread_std' is unknown (did you mean 'spread_sd'?)"),
+        ([], COLUMNS, "holds no line of values; give at least one"),
+    ],
+)
+def test_what_is_no_prior_is_one_line(tmp_path, lines, header, message):
+    with pytest.raises(InputError) as refusal:
+        read_prior(written(tmp_path / "t1.tsv", *lines, header=header), HEADS, OF)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_config_names_it(tmp_path):
+    c = base()
+    c.synth.prior.table = str(written(tmp_path / "t1.tsv", (2, 0.8, 0.05, 0.04, 0.01)))
+    assert np.nanmax(maker(c, read_table("seg33")).prior.means) == 0.8
+    c.synth.prior.table = str(tmp_path / "t2.tsv")
+    with pytest.raises(InputError, match=r"t2\.tsv: no such file; check synth\.prior\.table"):
+        maker(c, read_table("seg33"))
