@@ -8,6 +8,7 @@
     python scripts/benchmark.py --mode volumes --against monai    whole volumes by sliding windows, against MONAI's SlidingWindowInferer
     python scripts/benchmark.py --mode predict                    the command that segments a scan, from the shell to the label map
     python scripts/benchmark.py --mode augment                    each change of augmentation, and its share of the training step
+    python scripts/benchmark.py --mode made                       scans made from label maps, and their share of the training step
     python scripts/benchmark.py --mode conv --against monai       one 3-D convolution: ours, XLA's own and PyTorch's
     python scripts/benchmark.py --mode attention                  our attention against jax.nn.dot_product_attention
     python scripts/benchmark.py --mode cache                      ways to keep a standardised volume
@@ -30,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attention, augmentation, cache, command, convolution, networks, presets, profile, volumes
+from benchmarks import attention, augmentation, cache, command, convolution, made, networks, presets, profile, volumes
 from benchmarks.measure import Result
 
 from brainseg_jax import runtime
@@ -41,6 +42,7 @@ MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
     "volumes": volumes.volumes,
     "predict": command.predict,
     "augment": augmentation.augment,
+    "made": made.made,
     "conv": convolution.conv,
     "attention": attention.attention,
     "cache": cache.cache,
@@ -49,6 +51,7 @@ WORKERS: dict[str, Callable[..., Result]] = {
     **networks.WORKERS,
     **volumes.WORKERS,
     **augmentation.WORKERS,
+    **made.WORKERS,
     **convolution.WORKERS,
     **presets.WORKERS,
     **profile.WORKERS,

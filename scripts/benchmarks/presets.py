@@ -211,7 +211,7 @@ def configured(folder: Path, on_cpu: bool = True) -> ConfigDict:
         except TypeError as error:
             raise InputError(f"--set {change}: {error}") from None
     if told["plain"]:
-        config.augment.chance = config.augment.mirror.sides = config.augment.mirror.others = 0.0
+        config.augment.chance = config.augment.mirror.sides = config.augment.mirror.others = config.synth.share = 0.0
         for kind in ("affine", "elastic", "contrast", "bias", "blur", "noise", "low_resolution", "cut"):
             config.augment[kind].chance = 0.0
     settle(config, on_cpu)
@@ -254,7 +254,7 @@ def step_of(folder: Path) -> Step:
     done = time.perf_counter()
     runtime.give_back_memory()
 
-    rng, top = np.random.default_rng(0), {"image": 256, "label": config.classes}
+    rng, top = np.random.default_rng(0), {"image": 256, "label": config.classes, "place": 1, "alone": 1}
     batch = {
         name: jax.device_put(rng.integers(0, top[name], like.shape).astype(like.dtype), like.sharding) for name, like in built.batch.items()
     }

@@ -258,12 +258,12 @@ def scans(rng, b, n, alone=0):
 
 
 def other(a, b):
-    """Of which samples the images differ."""
-    return (a["image"] != b["image"]).any((1, 2, 3, 4))
+    """Of which samples the images differ by more than the order of sums, which is the compiler's in each of two programs."""
+    return (np.abs(a["image"] - b["image"]) > 1e-4).any((1, 2, 3, 4))
 
 
 def test_real_scans_come_out_as_they_do_where_none_is_made(rng):
-    """To the bit, and labels of all of them likewise; those of labels only are made, and of the others about half."""
+    """And labels of all of them likewise; those of labels only are made, and of the others about half."""
     changes = dict.fromkeys(CHANCES, 0.5)
     ours, real = both_ways(changes, {"share": 0.5}, scans(rng, 40, 8, alone=10), jax.random.key(4))
     assert set(ours) == {"image", "label"}
