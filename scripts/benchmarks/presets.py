@@ -62,7 +62,7 @@ def compute(args: argparse.Namespace) -> tuple[str, Any]:
             for _ in range(args.turns):
                 one = in_process("ours preset", args.steps, folder=folder, one_gpu=bool(args.against))
                 turns.setdefault("brainseg_jax", []).append(one)
-                for rival, (worker, huge_pages) in rivals(one["platform"]).items() if args.against else ():
+                for rival, (worker, huge_pages) in rivals(one["platform"], config.encoder).items() if args.against else ():
                     if rival in failed:
                         continue
                     try:
@@ -93,11 +93,12 @@ def check_all(args: argparse.Namespace) -> None:
             written(Path(folder), preset, changes, plain=False)
 
 
-def rivals(platform: str) -> dict[str, tuple[str, bool]]:
-    """The peer's ways to run on a platform: its worker, and whether with huge pages."""
+def rivals(platform: str, encoder: str) -> dict[str, tuple[str, bool]]:
+    """The peer's ways to run on a platform: its worker, and whether with huge pages. MONAI, but of the U-Net nnU-Net's own package."""
+    peer = "nnU-Net's" if encoder == "resenc" else "MONAI"
     if platform == "cpu":
-        return {"MONAI, as installed": ("monai preset", False), "MONAI": ("monai preset", True)}
-    return {"MONAI": ("monai preset", True), "MONAI, torch.compile": ("monai compiled preset", True)}
+        return {f"{peer}, as installed": ("monai preset", False), peer: ("monai preset", True)}
+    return {peer: ("monai preset", True), f"{peer}, torch.compile": ("monai compiled preset", True)}
 
 
 def row(preset: str, name: str, turns: dict[str, list[Result]], config: ConfigDict) -> str:

@@ -46,9 +46,9 @@ def test_turns_that_compute_differently_are_told():
 
 
 def test_the_peer_is_compiled_on_a_gpu_only():
-    assert {worker for worker, _ in presets.rivals("cpu").values()} == {"monai preset"}
-    assert {worker for worker, _ in presets.rivals("gpu").values()} == {"monai preset", "monai compiled preset"}
-    assert {worker for p in ("cpu", "gpu") for worker, _ in presets.rivals(p).values()} <= set(presets.WORKERS)
+    assert {worker for worker, _ in presets.rivals("cpu", "vit").values()} == {"monai preset"}
+    assert {worker for worker, _ in presets.rivals("gpu", "swin").values()} == {"monai preset", "monai compiled preset"}
+    assert {worker for p in ("cpu", "gpu") for worker, _ in presets.rivals(p, "resenc").values()} <= set(presets.WORKERS)
 
 
 def test_a_peer_that_fails_takes_nobody_elses_figures_away(monkeypatch):
