@@ -27,6 +27,11 @@ SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
 TEXT = 2**26  # bytes that are read of a table, list or record, at most: a quarter of a million scans with long paths
 
 
+def network_file(name: str | Path) -> str | Path:
+    """The file of the package's network of that name; any other checkpoint, and a file or folder that has such a name, is what it says."""
+    return NETWORKS[str(name)] if str(name) in NETWORKS and not Path(name).exists() else name
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A place to write to; what was written there takes `path`'s place when the block ends without an error. Makes the folder."""

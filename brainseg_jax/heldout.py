@@ -89,7 +89,7 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share) ->
         arrays = cache.load(entries[i].file)
         if not entries[i].row.alone:
             return arrays
-        image, label = make(jax.random.fold_in(jax.random.key(config.seed), i), arrays["label"])
+        image, label = make(jax.random.fold_in(jax.random.key(config.seed + 1), i), arrays["label"])
         return {"image": np.asarray(image), "label": np.asarray(label)}
 
     def segment(params: Any, image: np.ndarray) -> Integer[np.ndarray, "x y z"]:

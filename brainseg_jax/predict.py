@@ -34,6 +34,7 @@ from brainseg_jax.files import (
     beginning,
     check_own,
     check_place,
+    network_file,
     read_text,
     regular,
     without_formulas,
@@ -177,7 +178,7 @@ def start(options: argparse.Namespace) -> None:
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
     """The checkpoints that answer together; without any a network that comes with the package."""
-    own = [name for name in options.checkpoint.split(",") if name]
+    own = [str(network_file(name)) for name in options.checkpoint.split(",") if name]
     if own and options.network:
         raise InputError(f"--network {options.network} and --checkpoint {options.checkpoint}: two networks are named; leave one out")
     return own or [str(NETWORKS[options.network] if options.network else READY)]

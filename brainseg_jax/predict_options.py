@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     also = "further images of the same head, for a network trained on several: one with a scan, a folder with a folder; may be repeated"
     parser.add_argument("--also", type=Path, action="append", default=[], metavar="PATH", help=also)
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
-    which = "a network of the package: any (the default), for any contrast, with or without a skull; or t1, smaller and for T1 only"
+    which = "a network of the package: any (the default), for any contrast, with or without a skull; or t1, for T1 only"
     parser.add_argument("--network", choices=tuple(NETWORKS), help=which)
     network = "a network of your own; several, with commas, answer together"
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)

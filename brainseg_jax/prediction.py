@@ -20,7 +20,7 @@ from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, p
 from brainseg_jax.data.nifti import Scan, read
 from brainseg_jax.data.standardize import Spec, Standardized, spec_of, standardize_all
 from brainseg_jax.errors import InputError, few, meant
-from brainseg_jax.files import NETWORKS, READY
+from brainseg_jax.files import READY, network_file
 from brainseg_jax.islands import dissolve
 from brainseg_jax.quality import COHORT, Cohort, Flag, examine
 from brainseg_jax.recipes import TASKS
@@ -180,13 +180,13 @@ def predict(
 
 
 def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
-    """Reads checkpoints of fine-tuning; a name in NETWORKS is that network of the package.
+    """Reads checkpoints of fine-tuning; a name of NETWORKS is that network of the package (`network_file`).
 
     Raises InputError for none, for one that does not say what its classes are, and for two that do not belong together.
     """
     if not checkpoints:
         raise InputError("no checkpoint; give one, or several that answer together")
-    checkpoints = [NETWORKS.get(str(name), name) for name in checkpoints]
+    checkpoints = [network_file(name) for name in checkpoints]
     models, cards, kinds = [], [], []
     for folder in checkpoints:
         loaded = network.load(folder)

@@ -119,7 +119,7 @@ def as_t2(head: Head, rng: np.random.Generator) -> Head:
 
 
 def _recoloured(head: Head, fluid: float, grey: float, white: float) -> Head:
-    """Three brightnesses of the head, its darkest and its upper ones as clusters find them, in other values; what lies between, between."""
+    """The 5th, 45th and 90th percentile of what is labelled, about a T1's fluid, grey and white matter, in other values."""
     inside = head.voxels[head.labels > 0].astype(np.float64)
     low, middle, high = np.percentile(inside, (5, 45, 90))
     values = np.interp(head.voxels, [0, low, middle, high, 1.5 * high], [0, fluid, grey, white, white])
@@ -178,7 +178,8 @@ def report(args: argparse.Namespace) -> str:
     return "\n".join(
         [
             "# Scans unlike those it was trained on\n",
-            f"Mean Dice over structures, and its spread over {len(rows)} people that no network was trained on or chosen by.\n",
+            f"Mean Dice over structures, and its spread over {len(rows)} people that no network was trained on or chosen by.",
+            "Other contrasts are T1 scans whose tissues were given other brightnesses.\n",
             *lines,
         ]
     )

@@ -794,6 +794,16 @@ def test_a_network_of_the_package_is_asked_by_its_name(run, networks, scans, tmp
     assert code == 2 and "--network any and --checkpoint mine: two networks are named; leave one out" in err
 
 
+def test_a_name_stands_for_a_network_wherever_it_is_given_and_its_maps_are_no_others(run, networks, scans, tmp_path, monkeypatch):
+    for name in ("t1", "any"):
+        assert run("--i={f}/scans", "--o={f}/o", checkpoint=name)[0] in (0, 3) and networks["asked"][-1] == [str(NETWORKS[name])]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t1").mkdir()  # a checkpoint of one's own that has the name
+    (tmp_path / "t1" / SEAL).write_text("{}")
+    run("--i={f}/scans", "--o={f}/p", checkpoint="t1")
+    assert networks["asked"][-1] == ["t1"]
+
+
 def test_only_one_scan_is_read_ahead():
     """Of many large scans two are in memory at most, in their order, and what fails is told where it is used."""
     log, used = [], []

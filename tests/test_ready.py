@@ -1,4 +1,4 @@
-"""The network that comes with the package, on a head that comes with it and was not trained on: the MNI template, with its aseg."""
+"""The networks that come with the package, on a head that comes with it and was not trained on: the MNI template, with its aseg."""
 
 from importlib import resources
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import brainseg_jax
 from brainseg_jax.data.labels import lookup, read_table, voxel_ids
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
-from brainseg_jax.files import READY
+from brainseg_jax.files import NETWORKS
 from brainseg_jax.metrics import score
 from brainseg_jax.prediction import predictor
 
@@ -18,9 +18,9 @@ SAMPLE = Path(str(resources.files("brainseg_jax.data") / "sample_files"))
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def by():
-    return predictor([READY])
+@pytest.fixture(scope="module", params=NETWORKS)
+def by(request):
+    return predictor([request.param])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_how_a_scan_is_stored_changes_nothing(by, head, found):
 
 
 def test_its_card_knows_what_is_usual(by):
-    assert READY.stat().st_size < 10e6
+    assert all(file.stat().st_size < 10e6 for file in NETWORKS.values())
     for task in ("", "skull", "four", "thirtythree"):
         asked = by.asked(task, tta=False, islands=False)
         cohort = asked.cohort()

@@ -2,7 +2,7 @@
 
 Encoder and decoder compute what `ResidualEncoderUNet` of the package dynamic-network-architectures does with BasicBlockD, kernels of 3,
 strides of 2, instance norm and leaky ReLU of slope 0.01. Its convolutions have a bias, ours none where a norm follows, which takes it out
-again: a converter leaves these out, and writes zeros. The transposed convolutions' biases are not followed by a norm, and are here.
+again: a converter would leave these out, and write zeros. The transposed convolutions' biases are not followed by a norm, and are here.
 Leaves carry its names (stem, conv1, conv2, skip, conv, norm), with lists as in stages_0/blocks_1.
 """
 
