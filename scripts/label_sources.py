@@ -2,9 +2,9 @@
 
     python scripts/label_sources.py one.tsv other.tsv --labels intracranial --out docs/label_sources
 
-The first label map of each person (or each label map, where a manifest has labels only) is regrouped into the table `--labels` by its own
-scheme. Volumes are divided by that of all structures but the CSF around the brain, which tools cut differently. OUT.md has means, their
-ratio, and the difference in standard deviations of people: what one tool calls otherwise stands out from how people differ.
+The first label map of each person is regrouped into the table `--labels` by its own scheme. Volumes are divided by that of all structures
+but the CSF around the brain, which tools cut differently. OUT.md has means, their ratio, and the difference in standard deviations of
+people: what one tool calls otherwise stands out from how people differ.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from reports import publish
 from brainseg_jax.data.labels import Table, lookup, missing, read_table
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.nifti import read_labels
+from brainseg_jax.errors import InputError
 
 CSF = 24  # FreeSurfer's id of what is around the brain
 
@@ -31,14 +32,14 @@ def main() -> int:
 
 
 def report(args: argparse.Namespace) -> str:
-    """The table."""
+    """The table. Raises InputError for labels that cannot be read or regrouped, and for fewer than two people."""
     table = read_table(args.labels)
     one, other = (shares(path, table) for path in args.manifest)
     names = [path.stem for path in args.manifest]
     lines = [
         "# What two sources of labels call the same\n",
         f"Shares of the brain (all structures of {table.name} but the CSF around it), in thousandths: mean ± standard deviation over "
-        f"{len(one)} people of {names[0]} and {len(other)} of {names[1]}; the CSF as a share of the same brain. A structure that a source",
+        f"{len(one)} people of {names[0]} and {len(other)} of {names[1]}; the CSF as a share of the same brain. A structure that a source "
         "does not have is a dash.\n",
         f"| structure | {names[0]} | {names[1]} | ratio | difference, standard deviations |",
         "|---|---|---|---|---|",
@@ -55,14 +56,24 @@ def report(args: argparse.Namespace) -> str:
 
 
 def shares(path: Path, table: Table) -> np.ndarray:
-    """[people, structures]: each structure's volume by the brain's. A person's further rows are left out."""
+    """[people, structures]: each structure's volume by the brain's. A person's further rows are left out.
+
+    Raises InputError for labels without a scheme or a brain, and for fewer than two people.
+    """
     rows = {row.person: row for row in reversed(read_manifest(path)) if row.labels}
+    if len(rows) < 2:
+        raise InputError(f"{path}: {len(rows)} people have labels; give two or more, whose spread can be told")
+    for row in rows.values():
+        if not row.scheme:
+            raise InputError(f"{row.labels[0]}: the manifest does not say which label table it follows; fill in the column scheme")
     lacking = {s.name for row in rows.values() for s in missing(read_table(row.scheme[0]), table)}
     found = []
     for row in rows.values():
         labels, source = read_labels(row.labels[0]).voxels, read_table(row.scheme[0])
         counts = np.bincount(lookup(labels, source, table, str(row.labels[0])).ravel(), minlength=len(table.structures) + 1)[1:]
         brain = sum(c for c, s in zip(counts, table.structures, strict=True) if CSF not in s.freesurfer)
+        if not brain:
+            raise InputError(f"{row.labels[0]}: has no structure of {table.name}; leave it out of the manifest")
         found.append([0 if s.name in lacking else c / brain for c, s in zip(counts, table.structures, strict=True)])
     return np.array(found)
 
