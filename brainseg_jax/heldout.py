@@ -18,7 +18,7 @@ from brainseg_jax.data.augment import as_float, prepare_eval
 from brainseg_jax.data.dataset import Dataset
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.pipeline import Share, central_crop, eval_batches
-from brainseg_jax.data.synthesis import maker
+from brainseg_jax.data.synthesis import Maker
 from brainseg_jax.step import Objective, averaged, eval_streams, make_eval_step
 
 Pictures = dict[str, Float[np.ndarray, "..."]]
@@ -32,10 +32,10 @@ class HeldOut(NamedTuple):
     draw: Callable[[Any], Pictures]
 
 
-def of(objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any) -> HeldOut:
+def of(objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any, made: Maker | None) -> HeldOut:
     """The one of the two below that the objective asks for."""
     volumes = data.target is not None
-    return of_volumes(objective.network, config, data, share) if volumes else of_crops(objective, config, data, mesh, share, params)
+    return of_volumes(objective.network, config, data, share, made) if volumes else of_crops(objective, config, data, mesh, share, params)
 
 
 def chosen(data: Dataset, most: int) -> list[cache.Entry]:
@@ -76,13 +76,14 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
     return HeldOut(evaluate, draw)
 
 
-def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share) -> HeldOut:
+def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share, made: Maker | None) -> HeldOut:
     """Dice of whole volumes: of each structure over the volumes that have it, and the mean of these, by which the best is chosen.
 
-    `loss` is 1 − `dice`. The background is left out. Each process takes its part of the volumes, on a device of its own.
+    `loss` is 1 − `dice`. The background is left out. Each process takes its part of the volumes, on a device of its own. `made` makes the
+    scans of those that are labels only.
     """
     entries, k = chosen(data, config.eval_volumes), config.classes
-    make = jax.jit(maker(config, data.target).whole) if config.synth.share else None
+    make = jax.jit(made.whole) if made else None
 
     def volume(i: int) -> dict[str, np.ndarray]:
         """The i-th image and its labels; of labels only the image is made, the same one at every evaluation."""

@@ -157,6 +157,7 @@ def analytic(config: ConfigDict) -> dict[str, int]:
 
     from brainseg_jax import sharding
     from brainseg_jax.data import labels
+    from brainseg_jax.data.synthesis import maker_of
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.planning.flops import flops
     from brainseg_jax.program import program, sample_of
@@ -164,7 +165,7 @@ def analytic(config: ConfigDict) -> dict[str, int]:
     config = changed(config, attention="auto")  # whose products can all be seen
     objective = OBJECTIVES[config.objective](config)
     table = labels.read_table(config.data.labels) if objective.labels else None
-    built = program(config, objective, sharding.make_mesh(1, 1, jax.devices()), 1000, table)
+    built = program(config, objective, sharding.make_mesh(1, 1, jax.devices()), 1000, table, maker_of(config, table))
     rngs = {name: jax.random.key(0) for name in objective.streams}
     forward = flops(lambda params, batch: objective.apply({"params": params}, batch, True, rngs=rngs), built.like.params, sample_of(config))
     return {"step": flops(built.step, built.like, built.batch), "forward_of_a_crop": forward}

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import optim, sharding
 from brainseg_jax.data import labels
 from brainseg_jax.data.augment import patch, prepare_eval, prepare_train
-from brainseg_jax.data.synthesis import maker
+from brainseg_jax.data.synthesis import Maker
 from brainseg_jax.errors import InputError
 from brainseg_jax.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_train_step
 
@@ -58,8 +58,9 @@ def settle(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str, Any]]
         resolved.setdefault("classes", {})["value"] = config.classes
 
 
-def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None) -> Program:
-    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels.
+def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None, made: Maker | None) -> Program:
+    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels, and `made` what makes
+    scans of them, where it does (`maker_of`).
 
     Raises InputError for a kernel of attention that the mesh's devices do not have.
     """
@@ -76,7 +77,6 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
         name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
         for name, (shape, dtype) in parts_of_batch(config).items()
     }
-    made = maker(config, target) if target and config.synth.share else None
     prepare = prepare_train(config, labels.swap(target) if target else None, made)
     whole = sharding.gathering(places.params)
     step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, whole)

@@ -25,8 +25,13 @@ CONFIG, RUN = "config.json", "run.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 
 
-def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any, mesh: Any, params: Any, start: int) -> None:
-    """Writes config.json and run.json; run.json keeps a line for every time the run was started or resumed. Process 0 only."""
+def write(
+    folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any, mesh: Any, params: Any, start: int, prior: str = ""
+) -> None:
+    """Writes config.json and run.json; run.json keeps a line for every time the run was started or resumed. Process 0 only.
+
+    `prior`: the SHA-256 of the content of synth.prior.table, "" without one.
+    """
     if jax.process_index() != 0:
         return
     write_text(folder / CONFIG, json.dumps({"format": FORMAT} | resolved, indent=1) + "\n")
@@ -42,6 +47,7 @@ def write(folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any,
             "manifest_sha256": data.manifest_sha256,
             "split_sha256": data.split_sha256,
             "volumes_sha256": data.volumes_sha256,
+            "prior_sha256": prior,
             "train": len(data.train),
             "val": len(data.val),
             "set_aside": len(data.failures),
@@ -70,10 +76,11 @@ def read(file: Path) -> dict[str, Any]:
     return record
 
 
-def check_same_data(folder: Path, data: Any) -> None:
+def check_same_data(folder: Path, data: Any, prior: str = "") -> None:
     """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix who is held out.
 
-    Also where a scan's image or labels were replaced under the same name, which it names. Old records do not say what was in the files.
+    Also where a scan's image or labels, or the table of `prior` (see `write`), were replaced under the same name, which it names. Old
+    records do not say what was in the files.
     """
     before = read(folder / RUN)["data"]
     if before.get("volumes_sha256") != data.volumes_sha256:
@@ -81,6 +88,9 @@ def check_same_data(folder: Path, data: Any) -> None:
             f"{folder}: was trained on {before['train']} volumes and {before['val']} held out, now there are {len(data.train)} and "
             f"{len(data.val)}, or other ones; bring back the manifest, split and scans, or give another --workdir"
         )
+    if before.get("prior_sha256", prior) != prior:
+        what = f"{folder}: was trained on other content of synth.prior.table"
+        raise InputError(f"{what}; bring back what was there, or give another --workdir")
     if "scans" not in before:
         return
     then, now = before["scans"], data.contents()

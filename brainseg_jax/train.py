@@ -23,7 +23,7 @@ from brainseg_jax.config import FORMAT, check, check_idle, differing, known
 from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, release_shared, train_batches
-from brainseg_jax.data.synthesis import maker
+from brainseg_jax.data.synthesis import maker_of
 from brainseg_jax.errors import InputError
 from brainseg_jax.files import check_place
 from brainseg_jax.heldout import HeldOut
@@ -50,6 +50,7 @@ class Run(NamedTuple):
     share: Share
     steps: int
     subjects_before: tuple[str, ...] = ()  # who was trained on by what config.init took its parameters from
+    prior: str = ""  # the SHA-256 of what scans are made to look like, where synth.prior.table says it
 
     def picture(self, step: int) -> Path:
         return self.folder / "pictures" / f"step_{step:06d}.png"
@@ -82,20 +83,20 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
     if target and config.classes != 1 + len(target.structures):
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
     goes_on = begun(folder)
-    heads = labels.read_table(labels.HEAD) if target and config.synth.share else None
-    if heads:
-        maker(config, target)  # refuses a prior before scans are standardised
+    made = maker_of(config, target)  # refuses a prior before scans are standardised
+    heads, prior = labels.read_table(labels.HEAD) if made else None, made.prior.sha256 if made and made.prior else ""
     if config.init.checkpoint and not goes_on:
         with distributed.together():  # before scans are standardised, which may take hours
             taken(shapes(config, objective, mesh), config, lambda _: None)
     failures = None if goes_on or share.index else folder / dataset.FAILURES
     data = distributed.in_turns(lambda: dataset.prepare(config.data, target, say, record.progress, config.channels, failures, heads))
-    distributed.agree({"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256})
+    same = {"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256}
+    distributed.agree(same | {"synth.prior.table": prior})
     with distributed.together():
         if goes_on:
-            record.check_same_data(folder, data)
+            record.check_same_data(folder, data, prior)
     steps = length(config, len(data.train))
-    built = program(config, objective, mesh, steps, target)
+    built = program(config, objective, mesh, steps, target, made)
     params = built.like.params
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
@@ -103,7 +104,7 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         start = int(state.step) if state else 0
         # What a run that goes on began with may be gone by now: its own checkpoints say all that is needed.
         before = checkpoint.card(checkpoints.folder / str(start)).get("subjects_before", ()) if state else subjects_before(config)
-        run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before))
+        run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before), prior)
         with distributed.together():
             if state and share.index == 0:
                 dataset.mend_split(data, folder, record.read(folder / record.RUN)["data"].get("split_sha256", ""), say)
@@ -114,14 +115,14 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             parts = {} if state else taken(params, config, say)
         say("compiling the training step")
         began = time.perf_counter()
-        held_out = heldout.of(objective, config, data, mesh, share, params)
+        held_out = heldout.of(objective, config, data, mesh, share, params, made)
         train_step = built.lower().compile()
         check_room(train_step, mesh.local_devices[0])
         if share.index == 0:
             dataset.write_down(data, folder, begun=start > 0)
             if data.failures:
                 say(f"scans that were set aside, each with its reason: {folder / dataset.FAILURES}")
-        record.write(folder, resolved, config, data, mesh, params, start)
+        record.write(folder, resolved, config, data, mesh, params, start, prior)
         give_back_memory()
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
@@ -328,6 +329,8 @@ def card(run: Run) -> dict[str, Any]:
         "subjects": run.data.subjects(),
         "steps": run.steps,
     }
+    if run.prior:
+        facts["prior_sha256"] = run.prior
     if run.data.target:
         facts |= {"labels": labels.table_text(run.data.target), "subjects_before": run.subjects_before}
     return facts

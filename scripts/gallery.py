@@ -26,7 +26,7 @@ from brainseg_jax import images, record
 from brainseg_jax.config import of_file
 from brainseg_jax.data import cache, dataset, labels
 from brainseg_jax.data.augment import prepare_train
-from brainseg_jax.data.synthesis import maker
+from brainseg_jax.data.synthesis import maker_of
 from brainseg_jax.errors import exit_code
 from brainseg_jax.files import whole
 
@@ -79,7 +79,7 @@ def draw(options: argparse.Namespace) -> int:
 def made_by(config: ConfigDict, seed: int) -> Made:
     """What the config makes and augments of a volume's labels in training, or, where its share is 0, of its image."""
     target = labels.read_table(config.data.labels)
-    prepare = jax.jit(prepare_train(config, labels.swap(target), maker(config, target) if config.synth.share else None))
+    prepare = jax.jit(prepare_train(config, labels.swap(target), maker_of(config, target)))
 
     def made(number: int, volume: Volume) -> np.ndarray:
         batch = {name: jnp.asarray(part[None]) for name, part in volume.items()} | {"alone": jnp.array([True])}

@@ -15,7 +15,7 @@ from brainseg_jax.config import base, c_get, check, check_idle, differing, flat,
 from brainseg_jax.data.augment import prepare_train
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.labels import swap as labels_swap
-from brainseg_jax.data.synthesis import maker
+from brainseg_jax.data.synthesis import maker_of
 from brainseg_jax.errors import InputError
 from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
@@ -303,7 +303,7 @@ def test_every_config_builds_at_full_size(get, variant):
     if c.data.labels:
         table = read_table(c.data.labels)
         c.classes, swap = len(table.structures) + 1, labels_swap(table)
-        made = maker(c, table) if c.synth.share else None
+        made = maker_of(c, table)
     objective = OBJECTIVES[c.objective](c)
     batch = {name: jax.ShapeDtypeStruct((c.data.batch, *shape), dtype) for name, (shape, dtype) in parts_of_batch(c).items()}
     params = jax.eval_shape(lambda: init_params(objective, sample_of(c), c.seed))

@@ -13,6 +13,7 @@ from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row, read_manifest
 from brainseg_jax.data.pipeline import ALL, Share
 from brainseg_jax.data.standardize import spec
+from brainseg_jax.data.synthesis import maker_of
 from brainseg_jax.heldout import chosen, mean_of_counted, of_volumes, painted
 from brainseg_jax.inference import Segmentation
 
@@ -56,7 +57,8 @@ def held_out(heads, small, monkeypatch):
     def held_out(share=ALL, **changes):
         fine = {"objective": "segmentation", "data.labels": "seg4", "classes": 5, "synth.share": 0.5}
         data = Dataset(entries[:2], entries[2:], spec("default"), (), "", "", "", target)
-        return of_volumes(None, small(**fine | changes), data, share), seen
+        config = small(**fine | changes)
+        return of_volumes(None, config, data, share, maker_of(config, target)), seen
 
     return held_out, entries
 

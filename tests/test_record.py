@@ -48,6 +48,19 @@ def test_what_was_replaced_under_the_same_name_is_named(tmp_path, monkeypatch):
         record.check_same_data(tmp_path, data)
 
 
+@pytest.mark.parametrize("then", ["", "1"])
+def test_another_table_of_what_tissues_look_like_is_named(tmp_path, then):
+    data = dataset("abc", "d")
+    started_on(tmp_path, data)
+    record.check_same_data(tmp_path, data, "2")  # old records do not say what it was
+    facts = json.loads((tmp_path / "run.json").read_text())
+    facts["data"]["prior_sha256"] = then
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    record.check_same_data(tmp_path, data, then)
+    with pytest.raises(InputError, match=r"other content of synth\.prior\.table; bring back what was there, or"):
+        record.check_same_data(tmp_path, data, "2")
+
+
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
 @pytest.mark.parametrize(
     ("content", "message"),

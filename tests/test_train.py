@@ -160,17 +160,25 @@ MADE |= {"steps": 2, "data.crops_per_volume": 2, "data.batch": 4, "augment.affin
 
 @pytest.mark.slow
 def test_scans_are_made_in_training_and_a_stop_changes_nothing(run, heads, tmp_path, at_step, monkeypatch, capsys):
-    """Of a scan with its labels and of labels only, to train on and held out; then the network is scored on what has an image."""
-    changes = MADE | {"data.manifest": str(heads), "data.cache": str(heads.parent)}
+    """Of a scan with its labels and of labels only, to train on and held out, by a table of what tissues look like, which stays the same;
+    then the network is scored on what has an image."""
+    (prior := tmp_path / "t1.tsv").write_text("id\tmean\tmean_sd\tspread\tspread_sd\n2\t0.8\t0.05\t0.04\t0.01\n")
+    changes = MADE | {"data.manifest": str(heads), "data.cache": str(heads.parent), "synth.prior.table": str(prior)}
     whole = run(tmp_path / "whole", **changes)
     assert {row["step"] for row in read_metrics(whole / "metrics.jsonl") if row["kind"] == "eval" and "dice/Cortex" in row} == {0, 1, 2}
     assert all(np.isfinite(loss) for loss in losses(whole).values()) and (whole / "pictures" / "step_000002.png").exists()
     facts = json.loads((whole / "run.json").read_text())["data"]
     assert (facts["train"], facts["val"]) == (2, 2)
+    assert facts["prior_sha256"] == checkpoint.card(whole / "checkpoints" / "2")["prior_sha256"] != ""
     at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     run(tmp_path / "run", **changes)
     assert max(losses(tmp_path / "run")) == 1
     monkeypatch.undo()
+    was = prior.read_text()
+    prior.write_text(was.replace("0.8", "0.7"))
+    with pytest.raises(InputError, match=r"was trained on other content of synth\.prior\.table"):
+        run(tmp_path / "run", **changes)
+    prior.write_text(was)
     run(tmp_path / "run", **changes)
     same_end(tmp_path / "run", whole, "2")
     assert losses(tmp_path / "run") == losses(whole) and losses(tmp_path / "run", "eval") == losses(whole, "eval")

@@ -25,7 +25,6 @@ from brainseg_jax.data.standardize import spec
 Image = Float[jax.Array, "x y z 1"]
 Labels = Integer[jax.Array, "x y z"]
 Mask = Bool[jax.Array, "x y z"]
-Number = Float[jax.Array, ""]
 
 # Standard deviation of `smooth_noise`, on average over a cell: coefficients have 1/√3, of whose variance a cubic B-spline keeps 151/315.
 SPREAD = (151 / 315) ** 1.5 / 3**0.5
@@ -218,6 +217,11 @@ def maker(config: ConfigDict, target: Table) -> Maker:
     tissues, classes = tissues_of(head), lookup(voxel_ids(head), head, target)
     prior = read_prior(Path(table), head, tissues.of) if (table := config.synth.prior.table) else None
     return Maker(config.synth, tissues, classes, config.data.spacing, spec(config.data.spec).orientation, prior)
+
+
+def maker_of(config: ConfigDict, target: Table | None) -> Maker | None:
+    """The maker of a run's scans; None where it has no labels, or makes none. Raises InputError as `maker`."""
+    return maker(config, target) if target and config.synth.share else None
 
 
 def _both(head: Mask, cut: tuple[Image, Mask]) -> tuple[Image, Mask]:

@@ -84,13 +84,15 @@ def build(config: ConfigDict, place: Place, steps: int) -> Any:
     """The program of a config at a place. InputError for a mesh or a batch that does not fit its devices."""
     from brainseg_jax import sharding
     from brainseg_jax.data import labels
+    from brainseg_jax.data.synthesis import maker_of
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.program import program
 
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices(place))
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh, config.data.crops_per_volume)
     objective = OBJECTIVES[config.objective](config)
-    return program(config, objective, mesh, steps, labels.read_table(config.data.labels) if objective.labels else None)
+    table = labels.read_table(config.data.labels) if objective.labels else None
+    return program(config, objective, mesh, steps, table, maker_of(config, table))
 
 
 def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:

@@ -239,6 +239,7 @@ def step_of(folder: Path) -> Step:
 
     from brainseg_jax import sharding
     from brainseg_jax.data import labels
+    from brainseg_jax.data.synthesis import maker_of
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.program import program
 
@@ -247,7 +248,7 @@ def step_of(folder: Path) -> Step:
     table = labels.read_table(config.data.labels) if objective.labels else None
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
-    built = program(config, objective, mesh, 1000, table)
+    built = program(config, objective, mesh, 1000, table, maker_of(config, table))
     began = time.perf_counter()
     lowered = built.lower()
     traced = time.perf_counter()

@@ -28,6 +28,13 @@ def test_both_sides_look_as_one_line_says_and_the_rest_like_anything(tmp_path):
     assert np.isnan(prior.means[0]).sum() == OF.max() + 1 - 2
 
 
+def test_its_content_and_nothing_else_makes_its_hash(tmp_path):
+    of = lambda name, *lines: read_prior(written(tmp_path / name, *lines), HEADS, OF).sha256  # noqa: E731
+    one = of("one.tsv", (0, 0.01, 0, 0.02, 0), (2, 0.8, 0.05, 0.04, 0.01))
+    assert one == of("two.tsv", (41, 0.80, 0.05, 0.04, 0.01), (), (0, 0.01, 0, 0.02, 0))
+    assert one != of("one.tsv", (0, 0.01, 0, 0.02, 0), (2, 0.8, 0.05, 0.04, 0.02))
+
+
 @pytest.mark.parametrize(
     ("lines", "header", "message"),
     [
