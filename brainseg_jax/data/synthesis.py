@@ -139,7 +139,11 @@ def noisy_air(key: jax.Array, image: Image, head: Mask) -> Image:
 
 
 def standardized(image: Image, head: Mask) -> Image:
-    """Scaled as `standardize` does by default, from the background's level to the head's brightest, by every other voxel of each axis."""
+    """Scaled as `standardize` does by default, from the background's level to the head's brightest, by every other voxel of each axis.
+
+    Of a crop both are the crop's own, where a real one has its whole head's. On heads of the sample cohort in nine of ten crops each lies
+    within 3 % of the scan's range of what it is for the whole, with crops of two thirds of each axis, and within 5 % with half of it.
+    """
     few = (slice(None, None, 2),) * 3
     low = jnp.percentile(image[few], LOW)
     high = jnp.nanpercentile(jnp.where(head[few], image[few][..., 0], jnp.nan), HIGH)
