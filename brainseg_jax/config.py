@@ -53,7 +53,7 @@ def base() -> ConfigDict:
     c.data.labels = ""  # for segmentation, the label table whose structures are the classes: a name in data/tables/, or a TSV file
     c.data.lacking = "refuse"  # structures of it that a scan's labels do not tell apart: "refuse" the scan, or take them as "background"
     c.data.target = ""  # a data set of the manifest: the others are sources, which give all their masks; empty: all are targets
-    c.data.masks = -1  # labelled training scans of the target that are used, drawn by split_seed, more of them including fewer; -1: all
+    c.data.masks = -1  # training scans of the target with labels that are used, drawn by split_seed, more including fewer; -1: all
     c.data.channel_names = ()  # what the images are, e.g. ("T1w", "FLAIR"), for predict to ask for; empty: not said
     c.data.max_failures = 0.1  # share of scans that may be unusable before the run stops
     c.data.crop = (160, 160, 160)  # voxels the model sees
@@ -104,7 +104,8 @@ def base() -> ConfigDict:
     c.augment.cut.chance = 0.0
     c.augment.cut.share = 0.25  # largest part of an axis that is missing at one end
 
-    # Scans made from label maps, of training crops (data/synthesis.py). Rows of labels only are made always. Chances are of made scans.
+    # Scans made from label maps, of training crops (data/synthesis.py). Rows of labels only are made always; they do not count as
+    # data.masks, which leaves out those of a person whose scans it leaves out. Chances are of made scans.
     c.synth = ConfigDict()
     c.synth.share = 0.0  # of crops with an image that are made from their labels instead
     c.synth.spread = 0.1  # largest standard deviation of a tissue

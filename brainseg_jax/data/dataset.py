@@ -145,8 +145,9 @@ def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str
     """The scans to fine-tune on and to validate with, each with the one label map that is read (the paper, section IV-C).
 
     Of the data set `data.target` (of all, where it is empty) `data.masks` training scans are drawn: those whose hashed names come first, so
-    that ten masks are among twenty. Other data sets are sources and give all their training scans, but none to validate with. Raises
-    InputError for a target that is not there, more masks than there are, and labels that do not tell apart what the task does.
+    that ten masks are among twenty. Labels only are no scans: they are not counted, and all are used but those of a person whose scans are
+    left out. Other data sets are sources and give all their training scans, but none to validate with. Raises InputError for a target that
+    is not there, more masks than there are, and labels that do not tell apart what the task does.
     """
     names = sorted({row.dataset for row in rows})
     if data.target and data.target not in names:
@@ -154,16 +155,18 @@ def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str
     made = lambda row: heads if row.alone or row.split == "train" else None  # noqa: E731
     rows = [read_for(row, target, data.lacking, made(row)) for row in rows if row.labels]
     of_target = {row for row in rows if row.dataset == data.target or not data.target}
-    train = [row for row in of_target if row.split == "train"]
+    train = [row for row in of_target if row.split == "train" and not row.alone]
     if data.masks > len(train):
         raise InputError(f"{manifest}: data.masks is {data.masks}, and {len(train)} training scans have labels; use at most as many")
 
     def order(row: Row) -> bytes:
         return hashlib.sha256("\t".join((str(data.split_seed), *row.key)).encode()).digest()
 
-    if data.masks == 0 and not any(row.split == "train" and row not in of_target for row in rows):
+    if data.masks == 0 and not any(row.split == "train" and (row.alone or row not in of_target) for row in rows):
         raise InputError(f"{manifest}: data.masks is 0, and no other data set has masks to train on; use more, or -1 for all")
     left_out = set(sorted(train, key=order)[data.masks :]) if data.masks >= 0 else set()
+    unseen = {row.person for row in left_out} - {row.person for row in train if row not in left_out}
+    left_out |= {row for row in rows if row.alone and row.person in unseen}
     return [row for row in rows if row not in left_out and (row.split == "train" or row in of_target)]
 
 

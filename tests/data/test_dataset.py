@@ -246,6 +246,18 @@ def test_ten_masks_are_among_twenty_and_the_seed_draws_others():
     assert set(chosen(rows, masks=10, split_seed=1)[0]) != ten
 
 
+def test_labels_only_are_no_scans_and_are_used_but_of_people_whose_scans_are_not():
+    rows = people(A_train=3, A_val=1)
+    drawn = chosen(rows, masks=1)[0]
+    own = [row._replace(image=row.labels[0], session="made", alone=True) for row in rows[:3]]
+    others = [row._replace(image=row.labels[0], subject=f"x{i}", alone=True) for i, row in enumerate(rows[:3])]
+    found = chosen([*rows, *own, *others], masks=1)[0]
+    assert found == [*drawn, *(row.key for row in own if row.subject == drawn[0][1]), *(row.key for row in others)]
+    assert chosen([*rows, *others], masks=0)[0] == [row.key for row in others]
+    with pytest.raises(InputError, match=r"data\.masks is 4, and 3 training scans have labels"):
+        chosen([*rows, *others], masks=4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
