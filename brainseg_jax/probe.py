@@ -101,7 +101,8 @@ def probe(
     """({what is read: (recall, Dice) of each class}, the structures' names) for a checkpoint's encoder.
 
     Training volumes are drawn as `data.masks` draws them, so that pretrainings meet the same ones, standardised as for the checkpoint; of
-    each volume the central crop is read. Raises InputError for a checkpoint without encoder, and where too few volumes have labels.
+    each volume the central crop is read. Label maps without an image are left out, and that is said. Raises InputError for a checkpoint
+    without encoder, and where too few volumes have labels.
     """
     import jax
     import jax.numpy as jnp
@@ -111,6 +112,7 @@ def probe(
     from brainseg_jax.config import of_card
     from brainseg_jax.data import cache, dataset, labels
     from brainseg_jax.data.augment import as_float
+    from brainseg_jax.data.manifest import read_manifest
     from brainseg_jax.data.pipeline import central_crop
 
     params, card = load(checkpoint, "params/encoder")
@@ -122,9 +124,11 @@ def probe(
     config.data.masks, config.data.lacking = volumes, "background"
     target = labels.read_table(table)
     try:
-        data = dataset.prepare(config.data, target, print, record.progress, config.channels)
+        data = dataset.prepare(config.data, target, print, record.progress, config.channels, use=lambda row: not row.alone)
     except InputError as refusal:
         raise InputError(str(refusal).replace("data.masks", "--volumes")) from None
+    if bare := sum(row.alone for row in read_manifest(data.manifest)):
+        print(f"label maps without an image, which are left out: {bare}")
     encoder = models.ENCODERS[config.encoder](config)
     image = jnp.zeros((1, *config.data.crop, config.channels))
     untrained = jax.jit(encoder.init)(jax.random.key(config.seed), image)["params"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from brainseg_jax import record
 from brainseg_jax.arguments import Parser
 from brainseg_jax.data.cache import VOLUMES, build, remarks, write_failures
-from brainseg_jax.data.dataset import read_for
+from brainseg_jax.data.dataset import check_learned, read_for
 from brainseg_jax.data.labels import SCHEMES, read_table
 from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.makers import MAKERS, enhanced, stem, volumes
@@ -230,6 +230,7 @@ def cache(args: argparse.Namespace) -> int:
         remedy = "fill in its columns labels and scheme, or leave --labels out to make what pretraining reads"
         raise InputError(f"{args.manifest}: --labels standardises scans that have labels, and none of {len(rows)} has; {remedy}")
     if target:
+        check_learned(target)
         try:
             rows = [read_for(row, target, args.lacking or "refuse") for row in rows if row.labels]
         except InputError as refusal:

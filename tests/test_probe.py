@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.probe import anywhere, drawn, fit, interpolate, judge, surroundings
 
 
@@ -52,15 +53,18 @@ def test_voxels_are_drawn_of_each_class_or_anywhere(rng):
 
 
 @pytest.mark.slow
-def test_it_reads_a_checkpoint(small, masked, tmp_path):
-    """Made-up heads, bright inside: without an encoder all is known, and three rows are told apart."""
+def test_it_reads_a_checkpoint(small, masked, heads, tmp_path, capsys):
+    """Made-up heads, bright inside: without an encoder all is known, and three rows are told apart. Labels only are left out."""
     from brainseg_jax.config import with_sources
     from brainseg_jax.probe import probe
     from brainseg_jax.train import train
 
     config = small(**{"data.manifest": str(masked), "data.cache": str(masked.parent), "steps": 2})
     train(config, with_sources(config, set(), "test.py"), tmp_path / "run")
-    rows, structures = probe(tmp_path / "run" / "checkpoints" / "2", "", "brain", 2, 1)
+    alone = [row._replace(subject=f"{row.subject}_labels") for row in read_manifest(heads) if row.alone]
+    write_manifest(tmp_path / "people.tsv", [*read_manifest(masked), *alone])
+    rows, structures = probe(tmp_path / "run" / "checkpoints" / "2", str(tmp_path / "people.tsv"), "brain", 2, 1)
+    assert "label maps without an image, which are left out: 2\n" in capsys.readouterr().out
     assert structures == ("Brain",) and list(rows) == ["without an encoder", "encoder, untrained", "encoder, of the checkpoint"]
     assert all(dice[1] > 0.9 for _, dice in rows.values())
     assert rows["encoder, untrained"][0].tolist() != rows["encoder, of the checkpoint"][0].tolist()

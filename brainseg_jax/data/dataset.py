@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from brainseg_jax.data import cache, sample
-from brainseg_jax.data.labels import Table, grouping, missing, read_table
+from brainseg_jax.data.labels import HEAD, Table, grouping, missing, read_table
 from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, split_table
 from brainseg_jax.data.standardize import Spec, spec
@@ -63,14 +63,18 @@ def prepare(
     channels: int = 1,
     report: Path | None = None,
     heads: Table | None = None,
+    use: Callable[[Row], bool] = lambda row: True,
 ) -> Dataset:
     """Everything that has to be on disk before the first batch; what is there already is not made again.
 
     With a `target` only scans with labels are used, as its classes (see `labelled`). Without one labels are not read: a damaged one is no
-    reason to leave its scan out of pretraining. `progress(what)` gives a callback (done, total). Raises InputError where the manifest has
-    not `channels` images a subject, and where too many scans cannot be used; the file `report`, if any, then lists them.
+    reason to leave its scan out of pretraining. `use` says which rows are used; `progress(what)` gives a callback (done, total). Raises
+    InputError where the manifest has not `channels` images a subject, and where too many scans cannot be used; the file `report`, if any,
+    then lists them.
     """
     folder = Path(data.cache).expanduser() if data.cache else cache_folder()
+    if target:
+        check_learned(target)
     if data.manifest:
         manifest = Path(data.manifest).expanduser()
     else:
@@ -86,7 +90,7 @@ def prepare(
     for line in warnings(leaks(rows, manifest)):
         say(line)
     sides = split_table(rows, manifest)
-    wanted = [row for row in rows if row.split in ("train", "val")]
+    wanted = [row for row in rows if row.split in ("train", "val") and use(row)]
     check_made(wanted, target, heads, data.lacking, manifest)
     wanted = labelled(wanted, data, target, str(manifest), heads) if target else [row._replace(labels=(), scheme=()) for row in wanted]
     check_sides({row.split for row in wanted}, target, data, manifest)
@@ -181,23 +185,35 @@ def read_for(row: Row, target: Table, lacking: str, heads: Table | None = None) 
     for scheme in row.scheme:
         try:
             lacks[scheme] = missing(read_table(scheme), target)
-            if heads:
-                grouping(read_table(scheme), heads)
+        except InputError as fault:
+            faults.append(fault)
+    if not lacks:
+        raise faults[0]
+    for scheme in row.scheme if heads else ():
+        try:
+            grouping(read_table(scheme), heads)
         except InputError as fault:
             faults.append(fault)
             lacks.pop(scheme, None)
-    if not lacks and heads:
-        raise InputError(f"{row.labels[0]}: no scan can be made of it, {faults[0]}; or leave it out, or use synth.share=0")
     if not lacks:
-        raise faults[0]
+        why, other = str(faults[-1]).partition(";")[0], "" if row.alone else ", or use synth.share=0"
+        raise InputError(f"{row.labels[0]}: no scan can be made of it, {why}; give finer labels, leave it out{other}")
     best = min(lacks, key=lambda scheme: len(lacks[scheme]))
-    if lacks[best] and lacking == "refuse":
-        names = ", ".join(structure.name for structure in lacks[best][:4]) + (" …" if len(lacks[best]) > 4 else "")
+    labels = row.labels[row.scheme.index(best)]
+    if lacking == "refuse" and len(lacks[best]) == len(target.structures):
+        raise InputError(f"{labels}: labels of {best} have nothing of {target.name}; give labels that have, or use another table")
+    if lacking == "refuse" and lacks[best]:
         raise InputError(
-            f"labels of {best} have no {names}, which {target.name} has; use a coarser table, or --config.data.lacking=background to take "
-            "them as background"
+            f"{labels}: labels of {best} have no {few((structure.name for structure in lacks[best]), 4)}, which {target.name} has; use a "
+            "table without, or --config.data.lacking=background to take them as background"
         )
-    return row._replace(labels=(row.labels[row.scheme.index(best)],), scheme=(best,))
+    return row._replace(labels=(labels,), scheme=(best,))
+
+
+def check_learned(target: Table) -> None:
+    """Raises InputError for the table of what scans are made from: what lies outside the brain is told apart by brightness in it."""
+    if target.name == HEAD:
+        raise InputError(f"label table {HEAD} is what scans are made from, by brightness too, and not to be learned; use another one")
 
 
 def check_made(rows: Sequence[Row], target: Table | None, heads: Table | None, lacking: str, manifest: Path) -> None:

@@ -284,6 +284,23 @@ def test_labels_that_lack_structures_are_refused_unless_they_count_as_background
     assert len(chosen(vessels, read_table("seg33"), lacking="background")[0]) == 1
 
 
+def test_a_remedy_is_one(tmp_path):
+    """Background is none for labels that have nothing of the target, and fewer made scans none for what cannot be learned of any."""
+    (own := tmp_path / "own.tsv").write_text("id\tname\tpartner\tfreesurfer\n1\tvessel\t1\t30/62\n")
+    row = people(A_train=1)[0]
+    with pytest.raises(InputError, match=r"train0_mask\.nii: labels of dlmuse have nothing of .*own\.tsv; give labels that"):
+        dataset.read_for(row._replace(scheme=("dlmuse",)), read_table(own), "refuse")
+    with pytest.raises(InputError, match=r"of seg4; use labels that do, or a coarser target$"):
+        dataset.read_for(row, FOUR, "refuse", read_table("head"))
+    with pytest.raises(InputError, match=r"of head; give finer labels, leave it out$"):
+        dataset.read_for(row._replace(alone=True), BRAIN, "refuse", read_table("head"))
+
+
+def test_what_scans_are_made_from_is_not_learned(masked, tmp_path):
+    with pytest.raises(InputError, match=r"label table head is what scans are made from, .*; use another one"):
+        prepare(settings(masked, tmp_path), tmp_path / "run", target=read_table("head"))
+
+
 def test_labels_without_a_scheme_are_refused():
     with pytest.raises(InputError, match="fill in the column scheme"):
         chosen([row._replace(scheme=()) for row in people(A_train=1)])
