@@ -205,10 +205,10 @@ def test_labels_only_are_made_a_scan_of_always_and_others_by_their_share():
 
 @pytest.mark.parametrize("target", [name for name in SCHEMES if name not in ("malpem", "dlmuse", "head")])
 def test_what_the_network_learns_of_a_heads_classes_is_what_it_would_without(target, rng):
-    """By way of the table "head", whatever scan is made, labels become the classes that they are at once; but for what lies scattered."""
+    """By way of the table "head", whatever scan is made, labels become the classes that they are at once."""
     source, table, maker = read_table("freesurfer"), read_table(target), made_by(target)
     at_once, through = grouping(source, table), grouping(source, HEADS)
-    plain = [s.id for s in source.structures if len(at_once[s.id]) < 2 and len(through[s.id]) == 1 and not 77 <= s.id < 83]
+    plain = [s.id for s in source.structures if len(at_once[s.id]) < 2 and len(through[s.id]) == 1]
     if target in ("freesurfer", "synthseg"):  # these have the cortex in parcels, which a head has not
         plain = [id for id in plain if through[id] == (id,)]
     ids = rng.choice([0, *plain], (4, 40, 5)).astype(np.uint16)
