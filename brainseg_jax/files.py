@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from brainseg_jax.errors import InputError
 
@@ -108,14 +108,35 @@ def absent(path: Path, remedy: str = "check the path") -> str:
 def regular(path: Path, remedy: str = "give a file") -> os.stat_result:
     """A file's status, before it is opened: to open a pipe would wait for ever, and a device may never end.
 
-    Raises InputError, which does not name the file, for those, and OSError where there is none, or a folder.
+    Raises InputError for those, and OSError where there is none, or a folder.
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"is a pipe or device and no file; {remedy}")
+        raise InputError(f"{path}: is a pipe or device and no file; {remedy}")
     return status
+
+
+@contextmanager
+def opened(path: Path, remedy: str) -> Iterator[BinaryIO]:
+    """A file to read from. What is wrong with it, and every InputError of the block, becomes one line that names it; `remedy` is for what
+    is no file."""
+    if "\0" in str(path):
+        raise InputError(f"{path}: a path cannot hold a NUL byte; correct it")
+    try:
+        regular(path, remedy)
+        with path.open("rb") as file:
+            try:
+                yield file
+            except InputError as refusal:
+                raise InputError(f"{path}: {refusal}") from None
+    except FileNotFoundError:
+        raise InputError(absent(path)) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder and no file; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
 
 
 def beginning(path: Path, most: int) -> bytes:
@@ -129,10 +150,7 @@ def beginning(path: Path, most: int) -> bytes:
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """A file's text, with its line ends as they are. Raises InputError for what is no file and for more than TEXT bytes, OSError and
     UnicodeDecodeError as reading does."""
-    try:
-        regular(path)
-    except InputError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
+    regular(path)
     content = beginning(path, TEXT + 1)  # not by its size: some files of the system say 0
     if len(content) > TEXT:
         raise InputError(f"{path}: holds more than {TEXT >> 20} MiB, which no table, list or record does; check that it is the right file")

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import regular, whole
+from brainseg_jax.files import opened, whole
 
 HEADER = 100_000_000  # bytes a header may take, as in the format's reference implementation
 DTYPES = {
@@ -36,21 +36,13 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     Raises InputError, naming the file and the remedy, unless the header is sound and the arrays cover the file's bytes once each.
     """
-    try:
-        regular(path, "give a file of weights")
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            header, begin = _header(file, size)
-            metadata = _metadata(header.pop(_METADATA, {}))
-            _check_cover(header, size - begin)
-            return {name: _array(file, begin, name, entry) for name, entry in header.items()}, metadata
-    except InputError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
+    with opened(path, "give a file of weights") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        header, begin = _header(file, size)
+        metadata = _metadata(header.pop(_METADATA, {}))
+        _check_cover(header, size - begin)
+        return {name: _array(file, begin, name, entry) for name, entry in header.items()}, metadata
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

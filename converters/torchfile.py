@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import regular
+from brainseg_jax.files import opened
 
 LIMIT = 2**34  # bytes all entries may take unpacked
 PICKLE = 2**24  # bytes of the pickle; three thousand tensors with their optimizer take about one million
@@ -68,24 +68,17 @@ def read(path: Path) -> dict[str, Any]:
     a tuple; types and devices are their names. Every entry used has passed its checksum. Raises InputError, naming the file and the
     remedy, for whatever else the file holds.
     """
-    try:
-        regular(path, "give a file of torch.save's")
-        with path.open("rb") as file:
+    with opened(path, "give a file of torch.save's") as file:
+        try:
             return _checkpoint(file)
-    except InputError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
-    except MemoryError:
-        raise InputError(f"{path}: does not fit into memory; {_ALONE}, or use a larger machine") from None
-    except RuntimeError:  # of zipfile
-        raise InputError(f"{path}: is encrypted, or compressed in a way that PyTorch never does; {_AGAIN}") from None
-    # What zipfile raises for damaged archives.
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, ValueError) as error:
-        fault = "a checksum in it is wrong" if "CRC" in str(error) else "is damaged or cut off"
-        raise InputError(f"{path}: {fault}; {_AGAIN}") from None
+        except MemoryError:
+            raise InputError(f"does not fit into memory; {_ALONE}, or use a larger machine") from None
+        except RuntimeError:  # of zipfile
+            raise InputError(f"is encrypted, or compressed in a way that PyTorch never does; {_AGAIN}") from None
+        # What zipfile raises for damaged archives.
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, ValueError) as error:
+            fault = "a checksum in it is wrong" if "CRC" in str(error) else "is damaged or cut off"
+            raise InputError(f"{fault}; {_AGAIN}") from None
 
 
 def _checkpoint(file: BinaryIO) -> dict[str, Any]:

@@ -124,6 +124,25 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, reader):
         assert str(refusal.value) == f"{file}: is a pipe or device and no file; give a file"
 
 
+def test_whatever_is_wrong_with_a_file_names_it_once(tmp_path):
+    (file := tmp_path / "f").write_bytes(b"12")
+
+    def refusal(path, fault=None):
+        with pytest.raises(InputError) as line, files.opened(path, "give a scan") as stream:
+            if fault:
+                raise fault
+            stream.read()
+        return str(line.value)
+
+    with files.opened(file, "give a scan") as stream:
+        assert stream.read() == b"12"
+    assert refusal(file, InputError("is odd; mend it")) == f"{file}: is odd; mend it"
+    assert refusal(file, OSError(errno.EIO, "Input/output error")).startswith(f"{file}: cannot be read (Input/output error); check")
+    assert refusal(tmp_path / "none") == f"{tmp_path}/none: no such file; check the path"
+    assert refusal(tmp_path) == f"{tmp_path}: is a folder and no file; give a scan"
+    assert refusal(tmp_path / "a\0b").endswith("b: a path cannot hold a NUL byte; correct it")
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_far_too_long_is_refused_before_it_fills_the_memory(tmp_path, reader):
     with (tmp_path / "long.tsv").open("wb") as file:

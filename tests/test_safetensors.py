@@ -123,7 +123,7 @@ REFUSED = {
     "surplus bytes": (lambda p: make(p, {"a": entry()}, b"12345"), "take 4 bytes and the file holds 5"),
     "cut off": (lambda p: make(p, {"a": entry()}, b"123"), "take 4 bytes and the file holds 3"),
     "no boolean": (lambda p: make(p, {"a": entry("BOOL")}, b"\0\1\2\0"), "booleans"),
-    "a folder": (lambda p: p.mkdir(), "cannot be read"),
+    "a folder": (lambda p: p.mkdir(), "is a folder and no file; give a file of weights"),
     "a pipe": (os.mkfifo, "is a pipe or device and no file; give a file of weights"),
     "nothing": (lambda p: None, "no such file"),
 }

@@ -26,7 +26,7 @@ from brainseg_jax.data.nifti import Scan, read, read_labels
 from brainseg_jax.data.pool import each
 from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
 from brainseg_jax.errors import InputError, reason
-from brainseg_jax.files import absent, plain, regular, whole, without_formulas, write_table
+from brainseg_jax.files import absent, opened, plain, regular, whole, without_formulas, write_table
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 4  # of what a cached file holds: raise it whenever the same scan and spec would give another
@@ -247,8 +247,6 @@ def _facts(path: Path) -> tuple[str, int, int]:
     """What tells a file from another and from itself at another time, without reading it."""
     try:
         status = regular(path, "give a scan")
-    except InputError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(absent(path, "correct the manifest, or mount the disk it is on")) from None
     except OSError as error:
@@ -257,11 +255,8 @@ def _facts(path: Path) -> tuple[str, int, int]:
 
 
 def _sha256(path: Path) -> dict[str, str]:
-    try:
-        with path.open("rb") as file:
-            return {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    with opened(path, "give a scan") as file:
+        return {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _digest(facts: list[Any]) -> str:

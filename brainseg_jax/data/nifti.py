@@ -24,7 +24,7 @@ from brainseg_jax.data import geometry
 from brainseg_jax.data.geometry import Form, sound
 from brainseg_jax.data.intensities import cleaned
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import absent, regular, whole
+from brainseg_jax.files import opened, whole
 
 LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
 SLAB = 2**24  # bytes that are read at once
@@ -201,31 +201,16 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, _Layout, int]]:
 
     Whatever goes wrong while it is read becomes one line that names the file.
     """
-    try:
-        with _file(path) as file, _plain(file) as stream:
-            layout = _layout(stream.read(540))
-            stream.seek(layout.offset)
-            yield stream, layout, 0 if stream is file else os.fstat(file.fileno()).st_size
-    except InputError as refusal:
-        raise InputError(f"{path}: {refusal}") from None
-    except FileNotFoundError:
-        raise InputError(absent(Path(path))) from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder and no file; give a scan") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: the compressed file is damaged ({error}); copy or download it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
-    except (ValueError, ArithmeticError, LookupError, RuntimeError, struct.error) as error:
-        raise InputError(f"{path}: is damaged ({' '.join(str(error).split())}); copy it or export the image again") from None
-
-
-def _file(path: str | Path) -> io.BufferedReader:
-    """Opens a file that is one."""
-    if "\0" in str(path):
-        raise InputError("a path cannot hold a NUL byte; correct it")
-    regular(Path(path), "give a scan")
-    return Path(path).open("rb")
+    with opened(Path(path), "give a scan") as file:
+        try:
+            with _plain(file) as stream:
+                layout = _layout(stream.read(540))
+                stream.seek(layout.offset)
+                yield stream, layout, 0 if stream is file else os.fstat(file.fileno()).st_size
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"the compressed file is damaged ({error}); copy or download it again") from None
+        except (ValueError, ArithmeticError, LookupError, RuntimeError, struct.error) as error:
+            raise InputError(f"is damaged ({' '.join(str(error).split())}); copy it or export the image again") from None
 
 
 def _plain(file: io.BufferedReader) -> Any:

@@ -427,7 +427,7 @@ def test_other_kinds_of_file_are_told_apart(tmp_path):
         file.write_bytes(content)
         assert "is not a PyTorch checkpoint" in refusal(file)
     assert "no such file" in refusal(tmp_path / "none.pt")
-    assert "cannot be read" in refusal(tmp_path)
+    assert "is a folder and no file" in refusal(tmp_path)
     file.write_bytes(b"a" * 257 + b"ustar" + b"a" * 300)
     assert "weights_only=True" in refusal(file)
 
