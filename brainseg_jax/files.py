@@ -10,13 +10,13 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, meant
 
 # The networks that come with the package, by the names that may stand for their files. READY is asked where no other is.
 NETWORKS = {name: Path(__file__).with_name("ready_files") / f"{name}.safetensors" for name in ("any", "t1")}
@@ -172,6 +172,55 @@ def read_table_text(path: Path, where: str, form: str) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise InputError(f"{path}: line {line}: holds a zero byte, which is no text; save it as {form} in UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_cells(path: Path, columns: Sequence[str], required: Sequence[str], where: str, rows: str) -> list[tuple[int, dict[str, str]]]:
+    """`cells_of` of a CSV or TSV file, whose cells may be quoted. Raises InputError as it and `read_table_text` do, and for quotes."""
+    text = read_table_text(path, where, "CSV")
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    # Strict, or a quote that is never closed swallows the rest of the file without a word.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
+    return cells_of(str(path), lines, columns, required, delimiter, rows)
+
+
+def split_lines(text: str) -> list[tuple[int, list[str]]]:
+    """The lines of a tab-separated text without quotes, as `cells_of` takes them."""
+    return [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1)]
+
+
+def cells_of(
+    name: str, lines: list[tuple[int, list[str]]], columns: Sequence[str], required: Sequence[str], delimiter: str, rows: str
+) -> list[tuple[int, dict[str, str]]]:
+    """Number and cells of each line that is not blank, below the one that names the columns: all of `columns`, as stripped text.
+
+    Raises InputError, beginning with `name`, for columns that are unknown, missing or there twice, for lines with too many cells, and where
+    there is none of the `rows`, as they are called.
+    """
+    header = [cell.strip() for cell in lines[0][1]] if lines else []
+    listed = ", ".join(columns) + ", separated by tabs" * (delimiter == "\t")
+    if not any(header):
+        raise InputError(f"{name}: the first line is empty; it names the columns, of {listed}")
+    for column in header:
+        if column not in columns:
+            raise InputError(f"{name}: column {column!r} is unknown{meant(column, columns)}; known are {listed}")
+        if header.count(column) > 1:
+            raise InputError(f"{name}: column {column!r} stands twice; remove one of the two")
+    if lacking := [column for column in required if column not in header]:
+        raise InputError(f"{name}: column {lacking[0]!r} is missing; the first line names the columns, of {listed}")
+    found = []
+    for number, cells in lines[1:]:
+        if len(cells) > len(header):
+            mend = "remove the tabs that are too many" if delimiter == "\t" else "quote cells that hold commas"
+            raise InputError(f"{name}: line {number}: {len(cells)} cells for {len(header)} columns; {mend}")
+        if any(cell.strip() for cell in cells):
+            found.append((number, dict.fromkeys(columns, "") | dict(zip(header, map(str.strip, cells), strict=False))))
+    if not found:
+        raise InputError(f"{name}: no {rows}; add at least one line below the header")
+    return found
 
 
 def check_place(path: Path) -> None:

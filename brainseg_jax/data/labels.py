@@ -28,7 +28,7 @@ from jaxtyping import Integer, Shaped, UInt
 from scipy import ndimage
 
 from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import read_table_text
+from brainseg_jax.files import cells_of, read_table_text, split_lines
 
 # seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels.
 # brain: a mask, with the CSF around the brain. head: what scans are made from (data/synthesis.py), with what lies outside the brain.
@@ -75,33 +75,16 @@ def read_table(scheme: str | Path) -> Table:
 
 def parse_table(text: str, name: str) -> Table:
     """The table written in `text`; `name` is what errors call it. InputError as of `read_table`."""
-    if not text.strip():
-        raise InputError(f"{name}: is empty; the first line names the columns, {_list(COLUMNS)}, separated by tabs")
-    header, *lines = [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
-    for column in header:
-        if column not in COLUMNS:
-            known = f"known are {_list(COLUMNS)}, separated by tabs"
-            raise InputError(f"{name}: column {column!r} is unknown{meant(column, COLUMNS)}; {known}")
-        if header.count(column) > 1:
-            raise InputError(f"{name}: column {column!r} stands twice; remove one of the two")
-    if lacking := [column for column in REQUIRED if column not in header]:
-        raise InputError(f"{name}: column {lacking[0]!r} is missing; the first line names the columns, of {_list(COLUMNS)}")
     structures: dict[int, Structure] = {}
     lines_of: dict[int | str, int] = {}
-    for line, cells in enumerate(lines, 2):
-        if not any(cells):
-            continue
+    for line, cells in cells_of(name, split_lines(text), COLUMNS, REQUIRED, "\t", "structures"):
         where = f"{name}: line {line}"
-        if len(cells) > len(header):
-            raise InputError(f"{where}: {len(cells)} cells for {len(header)} columns; remove the tabs that are too many")
-        structure = _structure(dict.fromkeys(COLUMNS, "") | dict(zip(header, cells, strict=False)), where)
+        structure = _structure(cells, where)
         for mark in (structure.id, structure.name):
             if mark in lines_of:
                 raise InputError(f"{where}: {mark!r} stands in line {lines_of[mark]} too; give each structure its own id and name")
             lines_of[mark] = line
         structures[structure.id] = structure
-    if not structures:
-        raise InputError(f"{name}: no structures; add at least one line below the header")
     for id, structure in structures.items():
         partner = structures.get(structure.partner)
         if partner is None or partner.partner != id:

@@ -2,9 +2,7 @@
 "paper" samples images as the paper does (section IV-A), and unlike it hashes names, so a split depends on no row order and no library.
 """
 
-import csv
 import hashlib
-import io
 import math
 import os
 from collections import defaultdict
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import read_table_text, table_text, write_table, write_text
+from brainseg_jax.files import read_cells, table_text, write_table, write_text
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split", "source")
 LISTS = ("image", "labels", "scheme")  # columns that may hold several, separated by ";"
@@ -249,34 +247,7 @@ def _counts(n: int, fractions: Sequence[float]) -> list[int]:
 
 
 def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and cells of each line that is not blank, every one of `columns` present, as stripped text."""
-    text = read_table_text(path, "check the path, or make a manifest with scripts/prepare_data.py", "CSV")
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    # Strict, or a quote that is never closed swallows the rest of the file without a word.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        table = [(reader.line_num, cells) for cells in reader]
-    except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
-    header = [name.strip() for name in table[0][1]] if table else []
-    if not any(header):
-        raise InputError(f"{path}: the first line is empty; it names the columns, of {_list(columns)}")
-    for name in header:
-        if name not in columns:
-            raise InputError(f"{path}: column {name!r} is unknown{meant(name, columns)}; known are {_list(columns)}")
-        if header.count(name) > 1:
-            raise InputError(f"{path}: column {name!r} stands twice; remove one of the two")
-    if missing := [name for name in required if name not in header]:
-        raise InputError(f"{path}: column {missing[0]!r} is missing; the first line names the columns, of {_list(columns)}")
-    lines = []
-    for line, cells in table[1:]:
-        if len(cells) > len(header):
-            raise InputError(f"{path}: line {line}: {len(cells)} cells for {len(header)} columns; quote cells that hold commas")
-        if any(cell.strip() for cell in cells):
-            lines.append((line, dict.fromkeys(columns, "") | dict(zip(header, map(str.strip, cells), strict=False))))
-    if not lines:
-        raise InputError(f"{path}: no scans; add at least one line below the header")
-    return lines
+    return read_cells(path, columns, required, "check the path, or make a manifest with scripts/prepare_data.py", "scans")
 
 
 def _list(names: Sequence[str]) -> str:

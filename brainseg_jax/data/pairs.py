@@ -3,8 +3,6 @@
 A file that could belong to two others is refused rather than guessed.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import NamedTuple
 
 from brainseg_jax.data.makers import VOLUMES, finder, longest_start, stem, volumes
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import read_table_text
+from brainseg_jax.files import read_cells
 
 COLUMNS = ("subject", "pred", "ref")
 REMEDY = "tell subjects with --subject-regex, or give a list with --pairs"
@@ -60,19 +58,11 @@ def read_pairs(path: Path) -> list[Pair]:
 
     Raises InputError, naming the line, for anything else.
     """
-    text = read_table_text(path, "check the path", "CSV")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
-    if sorted(reader.fieldnames or ()) != sorted(COLUMNS):
-        raise InputError(
-            f"{path}: its first line is {', '.join(reader.fieldnames or ('empty',))}; it names the columns {', '.join(COLUMNS)}"
-        )
     pairs = []
-    for cells in reader:
-        if None in cells or not all(cells.values()):
-            raise InputError(f"{path}: line {reader.line_num}: a cell each is expected for {', '.join(COLUMNS)}; correct the line")
+    for line, cells in read_cells(path, COLUMNS, COLUMNS, "check the path", "pairs"):
+        if not all(cells.values()):
+            raise InputError(f"{path}: line {line}: a cell each is expected for {', '.join(COLUMNS)}; correct the line")
         pairs.append(Pair(cells["subject"], path.parent / cells["pred"], path.parent / cells["ref"]))
-    if not pairs:
-        raise InputError(f"{path}: no pairs; add at least one line below the header")
     if twice := [subject for subject, n in Counter(pair.subject for pair in pairs).items() if n > 1]:
         raise InputError(f"{path}: subject {twice[0]!r} is listed twice; give each scan a name of its own")
     return pairs

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from brainseg_jax.data.labels import Table
-from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import read_table_text
+from brainseg_jax.errors import InputError
+from brainseg_jax.files import cells_of, read_table_text, split_lines
 
 COLUMNS = ("id", "mean", "mean_sd", "spread", "spread_sd")
 
@@ -32,31 +32,18 @@ def read_prior(path: Path, table: Table, of: Integer[np.ndarray, "k"]) -> Prior:
     `of`: for each of the table's classes, background first, its tissue; ids of one tissue need one line. Raises InputError, naming the
     line, for whatever is wrong with it.
     """
-    header, *lines = [
-        [cell.strip() for cell in line.split("\t")] for line in read_table_text(path, "check synth.prior.table", "TSV").split("\n")
-    ]
-    for column in header:
-        if column not in COLUMNS:
-            raise InputError(
-                f"{path}: column {column!r} is unknown{meant(column, COLUMNS)}; known are {', '.join(COLUMNS)}, separated by tabs"
-            )
-    if header != list(COLUMNS):
-        raise InputError(f"{path}: its first line is {', '.join(header)}; it has to be {', '.join(COLUMNS)}, separated by tabs")
+    text = read_table_text(path, "check synth.prior.table", "tab-separated text")
     tissue = dict(zip([0, *(structure.id for structure in table.structures)], of.tolist(), strict=True))
     found = np.full((4, of.max() + 1), np.nan)
-    for number, cells in enumerate(lines, 2):
-        if not any(cells):
-            continue
+    for number, cells in cells_of(str(path), split_lines(text), COLUMNS, COLUMNS, "\t", "tissues"):
         where = f"{path}: line {number}"
-        id, values = _numbers(cells, where)
+        id, values = _numbers([*cells.values()], where)
         if id not in tissue:
             raise InputError(f"{where}: label table {table.name} does not have {id:g}; leave the line out")
         there = found[:, tissue[id]]
         if not np.isnan(there).all() and (there != values).any():
             raise InputError(f"{where}: {id:g} looks otherwise than its other side, and the two are one tissue; give one line for both")
         found[:, tissue[id]] = values
-    if np.isnan(found).all():
-        raise InputError(f"{path}: holds no line of values; give at least one")
     return Prior(found[:2], found[2:])
 
 
@@ -66,6 +53,6 @@ def _numbers(cells: list[str], where: str) -> tuple[float, list[float]]:
         id, *values = map(float, cells)
     except ValueError:
         raise InputError(f"{where}: {', '.join(cells)} are not all numbers; give {', '.join(COLUMNS)}") from None
-    if len(cells) != len(COLUMNS) or not all(0 <= value <= 1 for value in values):
+    if not all(0 <= value <= 1 for value in values):
         raise InputError(f"{where}: {', '.join(cells)}; give an id and four numbers from 0 to 1, intensities scaled as those of scans are")
     return id, values

@@ -406,7 +406,7 @@ def test_what_has_no_freesurfer_id_may_be_part_of_what_has():
     ("text", "message"),
     [
         ("id\tname\tpartner\tcolor\n", r"mine\.tsv: column 'color' is unknown \(did you mean 'colour'\?\); known are id, name"),
-        (" \n", r"mine\.tsv: is empty; the first line names the columns, id, name"),
+        (" \n", r"mine\.tsv: the first line is empty; it names the columns, of id, name"),
         ("id,name,partner\n", r"column 'id,name,partner' is unknown .*; known are .*, separated by tabs"),
         ("id\tname\tpartner\tid\n", "column 'id' stands twice"),
         ("id\tname\n1\tA\n", "column 'partner' is missing; the first line names the columns"),

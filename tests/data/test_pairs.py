@@ -101,12 +101,13 @@ def test_a_list(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "its first line is empty; it names the columns subject, pred, ref"),
-        ("subject,prediction,ref\n", "its first line is subject, prediction, ref; it names"),
+        ("", "the first line is empty; it names the columns, of subject, pred, ref"),
+        ("subject,prediction,ref\n", "column 'prediction' is unknown; known are subject, pred, ref"),
         ("subject,pred,ref\n", "no pairs; add"),
         ("subject,pred,ref\n1,x.nii\n", "line 2: a cell each is expected"),
         ("subject,pred,ref\n1,x.nii,\n", "line 2: a cell each is expected"),
-        ("subject,pred,ref\n1,x.nii,y.nii,z\n", "line 2: a cell each is expected"),
+        ("subject,pred\n1,x.nii\n", "column 'ref' is missing"),
+        ("subject,pred,ref\n1,x.nii,y.nii,z\n", "line 2: 4 cells for 3 columns; quote"),
         ("subject,pred,ref\n1,x.nii,y.nii\n1,a.nii,b.nii\n", "subject '1' is listed twice"),
         ("subject,pred,ref\né,x.nii,y.nii\n", "is not UTF-8 text"),
         ("subject,pred,ref\n1,x\0.nii,y.nii\n", "holds a zero byte"),

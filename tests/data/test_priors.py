@@ -42,15 +42,23 @@ def test_its_content_and_nothing_else_makes_its_hash(tmp_path):
         ([(2, 80, 5, 4, 1)], COLUMNS, "line 2: 2, 80, 5, 4, 1; give an id and four numbers from 0 to 1"),
         ([(2, "bright", 0, 0, 0)], COLUMNS, "line 2: 2, bright, 0, 0, 0 are not all numbers; give id, mean"),
         ([(2, 0.5, 0, 0, 0), (41, 0.6, 0, 0, 0)], COLUMNS, "line 3: 41 looks otherwise than its other side"),
-        ([(2, 0.5)], COLUMNS[:2], "its first line is id, mean; it has to be id, mean, mean_sd"),
+        ([(2, 0.5)], COLUMNS[:2], "column 'mean_sd' is missing; the first line names the columns, of id, mean"),
         ([(2, 0.5, 0, 0, 0)], (*COLUMNS[:4], "spread_std"), "column 'spread_std' is unknown (did you mean 'spread_sd'?)"),
-        ([], COLUMNS, "holds no line of values; give at least one"),
+        ([], COLUMNS, "no tissues; add at least one line below the header"),
     ],
 )
 def test_what_is_no_prior_is_one_line(tmp_path, lines, header, message):
     with pytest.raises(InputError) as refusal:
         read_prior(written(tmp_path / "t1.tsv", *lines, header=header), HEADS, OF)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_columns_may_stand_in_any_order_and_an_empty_file_is_one_line(tmp_path):
+    turned = read_prior(written(tmp_path / "a.tsv", (0.01, 2, 0.8, 0.05, 0.04), header=(COLUMNS[4], *COLUMNS[:4])), HEADS, OF)
+    assert turned.sha256 == read_prior(written(tmp_path / "b.tsv", (2, 0.8, 0.05, 0.04, 0.01)), HEADS, OF).sha256
+    (tmp_path / "empty.tsv").touch()
+    with pytest.raises(InputError, match=r"empty\.tsv: the first line is empty; it names the columns, of id, mean, .*, separated by tabs"):
+        read_prior(tmp_path / "empty.tsv", HEADS, OF)
 
 
 def test_a_config_names_it(tmp_path):
