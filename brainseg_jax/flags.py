@@ -9,6 +9,7 @@ from brainseg_jax.config import of_file, unknown
 from brainseg_jax.errors import InputError, exit_code, leave
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
+flags.FLAGS["config"].parser.parse = lambda name: of_file(name).lock()  # which says in one line what is wrong with a config
 DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have together; 0: any number to train on, one to plan for.")
 
 
@@ -27,11 +28,8 @@ def check_given(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    for i, word in enumerate(argv):
-        flag, equals, value = word.lstrip("-").partition("=")
-        value = value if equals else "".join(argv[i + 1 : i + 2])
-        if flag == "config":
-            of_file(value)  # says in one line what is wrong with a config; what reads it below does not
+    for word in argv:
+        flag = word.lstrip("-").partition("=")[0]
         if flag.startswith("config.") and (fault := unknown(flag.removeprefix("config."))):
             raise InputError(f"--{flag}: {fault}")
     try:
