@@ -24,9 +24,10 @@ from matplotlib import pyplot
 from reports import command, publish, spread
 
 from brainseg_jax import record
+from brainseg_jax.arguments import Parser
 from brainseg_jax.config import from_resolved, known, used
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, exit_code
 from brainseg_jax.writer import read_metrics
 
 
@@ -47,12 +48,11 @@ class Run(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/finetuning_report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, each with its test.tsv")
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")
     parser.add_argument("--credit", required=True, help="whose images and labels they are")
-    args = parser.parse_args()
-    return publish(args.out, lambda: describe([read(folder) for folder in args.runs], args.out, args.credit))
+    return exit_code(lambda: publish((args := parser.parse_args()).out, lambda: describe([*map(read, args.runs)], args.out, args.credit)))
 
 
 def read(folder: Path) -> Run:

@@ -23,6 +23,7 @@ from matplotlib import pyplot
 from ml_collections import ConfigDict
 
 from brainseg_jax import images, record
+from brainseg_jax.arguments import Parser
 from brainseg_jax.config import of_file
 from brainseg_jax.data import cache, dataset, labels
 from brainseg_jax.data.augment import prepare_train
@@ -56,7 +57,7 @@ Made = Callable[[int, Volume], np.ndarray]  # the scan that a number gives of a 
 
 def main() -> int:
     """Draws both pictures. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/gallery.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", default="", help="the label maps, with splits; by default the sample cohort's")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/made_scans"), help="where to write, without suffix (%(default)s)")

@@ -4,7 +4,7 @@
 
 The first label map of each person is regrouped into the table `--labels` by its own scheme. Volumes are divided by that of all structures
 but the CSF around the brain, which tools cut differently. OUT.md has means, their ratio, and the difference in standard deviations of
-people: what one tool calls otherwise stands out from how people differ.
+people: what one tool calls otherwise stands out from how people differ. What people wrote below the table, it keeps.
 """
 
 import argparse
@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 from reports import publish
 
+from brainseg_jax.arguments import Parser
 from brainseg_jax.data.labels import Table, lookup, missing, read_table
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.nifti import read_labels
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, exit_code
 
 CSF = 24  # FreeSurfer's id of what is around the brain
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/label_sources.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path, nargs=2)
     parser.add_argument("--labels", default="intracranial", help="the table in which both are compared (%(default)s)")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    return publish(args.out, lambda: report(args))
+    return exit_code(lambda: publish((args := parser.parse_args()).out, lambda: report(args)))
 
 
 def report(args: argparse.Namespace) -> str:
@@ -52,7 +52,13 @@ def report(args: argparse.Namespace) -> str:
         lines.append(
             f"| {structure.name} | {' | '.join(cells)} | " + (f"{b.mean() / a.mean():.2f} | {apart:+.1f} |" if both else "– | – |")
         )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, ""]) + below_table(args.out.with_suffix(".md"))
+
+
+def below_table(file: Path) -> str:
+    """What stands below the table of an earlier report: what people wrote about it."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return "".join(lines[1 + max((n for n, line in enumerate(lines) if line.startswith("|")), default=len(lines)) :])
 
 
 def shares(path: Path, table: Table) -> np.ndarray:

@@ -21,12 +21,13 @@ from matplotlib import pyplot
 from reports import command, publish
 
 from brainseg_jax import checkpoint, record, report
+from brainseg_jax.arguments import Parser
 from brainseg_jax.config import known, of_card, used
 from brainseg_jax.data import dataset
 from brainseg_jax.data.augment import prepare_eval
 from brainseg_jax.data.cache import load
 from brainseg_jax.data.pipeline import central_crop, eval_batches
-from brainseg_jax.errors import InputError
+from brainseg_jax.errors import InputError, exit_code
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.step import eval_streams
 from brainseg_jax.writer import read_metrics
@@ -48,12 +49,11 @@ PANELS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/pretraining_report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")
     parser.add_argument("--credit", required=True, help="whose images they are, and under which terms pictures of them are shared")
-    args = parser.parse_args()
-    return publish(args.out, lambda: describe(args.run, args.out, args.credit))
+    return exit_code(lambda: publish((args := parser.parse_args()).out, lambda: describe(args.run, args.out, args.credit)))
 
 
 def describe(run: Path, out: Path, credit: str) -> str:

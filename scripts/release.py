@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from reports import command, spread
 
 from brainseg_jax import checkpoint, weights
+from brainseg_jax.arguments import Parser
 from brainseg_jax.config import c_get, of_card
 from brainseg_jax.data.labels import lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
@@ -48,7 +49,7 @@ class Seen(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/release.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--manifest", type=Path, help="of a segmentation: the manifest of its run")
     parser.add_argument("--splits", type=Path, help="and the run's split.tsv")
@@ -56,8 +57,7 @@ def main() -> int:
     parser.add_argument("--window", default="", metavar="X,Y,Z", help="windows to predict with (the crop of training)")
     parser.add_argument("--about", type=Path, nargs="+", required=True, help="Markdown: limits, data, credit, licence")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    args = parser.parse_args()
-    return exit_code(lambda: release(args))
+    return exit_code(lambda: release(parser.parse_args()))
 
 
 def release(args: argparse.Namespace) -> int:

@@ -31,6 +31,20 @@ def test_shares_of_the_brain_without_its_csf_and_each_person_once(tmp_path):
     assert names["CSF around the brain"] == 0.25 and sum(found) == 1.25
 
 
+def test_what_people_wrote_below_the_table_is_kept(tmp_path, monkeypatch, capsys):
+    lines = ["subject\tsession\timage\tlabels\tscheme\tsource"]
+    for share, person in enumerate("ab", 2):
+        write(tmp_path / f"{person}.nii.gz", np.where(np.indices((4, 4, 4))[0] < share, 2, 41).astype(np.uint8), np.eye(4))
+        lines.append(f"{person}\t\t\t{person}.nii.gz\tfreesurfer\tsynth")
+    (tmp_path / "people.tsv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(sys, "argv", ["x", *[str(tmp_path / "people.tsv")] * 2, "--out", str(tmp_path / "report")])
+    assert label_sources.main() == 0
+    first, words = (tmp_path / "report.md").read_text(), "\nThey are the same.\n\nAll of them.\n"
+    assert first.splitlines()[-1].startswith("| ")
+    (tmp_path / "report.md").write_text(first.replace("ratio", "old") + words)
+    assert label_sources.main() == 0 and (tmp_path / "report.md").read_text() == first + words
+
+
 def test_too_few_people_and_labels_without_a_scheme_are_one_line(tmp_path):
     table, at = read_table("intracranial"), tmp_path / "people.tsv"
     at.write_text("subject\timage\tlabels\tscheme\na\ta.nii.gz\ta_seg.nii.gz\tfreesurfer\n")
