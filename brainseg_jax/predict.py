@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -150,7 +151,9 @@ def check_free(job: Job, file: Path) -> None:
     """Raises InputError where the table of volumes has the name of another table that is written in the run."""
     reasons = file.parent.resolve() == job.folder.resolve() and any(map(file.match, inputs.FAILURES))
     names = {case.names.resolve() for case in inputs.place(job.source, job.options.o, "")}
-    if reasons or file.resolve() in names:
+    # BIDS has the task in the name, which only the network knows: none may be there.
+    spelt = re.sub("_seg-[0-9a-zA-Z]*_", "_seg-_", file.name) if job.source.kind == "bids" else file.name
+    if reasons or file.resolve().with_name(spelt) in names:
         holds = "why scans could not be segmented" if reasons else "the names of structures"
         raise InputError(f"--vol {file}: is the file that says {holds}; give another name, e.g. {file.with_name('volumes.tsv')}")
 

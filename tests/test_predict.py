@@ -240,6 +240,15 @@ def test_volumes_are_not_written_over_another_table_of_the_run(run, scans, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["sub-1/anat/sub-1_seg-four_dseg.tsv", "sub-1/anat/../anat/sub-1_seg-four_dseg.tsv"])
+def test_volumes_are_not_written_over_names_of_a_bids_data_set(run, scans, tmp_path, name):
+    (tmp_path / "raw/sub-1/anat").mkdir(parents=True)
+    shutil.copy(scans / "a.nii.gz", tmp_path / "raw/sub-1/anat/sub-1_T1w.nii.gz")
+    code, _, err = run("--i={f}/raw", "--o={f}/out", f"--vol={{f}}/out/{name}")
+    assert code == 2 and err.count("\n") == 1 and "is the file that says the names of structures; give another name" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_table_of_volumes_elsewhere_may_have_any_name(run, scans, tmp_path):
     assert run("--i={f}/scans", "--o={f}/out", "--vol={f}/failures.csv")[0] == 0
     assert (tmp_path / "failures.csv").read_text().startswith("subject,session,scan,structure")
