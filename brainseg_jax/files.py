@@ -147,14 +147,19 @@ def beginning(path: Path, most: int) -> bytes:
         return stream.read(most)
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """What a file holds. Raises InputError for what is no file and for more than so many bytes, OSError as reading does."""
+    regular(path)
+    content = beginning(path, most + 1)  # not by its size: some files of the system say 0
+    if len(content) > most:
+        raise InputError(f"{path}: holds more than {most >> 20} MiB, which no table, list or record does; check that it is the right file")
+    return content
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """A file's text, with its line ends as they are. Raises InputError for what is no file and for more than TEXT bytes, OSError and
     UnicodeDecodeError as reading does."""
-    regular(path)
-    content = beginning(path, TEXT + 1)  # not by its size: some files of the system say 0
-    if len(content) > TEXT:
-        raise InputError(f"{path}: holds more than {TEXT >> 20} MiB, which no table, list or record does; check that it is the right file")
-    return content.decode(encoding)
+    return read_bytes(path, TEXT).decode(encoding)
 
 
 def read_table_text(path: Path, where: str, form: str) -> str:

@@ -25,7 +25,7 @@ from brainseg_jax.data.augment import patch
 from brainseg_jax.data.pipeline import Share, release_shared, train_batches
 from brainseg_jax.data.synthesis import maker_of
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import check_place
+from brainseg_jax.files import check_place, read_text, regular
 from brainseg_jax.heldout import HeldOut
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.planning.memory import check_room
@@ -348,6 +348,8 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
                 check_place(folder / record.RUN)
                 made = [place for place in (folder, *folder.parents) if not place.exists()]
                 folder.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    regular(folder / ".lock", "remove it")
                 lock = stack.enter_context((folder / ".lock").open("a"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -358,7 +360,7 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
                 stack.callback(leave_nothing, folder, made)
         word = distributed.from_first(lambda: write_word(folder / ".lock")) if share.count > 1 else ""
         with distributed.together():
-            if share.index and not ((folder / ".lock").exists() and (folder / ".lock").read_text() == word):
+            if share.index and not ((folder / ".lock").exists() and read_text(folder / ".lock") == word):
                 raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
         yield
 

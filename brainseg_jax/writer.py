@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from brainseg_jax.errors import InputError
-from brainseg_jax.files import named, write_text
+from brainseg_jax.files import named, read_bytes, write_text
 
 try:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -21,6 +21,8 @@ try:
     from tensorboardX.summary import scalar
 except ImportError:  # the extra "view" is not installed
     Event = None
+
+METRICS = 2**28  # bytes that are read of a metrics.jsonl, at most: more than a million lines
 
 
 class Writer:
@@ -106,8 +108,11 @@ def _checksum(content: bytes) -> bytes:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is left out. InputError where another one is damaged."""
-    rows, lines = [], file.read_bytes().splitlines() if file.is_file() else []
+    """The lines of a metrics.jsonl, none where there is no file; a last line that a killed run left unfinished is left out.
+
+    Raises InputError where another one is damaged, and for what is no file or longer than any run's.
+    """
+    rows, lines = [], read_bytes(file, METRICS).splitlines() if file.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

@@ -484,6 +484,12 @@ def test_a_lock_that_another_start_took_away_is_none(tmp_path, monkeypatch):
         pass
 
 
+def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(InputError, match=r"\.lock: is a pipe or device and no file; remove it"), module.alone(tmp_path, ALL):
+        pass
+
+
 def test_devices_that_are_left_out_are_mentioned():
     devices = jax.devices()
     assert idle(make_mesh(2, 1, devices)) == f", {len(devices) - 2} left idle by mesh.data=2 and mesh.fsdp=1"
