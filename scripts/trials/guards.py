@@ -124,7 +124,7 @@ GUARDS = (
     Guard(
         "weights that do not fill their file",
         "brainseg_jax/safetensors.py",
-        "            _check_cover(header, size - begin)\n",
+        "        _check_cover(header, size - begin)\n",
         "",
         "tests/test_safetensors.py::test_refused_in_one_line",
     ),
