@@ -1,5 +1,9 @@
-"""Losses of segmentation, per sample, with the formula and its source. The gradients are written out: they keep one map where automatic
-ones keep five, and with 36 classes a map is large."""
+"""Losses of segmentation, per sample, with the formula and its source.
+
+Each takes logits, or what a linear head makes logits of. With 36 classes a map of logits is the largest array of a small network, and its
+softmax, gradient and products with labels are as large again. Through the head none of them is ever whole: sums and gradients are made of
+some voxels at a time, and the logits computed again in the backward pass.
+"""
 
 from functools import partial
 
@@ -7,102 +11,157 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-Logits = Float[jax.Array, "b x y z k"]
+Maps = Float[jax.Array, "b x y z f"]
 Labels = Int[jax.Array, "b x y z"]
-VOXELS = (1, 2, 3)
+Head = dict[str, jax.Array]
 TINY = 1e-6
 
+# Voxels that are taken at a time: a CPU's cache holds what is made of them, a GPU is kept busy by an eighth of a crop.
+CACHED = 256 * 1024  # logits
+SLABS = 8
 
-def dice_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
+
+def dice_cross_entropy(maps: Maps, labels: Labels, head: Head | None = None) -> Float[jax.Array, "b"]:
     """Soft Dice loss plus cross entropy, as the paper's code has it (MONAI's DiceCELoss with softmax, squared_pred, smooth_nr 0).
 
     Dice: 1 − 2 Σ p t / (Σ p² + Σ t² + 1e-6) over voxels, averaged over all classes, background included; a class that is absent from
     the labels counts 1 and pulls nothing. Cross entropy: mean over voxels. `labels` are classes from 0. In float32 at least.
+
+    `maps` are logits, or what a `head` makes them of: the parameters of a linear layer, "kernel" [f k] and "bias" [k].
     """
-    return _dice_cross_entropy(_all_alike, 0.0, logits, labels)
+    return _dice_cross_entropy(_all_alike, 0.0, maps, labels, head)
 
 
-def dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
+def dice_of_present_cross_entropy(maps: Maps, labels: Labels, head: Head | None = None) -> Float[jax.Array, "b"]:
     """The same with Dice averaged over the classes that are in the sample's labels: how many a crop lacks does not change the balance.
 
     What is predicted of an absent class costs its cross entropy.
     """
-    return _dice_cross_entropy(_those_present, 0.0, logits, labels)
+    return _dice_cross_entropy(_those_present, 0.0, maps, labels, head)
 
 
-def log_dice_of_present_cross_entropy(logits: Logits, labels: Labels) -> Float[jax.Array, "b"]:
+def log_dice_of_present_cross_entropy(maps: Maps, labels: Labels, head: Head | None = None) -> Float[jax.Array, "b"]:
     """The same with −log(Dice + 0.001) of each class in place of 1 − Dice (Wong et al. 2018, without their exponents).
 
     Where a class is hardly predicted at all, 1 − Dice has no slope and cross entropy one as small as the class: of many small classes some
     are not found for a long time. This one's slope does not vanish there.
     """
-    return _dice_cross_entropy(_those_present, 1e-3, logits, labels)
+    return _dice_cross_entropy(_those_present, 1e-3, maps, labels, head)
 
 
 def _all_alike(voxels):
-    return jnp.full_like(voxels, 1 / voxels.shape[-1])
+    return jnp.full_like(voxels, 1 / len(voxels))
 
 
 def _those_present(voxels):
     present = (voxels > 0).astype(voxels.dtype)
-    return present / jnp.sum(present, axis=-1, keepdims=True)
+    return present / jnp.sum(present, axis=0, keepdims=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _dice_cross_entropy(weigh, floor, logits, labels):
-    """`weigh` turns voxels of each class [b 1 1 1 k] into what the class counts in the mean; `floor`: that of the logarithm, 0 for none."""
-    return _forward(weigh, floor, logits, labels)[0]
+def _dice_cross_entropy(weigh, floor, maps, labels, head):
+    """`weigh` turns voxels of each class [k b] into what the class counts in the mean; `floor`: that of the logarithm, 0 for none."""
+    return _forward(weigh, floor, maps, labels, head)[0]
 
 
-def _slabs(logits, labels):
-    """(number of slabs along x, i → the i-th: logits in float32 at least, where each class is). Taken one after the other, they bound
-    what the loss needs beside the logits to a fraction of their size."""
-    n = max(i for i in range(1, 9) if logits.shape[1] % i == 0)
-    thick = logits.shape[1] // n
-
-    def slab(i):
-        own, classes = (jax.lax.dynamic_slice_in_dim(a, i * thick, thick, axis=1) for a in (logits, labels))
-        here = classes[..., None] == jnp.arange(logits.shape[-1])[None, None, None, None]
-        return own.astype(jnp.promote_types(logits.dtype, jnp.float32)), here
-
-    return n, slab
-
-
-def _forward(weigh, floor, logits, labels):
-    n, slab = _slabs(logits, labels)
-
-    def add(totals, i):
-        own, here = slab(i)
-        logs = jax.nn.log_softmax(own)
-        p = jnp.exp(logs)
-        parts = (jnp.where(here, p, 0), jnp.square(p), here.astype(p.dtype), jnp.where(here, logs, 0))
-        return jax.tree.map(lambda total, part: total + jnp.sum(part, axis=VOXELS, keepdims=True), totals, parts), None
-
-    zeros = jnp.zeros((len(logits), 1, 1, 1, logits.shape[-1]), jnp.promote_types(logits.dtype, jnp.float32))
-    (both, squares, voxels, logs), _ = jax.lax.scan(add, (zeros,) * 4, jnp.arange(n))
+def _forward(weigh, floor, maps, labels, head):
+    both, squares, voxels, logs = _at_a_time(_sums, maps, labels, head)
     sizes, weights = squares + voxels + TINY, weigh(voxels)
     dice = 2 * both / sizes
     if floor:
-        lost, weights = -jnp.sum(weights * jnp.log(dice + floor), axis=(*VOXELS, 4)), weights / (dice + floor)
+        lost, weights = -jnp.sum(weights * jnp.log(dice + floor), axis=0), weights / (dice + floor)
     else:
-        lost = 1 - jnp.sum(weights * dice, axis=(*VOXELS, 4))
-    entropy = -jnp.sum(logs, axis=(*VOXELS, 4)) / labels[0].size
-    return lost + entropy, (logits, labels, both, sizes, weights)
+        lost = 1 - jnp.sum(weights * dice, axis=0)
+    return lost - logs / labels[0].size, (maps, labels, head, 4 * weights * both / jnp.square(sizes), 2 * weights / sizes)
 
 
 def _backward(weigh, floor, saved, g):
-    logits, labels, both, sizes, weights = saved
-    n, slab = _slabs(logits, labels)
-    voxels = labels[0].size
-
-    def one(i):
-        own, here = slab(i)
-        p = jax.nn.softmax(own)
-        towards_p = weights * (4 * both / jnp.square(sizes) * p - 2 * jnp.where(here, 1 / sizes, 0))
-        through_softmax = p * (towards_p - jnp.sum(towards_p * p, axis=-1, keepdims=True))
-        return (g[:, None, None, None, None] * (through_softmax + (p - here) / voxels)).astype(logits.dtype)
-
-    return jnp.moveaxis(jax.lax.map(one, jnp.arange(n)), 0, 1).reshape(logits.shape), None
+    maps, labels, head, *factors = saved
+    d_maps, d_head = _at_a_time(_gradients, maps, labels, head, *factors, g)
+    return d_maps.reshape(maps.shape), None, d_head
 
 
 _dice_cross_entropy.defvjp(_forward, _backward)
+
+
+def _at_a_time(function, maps, labels, head, *more):
+    """`function` with the number of voxels at a time that suits the platform."""
+    of_sample = labels[0].size
+    classes = maps.shape[-1] if head is None else len(head["bias"])
+    few, many = (_divisor(of_sample, most) for most in (CACHED // (classes * len(maps)), -(-of_sample // SLABS)))
+    arguments = (maps.reshape(len(maps), of_sample, -1), labels.reshape(len(labels), of_sample), head, *more)
+    return jax.lax.platform_dependent(*arguments, cpu=partial(function, few), default=partial(function, many))
+
+
+def _divisor(n, most):
+    return max(i for i in range(1, max(most, 1) + 1) if n % i == 0)
+
+
+def _chunk(maps, labels, head, start, n):
+    """Of n voxels of each sample: what the logits are made of [v f], the logits [k v] in float32 at least, where each class is [k v].
+
+    Classes first: a maximum or a sum over them then goes voxel by voxel side by side, and a sum over voxels is a product.
+    """
+    own, classes = (jax.lax.dynamic_slice_in_dim(a, start, n, axis=1) for a in (maps, labels))
+    own, exact = own.reshape(-1, own.shape[-1]), jnp.promote_types(maps.dtype, jnp.float32)
+    if head is None:
+        logits = own.T.astype(exact)
+    else:
+        logits = (
+            jnp.einsum("fk,vf->kv", head["kernel"].astype(own.dtype), own, preferred_element_type=exact)
+            + head["bias"].astype(exact)[:, None]
+        )
+    return own, logits, classes.reshape(1, -1) == jnp.arange(len(logits))[:, None]
+
+
+def _softmax(logits):
+    """(probabilities, logarithm of what they were divided by)."""
+    largest = jnp.max(logits, axis=0, keepdims=True)
+    raised = jnp.exp(logits - largest)
+    total = jnp.sum(raised, axis=0, keepdims=True)
+    return raised * (1 / total), largest + jnp.log(total)
+
+
+def _sums(n, maps, labels, head):
+    """Over voxels, of each class and sample [k b]: Σ p t, Σ p², Σ t; of each sample [b]: Σ log p of the true class."""
+    exact = jnp.promote_types(maps.dtype, jnp.float32)
+    ones = jnp.ones(n, exact)
+
+    def add(totals, start):
+        _, logits, here = _chunk(maps, labels, head, start, n)
+        p, log_total = _softmax(logits)
+        log_true = jnp.sum(jnp.where(here, logits, 0), axis=0, keepdims=True) - log_total
+        parts = (jnp.where(here, p, 0), jnp.square(p), here.astype(exact), log_true)
+        return jax.tree.map(lambda total, part: total + part.reshape(*total.shape, n) @ ones, totals, parts), None
+
+    b, voxels, f = maps.shape
+    zeros = jnp.zeros((f if head is None else len(head["bias"]), b), exact)
+    return jax.lax.scan(add, (zeros, zeros, zeros, zeros[0]), jnp.arange(0, voxels, n))[0]
+
+
+def _gradients(n, maps, labels, head, of_p, of_true, g):
+    """Towards maps and head; Dice's towards a probability is `of_p` · p, less `of_true` where the class is the true one."""
+    exact = jnp.promote_types(maps.dtype, jnp.float32)
+    b, voxels, f = maps.shape
+    ones = jnp.ones(n, exact)
+    of_p, of_true, g = (jnp.repeat(a, n, axis=-1) for a in (of_p, of_true, g[None]))
+
+    def one(d_head, start):
+        own, logits, here = _chunk(maps, labels, head, start, n)
+        p, _ = _softmax(logits)
+        towards_p = of_p * p - jnp.where(here, of_true, 0)
+        d = g * (p * (towards_p - jnp.sum(towards_p * p, axis=0, keepdims=True)) + (p - here) / voxels)
+        if head is None:
+            return d_head, d.T.reshape(b, n, f).astype(maps.dtype)
+        narrow = d.astype(own.dtype)
+        # Of each sample for itself: a sum over samples would be sent between devices for every few voxels.
+        d_kernel = jnp.einsum("kbn,bnf->bkf", narrow.reshape(-1, b, n), own.reshape(b, n, f), preferred_element_type=exact)
+        d_bias = d.reshape(-1, b, n) @ ones
+        d_head = {"kernel": d_head["kernel"] + d_kernel.swapaxes(1, 2), "bias": d_head["bias"] + d_bias.T}
+        return d_head, (narrow.T @ head["kernel"].T.astype(own.dtype)).reshape(b, n, f)
+
+    zeros = None if head is None else jax.tree.map(lambda leaf: jnp.zeros((b, *leaf.shape), exact), head)
+    d_head, d_maps = jax.lax.scan(one, zeros, jnp.arange(0, voxels, n))
+    if head is not None:
+        d_head = jax.tree.map(lambda d, leaf: jnp.sum(d, axis=0).astype(leaf.dtype), d_head, head)
+    return jnp.moveaxis(d_maps, 0, 1).reshape(maps.shape), d_head

@@ -32,3 +32,12 @@ class Segmenter(nn.Module):
     def features(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> Float[jax.Array, "b x y z f"]:
         """The decoder's map, which the head turns into logits."""
         return self.decoder(image, self.encoder(image, train), train)
+
+    def before_head(
+        self, image: Float[jax.Array, "b x y z c"], train: bool = False
+    ) -> tuple[Float[jax.Array, "b x y z f"], dict[str, jax.Array]]:
+        """The decoder's map, and the head's parameters, for a loss that never holds all logits."""
+        features = self.features(image, train)
+        if self.is_initializing():
+            self.head(features)
+        return features, dict(self.head.variables["params"])

@@ -39,7 +39,8 @@ class Segmentation(nn.Module):
 
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
         label = batch["label"].astype(jnp.int32)
-        losses = LOSSES[self.loss](self.network(batch["image"], train), label)
+        features, head = self.network.before_head(batch["image"], train)
+        losses = LOSSES[self.loss](features, label, head)
         weight = batch.get("weight", jnp.ones(losses.shape))
         total, count = jnp.sum(losses * weight), jnp.sum(weight)
         return total / jnp.maximum(count, 1), {"loss": (total, count)}
