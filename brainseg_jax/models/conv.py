@@ -240,6 +240,42 @@ def _strided_kernel_gradient_by_planes(x, g):
     return total.reshape(3, 3, 3, i, o).transpose(2, 0, 1, 3, 4).astype(x.dtype)
 
 
+@jax.custom_vjp
+def up_conv(x: Volume, kernel: Float[jax.Array, "i 8*o"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
+    """Transposed convolution, kernel 2 and stride 2: a matrix product, whose outputs are in (x, y, z, o) order, and depth-to-space."""
+    return _up(x, kernel)
+
+
+def _up(x, kernel):
+    b, nx, ny, nz, _ = x.shape
+    y = (x @ kernel).reshape(b, nx, ny, nz, 2, 2, 2, -1)
+    return y.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * nx, 2 * ny, 2 * nz, -1)
+
+
+def _up_backward(saved, g):
+    return jax.lax.platform_dependent(*saved, g, cpu=_up_gradient_by_rows, default=_up_gradient)
+
+
+up_conv.defvjp(lambda x, kernel: (_up(x, kernel), (x, kernel)), _up_backward)
+
+
+def _up_gradient(x, kernel, g):
+    return jax.vjp(_up, x, kernel)[1](g)
+
+
+def _up_gradient_by_rows(x, kernel, g):
+    """Of every second row of every second plane for itself: these lie as the product's outputs do, and space-to-depth copies nothing else."""
+    b, nx, ny, nz, i = x.shape
+    rows = g.reshape(b, nx, 2, ny, 2, nz, -1)
+    kernels = jnp.moveaxis(kernel.reshape(i, 4, -1), 1, 0)
+    towards_x, towards_kernel = 0, []
+    for n, of_rows in enumerate(kernels):
+        own = jax.lax.optimization_barrier(rows[:, :, n // 2, :, n % 2])
+        towards_x += own @ of_rows.T
+        towards_kernel.append(jnp.einsum("bxyzi,bxyzo->io", x, own))
+    return towards_x, jnp.concatenate(towards_kernel, axis=-1)
+
+
 class Conv3(nn.Module):
     """A 3³ convolution without bias, of stride 1 or 2: `kernel` [3 3 3 i o]."""
 
@@ -267,8 +303,7 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
         kernel = self.param("kernel", he, (x.shape[-1], 8 * self.features))
-        b, nx, ny, nz, _ = x.shape
-        y = (x.astype(self.dtype) @ kernel.astype(self.dtype)).reshape(b, nx, ny, nz, 2, 2, 2, self.features)
+        y = up_conv(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y = shifted(y, self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))
-        return y.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, 2 * nx, 2 * ny, 2 * nz, self.features)
+        return y
