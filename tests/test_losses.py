@@ -1,4 +1,6 @@
-"""The loss of segmentation by hand, and against MONAI's: values and gradients, any number of slabs."""
+"""The loss of segmentation by hand, and against MONAI's: values and gradients, any number of voxels at a time."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 from peers import peer
 
+from brainseg_jax import losses
 from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy, log_dice_of_present_cross_entropy
 
 torch = peer("torch")
@@ -81,3 +84,46 @@ def test_bfloat16_logits_are_taken_in_single_precision(rng):
     exact = dice_cross_entropy(values.astype(jnp.float32), labels).sum()
     assert loss.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(loss, exact, rtol=1e-6)
+
+
+LOSSES = (dice_cross_entropy, dice_of_present_cross_entropy, log_dice_of_present_cross_entropy)
+
+
+def through(rng, dtype, shape=(2, 6, 4, 3), features=5, classes=4):
+    """Features, labels of which each sample lacks another class, and a head."""
+    labels = np.stack([rng.choice([0, 1, 2], shape[1:]), rng.choice([0, 2, 3], shape[1:])])
+    head = {"kernel": jnp.asarray(rng.normal(size=(features, classes)), dtype), "bias": jnp.asarray(rng.normal(size=classes), dtype)}
+    return jnp.asarray(rng.normal(size=(*shape, features)), dtype), jnp.asarray(labels, jnp.int32), head
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("cached", [1, 40, 10**6], ids="{} logits at a time".format)
+def test_through_the_head_it_is_the_loss_of_the_logits(x64, rng, close, monkeypatch, loss, cached):
+    monkeypatch.setattr(losses, "CACHED", cached)
+    features, labels, head = through(rng, jnp.float64)
+    weights = jnp.array([1.0, 2.0])
+
+    def plain(features, head):
+        return loss(features @ head["kernel"] + head["bias"][None, None, None, None], labels) @ weights
+
+    ours = jax.value_and_grad(lambda features, head: loss(features, labels, head) @ weights, (0, 1))(features, head)
+    close(ours, jax.value_and_grad(plain, (0, 1))(features, head), "float64")
+
+
+def test_through_the_head_no_map_of_logits_is_whole(rng):
+    """Of 40 classes and 3 features nothing is larger than the features, in what a GPU runs or in what a CPU does."""
+    features, labels, head = through(rng, jnp.float32, (2, 32, 24, 24), 3, 40)
+    step = jax.jit(jax.value_and_grad(lambda features, head: dice_cross_entropy(features, labels, head).sum(), (0, 1)))
+    for platform in ("cpu", "cuda"):
+        text = step.trace(features, head).lower(lowering_platforms=(platform,)).as_text()
+        sizes = [np.prod([int(n) for n in found.split("x")[:-1]]) for found in re.findall(r"tensor<((?:\d+x)+f32)>", text)]
+        assert features.size == 110592 and max(sizes) < 3 * features.size
+
+
+def test_through_a_head_of_bfloat16_sums_are_in_single_precision(rng):
+    features, labels, head = through(rng, jnp.bfloat16)
+    value, (d_features, d_head) = jax.value_and_grad(lambda f, h: dice_cross_entropy(f, labels, h).sum(), (0, 1))(features, head)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), head)
+    exact = dice_cross_entropy(features.astype(jnp.float32), labels, wide).sum()
+    assert value.dtype == jnp.float32 and d_features.dtype == d_head["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(value, exact, rtol=1e-5)

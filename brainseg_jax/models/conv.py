@@ -241,7 +241,7 @@ def _strided_kernel_gradient_by_planes(x, g):
 
 
 @jax.custom_vjp
-def up_conv(x: Volume, kernel: Float[jax.Array, "i 8*o"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
+def up_conv(x: Volume, kernel: Float[jax.Array, "i m"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
     """Transposed convolution, kernel 2 and stride 2: a matrix product, whose outputs are in (x, y, z, o) order, and depth-to-space."""
     return _up(x, kernel)
 
@@ -264,7 +264,7 @@ def _up_gradient(x, kernel, g):
 
 
 def _up_gradient_by_rows(x, kernel, g):
-    """Of every second row of every second plane for itself: these lie as the product's outputs do, and space-to-depth copies nothing else."""
+    """Of every second row of every second plane for itself, where y and z lie as the product's outputs do: no voxel is moved by itself."""
     b, nx, ny, nz, i = x.shape
     rows = g.reshape(b, nx, 2, ny, 2, nz, -1)
     kernels = jnp.moveaxis(kernel.reshape(i, 4, -1), 1, 0)
