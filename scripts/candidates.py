@@ -329,11 +329,11 @@ def page(networks: dict[str, Trained], seconds: dict[str, float], dice: dict[str
     shifts, first = [AS_THEY_ARE, *SHIFTED], next(iter(dice))
     subjects, maps = (len(dice[first][shift][DECIDING]) for shift in (AS_THEY_ARE, MADE))
     rates = ", ".join(sorted({f"{of.learning_rate:g}" for of in networks.values()}))
-    lines = ["# Which network\n"]
+    hours, lines = networks[first].hours, ["# Which network\n"]
     if unfinished:
         lines.append(f"**A look at runs under way, no result:** still to be trained are {', '.join(unfinished)}.\n")
     lines += [
-        f"Written by `scripts/candidates.py`. Each network is trained for {networks[first].hours:.3g} hours of its own training steps, whose "
+        f"Written by `scripts/candidates.py`. Each network is trained for {hours:.3g} hours of its own training steps, whose "
         f"seconds were measured by turns on the same cores (of {TURNS} turns the best one's median); on the same scans, real and made, by "
         f"the recipe `thirtythree,any` for the label table `intracranial`, with one seed and the recipe's own learning rate ({rates}) for "
         "all. Its last checkpoint is judged, as a half-precision file.\n",
