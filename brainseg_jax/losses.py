@@ -85,22 +85,28 @@ _dice_cross_entropy.defvjp(_forward, _backward)
 
 
 def _at_a_time(function, maps, labels, head, *more):
-    """`function` with the number of voxels at a time that suits the platform."""
+    """`function` with the number of voxels at a time, and the way to add them up, that suit the platform."""
     of_sample = labels[0].size
     classes = maps.shape[-1] if head is None else len(head["bias"])
     few, many = (_divisor(of_sample, most) for most in (CACHED // (classes * len(maps)), -(-of_sample // SLABS)))
     arguments = (maps.reshape(len(maps), of_sample, -1), labels.reshape(len(labels), of_sample), head, *more)
-    return jax.lax.platform_dependent(*arguments, cpu=partial(function, few), default=partial(function, many))
+    forms = {"cpu": partial(function, few, _added_by_product), "default": partial(function, many, partial(jnp.sum, axis=-1))}
+    return jax.lax.platform_dependent(*arguments, **forms)
 
 
 def _divisor(n, most):
     return max(i for i in range(1, max(most, 1) + 1) if n % i == 0)
 
 
+def _added_by_product(x):
+    """The sum along the last axis, which XLA adds up number by number on a CPU."""
+    return x @ jnp.ones(x.shape[-1], x.dtype)
+
+
 def _chunk(maps, labels, head, start, n):
     """Of n voxels of each sample: what the logits are made of [v f], the logits [k v] in float32 at least, where each class is [k v].
 
-    Classes first: a maximum or a sum over them then goes voxel by voxel side by side, and a sum over voxels is a product.
+    Classes first: a maximum or a sum over them then goes voxel by voxel side by side.
     """
     own, classes = (jax.lax.dynamic_slice_in_dim(a, start, n, axis=1) for a in (maps, labels))
     own, exact = own.reshape(-1, own.shape[-1]), jnp.promote_types(maps.dtype, jnp.float32)
@@ -122,28 +128,26 @@ def _softmax(logits):
     return raised * (1 / total), largest + jnp.log(total)
 
 
-def _sums(n, maps, labels, head):
+def _sums(n, added, maps, labels, head):
     """Over voxels, of each class and sample [k b]: Σ p t, Σ p², Σ t; of each sample [b]: Σ log p of the true class."""
     exact = jnp.promote_types(maps.dtype, jnp.float32)
-    ones = jnp.ones(n, exact)
 
     def add(totals, start):
         _, logits, here = _chunk(maps, labels, head, start, n)
         p, log_total = _softmax(logits)
         log_true = jnp.sum(jnp.where(here, logits, 0), axis=0, keepdims=True) - log_total
         parts = (jnp.where(here, p, 0), jnp.square(p), here.astype(exact), log_true)
-        return jax.tree.map(lambda total, part: total + part.reshape(*total.shape, n) @ ones, totals, parts), None
+        return jax.tree.map(lambda total, part: total + added(part.reshape(*total.shape, n)), totals, parts), None
 
     b, voxels, f = maps.shape
     zeros = jnp.zeros((f if head is None else len(head["bias"]), b), exact)
     return jax.lax.scan(add, (zeros, zeros, zeros, zeros[0]), jnp.arange(0, voxels, n))[0]
 
 
-def _gradients(n, maps, labels, head, of_p, of_true, g):
+def _gradients(n, added, maps, labels, head, of_p, of_true, g):
     """Towards maps and head; Dice's towards a probability is `of_p` · p, less `of_true` where the class is the true one."""
     exact = jnp.promote_types(maps.dtype, jnp.float32)
     b, voxels, f = maps.shape
-    ones = jnp.ones(n, exact)
     of_p, of_true, g = (jnp.repeat(a, n, axis=-1) for a in (of_p, of_true, g[None]))
 
     def one(d_head, start):
@@ -156,7 +160,7 @@ def _gradients(n, maps, labels, head, of_p, of_true, g):
         narrow = d.astype(own.dtype)
         # Of each sample for itself: a sum over samples would be sent between devices for every few voxels.
         d_kernel = jnp.einsum("kbn,bnf->bkf", narrow.reshape(-1, b, n), own.reshape(b, n, f), preferred_element_type=exact)
-        d_bias = d.reshape(-1, b, n) @ ones
+        d_bias = added(d.reshape(-1, b, n))
         d_head = {"kernel": d_head["kernel"] + d_kernel.swapaxes(1, 2), "bias": d_head["bias"] + d_bias.T}
         return d_head, (narrow.T @ head["kernel"].T.astype(own.dtype)).reshape(b, n, f)
 

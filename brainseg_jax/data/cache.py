@@ -219,16 +219,27 @@ def _save(file: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> 
 def _open(file: Path, arrays: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What a file holds: its arrays, where they are asked for, and its record. Raises InputError where it is damaged."""
     try:
-        with file.open("rb") as stream, np.load(stream) as members:
-            record = json.loads(str(members["record"]))
-            name = "label" if "image" in record else "image"
-            return ({name: members[name]} if arrays else {}), record
+        return _members(file, arrays)
     except OSError as error:
         if error.strerror:  # the system's; numpy has its own for what is no archive
             raise InputError(f"{file}: cannot be read ({error.strerror}); check the disk and its permissions") from None
         raise InputError(_damaged(file, error)) from None
     except Exception as error:  # a flipped bit may ask for another compression, a password, a pickle, a huge array
         raise InputError(_damaged(file, error)) from None
+
+
+def _members(file: Path, arrays: bool, tries: int = 5) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with file.open("rb") as stream, np.load(stream) as members:
+            record = json.loads(str(members["record"]))
+            name = "label" if "image" in record else "image"
+            return ({name: members[name]} if arrays else {}), record
+    except SystemError:
+        # NumPy has Python parse headers, and Python 3.11 keeps one count of how deep it parses for all threads: a thread that others
+        # interrupt may find it changed (python/cpython#106905). The file is as it was.
+        if tries == 1:
+            raise
+        return _members(file, arrays, tries - 1)
 
 
 def _damaged(file: Path, error: Exception) -> str:
