@@ -209,6 +209,8 @@ def cells_of(
     listed = ", ".join(columns) + ", separated by tabs" * (delimiter == "\t")
     if not any(header):
         raise InputError(f"{name}: the first line is empty; it names the columns, of {listed}")
+    if "" in header:
+        raise InputError(f"{name}: column {header.index('') + 1} has no name; name it, or remove what separates it from the others")
     for column in header:
         if column not in columns:
             raise InputError(f"{name}: column {column!r} is unknown{meant(column, columns)}; known are {listed}")

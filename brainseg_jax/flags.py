@@ -28,11 +28,18 @@ def check_given(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    for word in argv:
-        flag = word.lstrip("-").partition("=")[0]
+    given = [word.lstrip("-").partition("=") for word in argv if word.startswith("-")]
+    for flag, equals, value in given:
         if flag.startswith("config.") and (fault := unknown(flag.removeprefix("config."))):
             raise InputError(f"--{flag}: {fault}")
+        if flag == "config" and equals and not value:
+            raise InputError("--config is empty; e.g. --config=configs/pretrain_vit.py")
+    if [flag for flag, *_ in given].count("config") > 1:
+        raise InputError("--config is given twice; give one experiment")
     try:
         return flags.FLAGS(argv)
     except (TypeError, ValueError, flags.Error) as error:
-        raise InputError(" ".join(str(error).split())) from None
+        said = " ".join(str(error).split())
+        # Of a value that is no number it says no more than the value.
+        of = next((f"--{flag}: " for flag, _, value in given if value and said.endswith(repr(value))), "")
+        raise InputError(of + said) from None

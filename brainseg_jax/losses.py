@@ -86,6 +86,8 @@ _dice_cross_entropy.defvjp(_forward, _backward)
 
 def _at_a_time(function, maps, labels, head, *more):
     """`function` with the number of voxels at a time, and the way to add them up, that suit the platform."""
+    if maps.shape[:-1] != labels.shape:
+        raise ValueError(f"maps {maps.shape} and labels {labels.shape} are not on one grid")
     of_sample = labels[0].size
     classes = maps.shape[-1] if head is None else len(head["bias"])
     few, many = (_divisor(of_sample, most) for most in (CACHED // (classes * len(maps)), -(-of_sample // SLABS)))

@@ -32,9 +32,10 @@ import numpy as np
 from benchmarks.measure import in_process
 from benchmarks.presets import written
 from reports import publish, spread
-from shifts import Head, head_of, judged, made, second_scanner, stripped, t1_prior
+from shifts import Head, check_people, head_of, judged, made, second_scanner, stripped, t1_prior
 
 from brainseg_jax import checkpoint, record, weights
+from brainseg_jax.arguments import Parser
 from brainseg_jax.config import of_card
 from brainseg_jax.data.labels import Table, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
@@ -86,7 +87,7 @@ LOOKS = 5  # at one scan, the fastest of which counts
 
 def main() -> int:
     """Trains or reports. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python scripts/candidates.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     training = commands.add_parser("train", help="trains each candidate with equal computing, or goes on with it")
     training.add_argument("--manifest", type=Path, required=True, help="scans with labels, and label maps alone (source synth)")
@@ -95,7 +96,7 @@ def main() -> int:
     training.add_argument("--hours", type=float, default=2.0, help="of training steps for each candidate (%(default)g)")
     training.add_argument("--only", nargs="+", choices=CANDIDATES, help="some of the candidates")
     training.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change of all candidates' values")
-    training.set_defaults(do=lambda args: exit_code(lambda: train(args)))
+    training.set_defaults(do=train)
     reporting = commands.add_parser("report", help="writes what they reach")
     reporting.add_argument("--manifest", type=Path, required=True, help="scans with labels")
     reporting.add_argument("--splits", type=Path, help="a split file; by default the manifest's column split")
@@ -106,15 +107,19 @@ def main() -> int:
     reporting.add_argument("--out", type=Path, required=True, help="the folder of the runs")
     reporting.add_argument("--to", type=Path, required=True, help="where to write, without suffix")
     reporting.set_defaults(do=lambda args: publish(args.to, lambda: report(args)))
-    args = parser.parse_args()
-    return args.do(args)
+    return exit_code(lambda: (args := parser.parse_args()).do(args))
 
 
 def train(args: argparse.Namespace) -> int:
     """Measures all candidates' steps, unless that was done, and trains one after the other; the first that stops early stops all.
 
-    Raises InputError for changes that make no config.
+    Raises InputError for changes that make no config, for hours that are none, and for a manifest or splits that training would refuse.
     """
+    if not 0 < args.hours < np.inf:
+        raise InputError(f"--hours {args.hours:g}: give a number above 0")
+    rows = read_manifest(args.manifest)
+    if args.splits:
+        apply_splits(rows, args.splits)
     seconds = measured(args.out / STEPS, {name: changes(name, args.set) for name in CANDIDATES})
     for name in args.only or CANDIDATES:
         steps = steps_in(args.hours, seconds[name])
@@ -142,7 +147,7 @@ def measured(file: Path, values: dict[str, dict[str, str]]) -> dict[str, float]:
 
     Raises InputError for values that make no config.
     """
-    known = json.loads(read_text(file)) if file.exists() else {}
+    known = known_steps(file)
     new = [name for name, of in values.items() if known.get(name, {}).get("values") != of]
     with tempfile.TemporaryDirectory() as place:
         folders = {name: Path(place) / name for name in new}
@@ -159,6 +164,17 @@ def measured(file: Path, values: dict[str, dict[str, str]]) -> dict[str, float]:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(known, indent=1) + "\n")
     return {name: of_turns(known[name]) for name in values}
+
+
+def known_steps(file: Path) -> dict[str, Any]:
+    """What the file of steps has of each candidate; nothing where there is none. Raises InputError for a damaged one."""
+    try:
+        known = json.loads(read_text(file)) if file.exists() else {}
+        for of in known.values():
+            of_turns({"turns": of["turns"]})
+    except (ValueError, TypeError, AttributeError, LookupError):
+        raise InputError(f"{file}: is damaged; remove it, and steps are measured again") from None
+    return known
 
 
 def of_turns(known: dict[str, Any]) -> float:
@@ -221,6 +237,7 @@ def report(args: argparse.Namespace) -> str:
 
     Raises InputError where nothing is trained or nobody is there to judge by, and for runs that cannot be compared (`check_alike`).
     """
+    check_people(args.people)
     rows = read_manifest(args.manifest)
     rows = [row for row in (apply_splits(rows, args.splits) if args.splits else rows) if row.labels and not row.alone]
     people = [row for row in rows if row.split == "val"][: args.people]
@@ -239,7 +256,7 @@ def report(args: argparse.Namespace) -> str:
     found: dict[str, Any] = {name: defaultdict(lambda: defaultdict(list)) for name in networks}
     for shift, row, head, source in altered(people, anatomies, t1_prior(known)):
         for name, of in networks.items():
-            found[name][shift][row.subject].append(judged(of.by, head, source, str(row.image)))
+            found[name][shift][row.person].append(judged(of.by, head, source, str(row.image)))
             done += 1
             show(done, len(networks) * (len(ALTERED) * len(people) + (DRAWS + 1) * len(anatomies)))
     dice = {name: {shift: averaged(of) for shift, of in shifts.items()} for name, shifts in found.items()}
@@ -269,7 +286,7 @@ def check_alike(out: Path, networks: dict[str, Trained], judges: Sequence[Row]) 
 
 def trained(out: Path, name: str) -> Trained | None:
     """The latest checkpoint of a candidate, as the file that would be handed on; None where there is none."""
-    whole = [place.parent for place in (out / name / "checkpoints").glob(f"*/{SEAL}")]
+    whole = [place.parent for place in (out / name / "checkpoints").glob(f"*/{SEAL}") if place.parent.name.isdigit()]
     if not whole:
         return None
     newest = max(whole, key=lambda place: int(place.name))
@@ -278,8 +295,10 @@ def trained(out: Path, name: str) -> Trained | None:
         file = Path(place) / f"{name}.safetensors"
         weights.write(file, params, card, np.float16)
         by, size = predictor([file]), file.stat().st_size
-    seconds = of_turns(json.loads(read_text(out / STEPS))[name])
-    return Trained(by, count(params), size, of_card(card, newest).optim.peak, int(newest.name), card["steps"], seconds)
+    steps = known_steps(out / STEPS)
+    if name not in steps:
+        raise InputError(f"{out / STEPS}: does not have {name}, which is trained; bring back the file that its training wrote")
+    return Trained(by, count(params), size, of_card(card, newest).optim.peak, int(newest.name), card["steps"], of_turns(steps[name]))
 
 
 def altered(people: Sequence[Row], anatomies: Sequence[Row], prior: Prior) -> Iterator[tuple[str, Row, Head, Table]]:

@@ -48,6 +48,7 @@ class Run(NamedTuple):
 
 
 def main() -> int:
+    """Writes the report. Returns the exit code."""
     parser = Parser("python scripts/finetuning_report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, each with its test.tsv")
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")

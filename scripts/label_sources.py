@@ -9,6 +9,7 @@ people: what one tool calls otherwise stands out from how people differ. What pe
 
 import argparse
 import sys
+from itertools import dropwhile
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from brainseg_jax.data.labels import Table, lookup, missing, read_table
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.nifti import read_labels
 from brainseg_jax.errors import InputError, exit_code
+from brainseg_jax.files import read_text
 
 CSF = 24  # FreeSurfer's id of what is around the brain
 
 
 def main() -> int:
+    """Writes the report. Returns the exit code."""
     parser = Parser("python scripts/label_sources.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path, nargs=2)
     parser.add_argument("--labels", default="intracranial", help="the table in which both are compared (%(default)s)")
@@ -56,9 +59,13 @@ def report(args: argparse.Namespace) -> str:
 
 
 def below_table(file: Path) -> str:
-    """What stands below the table of an earlier report: what people wrote about it."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return "".join(lines[1 + max((n for n, line in enumerate(lines) if line.startswith("|")), default=len(lines)) :])
+    """What stands below the table of an earlier report: what people wrote about it. Raises InputError for what is no text."""
+    try:
+        lines = read_text(file).splitlines(keepends=True) if file.exists() else []
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is no text; give another name, or remove it") from None
+    is_table = lambda line: line.startswith("|")  # noqa: E731
+    return "".join(dropwhile(is_table, dropwhile(lambda line: not is_table(line), lines)))
 
 
 def shares(path: Path, table: Table) -> np.ndarray:

@@ -49,6 +49,7 @@ PANELS = {
 
 
 def main() -> int:
+    """Writes the report. Returns the exit code."""
     parser = Parser("python scripts/pretraining_report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--out", type=Path, required=True, help="where to write, without suffix")

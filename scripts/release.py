@@ -49,6 +49,7 @@ class Seen(NamedTuple):
 
 
 def main() -> int:
+    """Writes the file and its card. Returns the exit code."""
     parser = Parser("python scripts/release.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--manifest", type=Path, help="of a segmentation: the manifest of its run")

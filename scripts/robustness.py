@@ -17,7 +17,9 @@ import shifts
 from reports import publish, spread
 from shifts import Head
 
+from brainseg_jax.arguments import Parser
 from brainseg_jax.data.manifest import apply_splits, read_manifest
+from brainseg_jax.errors import exit_code
 from brainseg_jax.files import NETWORKS
 from brainseg_jax.prediction import predictor
 from brainseg_jax.recipes import TASKS
@@ -41,18 +43,19 @@ ALTERATIONS: dict[str, Callable[[Head, np.random.Generator], Head]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Writes the report. Returns the exit code."""
+    parser = Parser("python scripts/robustness.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--splits", type=Path, required=True)
     parser.add_argument("--checkpoint", nargs="+", type=Path, help="checkpoints to compare; by default the package's networks")
     parser.add_argument("--people", type=int, default=8, help="how many of the test people (%(default)s)")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    return publish(args.out, lambda: report(args))
+    return exit_code(lambda: publish((args := parser.parse_args()).out, lambda: report(args)))
 
 
 def report(args: argparse.Namespace) -> str:
     """A table for each network."""
+    shifts.check_people(args.people)
     networks = args.checkpoint or NETWORKS.values()
     rows = apply_splits(read_manifest(args.manifest), args.splits)
     rows = [row for row in rows if row.split == "test" and row.labels and not row.alone][: args.people]

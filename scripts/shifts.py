@@ -17,6 +17,7 @@ from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.priors import Prior
 from brainseg_jax.data.standardize import on_grid, spec, standardize, standardize_labels
 from brainseg_jax.data.synthesis import maker, tissues_of
+from brainseg_jax.errors import InputError
 from brainseg_jax.metrics import score
 from brainseg_jax.prediction import Predictor, prepare, segment
 from brainseg_jax.recipes import TASKS
@@ -162,8 +163,14 @@ def made(row: Row, draw: int, prior: Prior | None) -> Head:
     return Head(np.asarray(image[..., 0]), scan.voxels, scan.affine)
 
 
+def check_people(people: int | None) -> None:
+    """Raises InputError where fewer than one are asked for."""
+    if people is not None and people < 1:
+        raise InputError(f"--people {people}: give a whole number above 0")
+
+
 def t1_prior(rows: Sequence[Row]) -> Prior:
-    """What tissues look like in scans of these rows, as training takes them; what lies outside the labels may look like anything."""
+    """What tissues look like in those scans of these rows that have them, as training takes them; what none has may look like anything."""
     head, values = read_table(HEAD), []
     tissues = tissues_of(head)
     for row in rows:
@@ -174,8 +181,8 @@ def t1_prior(rows: Sequence[Row]) -> Prior:
             np.asarray(ready.image).reshape(of.shape)[of == tissue] / 255 if tissue else np.array([]) for tissue in range(tissues.count)
         ]
         values.append([(part.mean(), part.std()) if part.size else (np.nan, np.nan) for part in inside])
-    means, spreads = np.moveaxis(np.array(values), 2, 0)
-    return Prior(*(np.stack([of.mean(axis=0), of.std(axis=0)]) for of in (means, spreads)))
+    found = np.ma.masked_invalid(np.moveaxis(np.array(values), 2, 0))
+    return Prior(*(np.stack([of.mean(axis=0).filled(np.nan), of.std(axis=0).filled(np.nan)]) for of in found))
 
 
 def pointing(codes: str, voxels: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> Head:

@@ -1,6 +1,7 @@
 """The loss of segmentation by hand, and against MONAI's: values and gradients, any number of voxels at a time."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,17 @@ def test_through_the_head_no_map_of_logits_is_whole(rng):
         text = step.trace(features, head).lower(lowering_platforms=(platform,)).as_text()
         sizes = [np.prod([int(n) for n in found.split("x")[:-1]]) for found in re.findall(r"tensor<((?:\d+x)+f32)>", text)]
         assert features.size == 110592 and max(sizes) < 3 * features.size
+
+
+def test_labels_of_another_grid_are_refused(rng):
+    """Also where the voxels are as many, and where features could be cut up otherwise. Only pytest looks at signatures' shapes."""
+    unlooked = partial(losses._dice_cross_entropy, losses._all_alike, 0.0)
+    features, labels, head = through(rng, jnp.float32)
+    for other in (labels[:, :3], labels.swapaxes(1, 2), labels[:1]):
+        with pytest.raises(ValueError, match="not on one grid"):
+            unlooked(features, other, head)
+        with pytest.raises(ValueError, match="not on one grid"):
+            unlooked(features, other, None)
 
 
 def test_through_a_head_of_bfloat16_sums_are_in_single_precision(rng):

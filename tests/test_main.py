@@ -50,10 +50,24 @@ def refused(*flags):
         ([f"{CONFIG}:tiny"], "trial, full"),
         ([CONFIG, "--config.vit.widht=3"], "widht"),
         ([CONFIG, "--config.vit.depth=deep"], "depth"),
+        ([CONFIG, "--config.data.batch=x"], "--config.data.batch: "),
+        ([CONFIG, CONFIG], "--config is given twice"),
+        (["--config="], "--config is empty"),
         ([CONFIG, "--wrokdir=x"], "wrokdir"),
         ([CONFIG, "steps=3"], "--config.KEY=VALUE"),
     ],
-    ids=["no config", "no such file", "no such variant", "unknown key", "wrong type", "unknown flag", "no flag"],
+    ids=[
+        "no config",
+        "no such file",
+        "no such variant",
+        "unknown key",
+        "wrong type",
+        "no number",
+        "twice",
+        "empty",
+        "unknown flag",
+        "no flag",
+    ],
 )
 def test_a_mistyped_command_is_answered_with_one_line(flags, hint):
     assert hint in refused(*flags)

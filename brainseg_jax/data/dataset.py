@@ -161,16 +161,17 @@ def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str
     of_target = {row for row in rows if row.dataset == data.target or not data.target}
     train = [row for row in of_target if row.split == "train" and not row.alone]
     if data.masks > len(train):
-        raise InputError(f"{manifest}: data.masks is {data.masks}, and {len(train)} training scans have labels; use at most as many")
+        remedy = "use at most as many" if train else "add some"
+        raise InputError(f"{manifest}: data.masks is {data.masks}, and {len(train)} training scans have labels; {remedy}")
 
     def order(row: Row) -> bytes:
         return hashlib.sha256("\t".join((str(data.split_seed), *row.key)).encode()).digest()
 
-    if data.masks == 0 and not any(row.split == "train" and (row.alone or row not in of_target) for row in rows):
-        raise InputError(f"{manifest}: data.masks is 0, and no other data set has masks to train on; use more, or -1 for all")
     left_out = set(sorted(train, key=order)[data.masks :]) if data.masks >= 0 else set()
     unseen = {row.person for row in left_out} - {row.person for row in train if row not in left_out}
     left_out |= {row for row in rows if row.alone and row.person in unseen}
+    if data.masks == 0 and not any(row.split == "train" and row not in left_out for row in rows):
+        raise InputError(f"{manifest}: data.masks is 0, and no other data set has masks to train on; use more, or -1 for all")
     return [row for row in rows if row not in left_out and (row.split == "train" or row in of_target)]
 
 

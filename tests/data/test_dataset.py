@@ -254,6 +254,8 @@ def test_labels_only_are_no_scans_and_are_used_but_of_people_whose_scans_are_not
     found = chosen([*rows, *own, *others], masks=1)[0]
     assert found == [*drawn, *(row.key for row in own if row.subject == drawn[0][1]), *(row.key for row in others)]
     assert chosen([*rows, *others], masks=0)[0] == [row.key for row in others]
+    with pytest.raises(InputError, match=r"data\.masks is 0, and no other data set has masks"):
+        chosen([*rows, *own], masks=0)
     with pytest.raises(InputError, match=r"data\.masks is 4, and 3 training scans have labels"):
         chosen([*rows, *others], masks=4)
 

@@ -32,6 +32,7 @@ def test_its_content_and_nothing_else_makes_its_hash(tmp_path):
     of = lambda name, *lines: read_prior(written(tmp_path / name, *lines), HEADS, OF).sha256  # noqa: E731
     one = of("one.tsv", (0, 0.01, 0, 0.02, 0), (2, 0.8, 0.05, 0.04, 0.01))
     assert one == of("two.tsv", (41, 0.80, 0.05, 0.04, 0.01), (), (0, 0.01, 0, 0.02, 0))
+    assert one == of("two.tsv", (2, 0.8, 0.05, 0.04, 0.01), (0, 0.01, -0.0, 0.02, 0))
     assert one != of("one.tsv", (0, 0.01, 0, 0.02, 0), (2, 0.8, 0.05, 0.04, 0.02))
 
 
@@ -41,7 +42,7 @@ def test_its_content_and_nothing_else_makes_its_hash(tmp_path):
         ([(900, 0.5, 0, 0, 0)], COLUMNS, "line 2: label table head does not have 900; leave the line out"),
         ([(2, 80, 5, 4, 1)], COLUMNS, "line 2: 2, 80, 5, 4, 1; give an id and four numbers from 0 to 1"),
         ([(2, "bright", 0, 0, 0)], COLUMNS, "line 2: 2, bright, 0, 0, 0 are not all numbers; give id, mean"),
-        ([(2, 0.5, 0, 0, 0), (41, 0.6, 0, 0, 0)], COLUMNS, "line 3: 41 looks otherwise than its other side"),
+        ([(2, 0.5, 0, 0, 0), (41, 0.6, 0, 0, 0)], COLUMNS, "line 3: 41 looks otherwise than in an earlier line of its tissue"),
         ([(2, 0.5)], COLUMNS[:2], "column 'mean_sd' is missing; the first line names the columns, of id, mean"),
         ([(2, 0.5, 0, 0, 0)], (*COLUMNS[:4], "spread_std"), "column 'spread_std' is unknown (did you mean 'spread_sd'?)"),
         ([], COLUMNS, "no tissues; add at least one line below the header"),

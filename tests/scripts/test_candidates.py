@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import write
+from brainseg_jax.data.nifti import Scan, write
 from brainseg_jax.errors import InputError
 from brainseg_jax.prediction import Predictor
 
@@ -123,6 +123,42 @@ def test_the_page_says_what_is_chosen_and_whether_all_is_trained():
     )
     assert "no result:** still to be trained are swin_unetr, unet, unet_wide." in text and "It would choose so far" in text
     assert "| 500 of 2,000 | 0.50 |" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"unet": {"values": {}}}', '{"unet": {"turns": []}}'])
+def test_a_damaged_file_of_steps_is_one_line(tmp_path, content):
+    (tmp_path / "steps.json").write_text(content)
+    with pytest.raises(InputError, match=r"steps\.json: is damaged; remove it"):
+        candidates.known_steps(tmp_path / "steps.json")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["train", "--out=o", "--hours=nan", "--manifest=x"], "--hours nan: give a number above 0"),
+        (["train", "--out=o", "--manifest=gone.tsv"], "gone.tsv"),
+        (["report", "--out=o", "--to=t", "--manifest=x", "--anatomies=y", "--people=0"], "--people 0: give a whole number above 0"),
+        (["train", "--manifst=x"], "--manifst"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything_is_measured(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["scripts/candidates.py", *flags])
+    assert candidates.main() == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1 and not [*tmp_path.iterdir()]
+
+
+def test_the_t1_prior_is_of_those_who_have_a_structure(head, monkeypatch):
+    """One of two scans lacks the white matter of labels 2."""
+    scans = {"one": head, "two": head._replace(labels=np.where(head.labels, 3, 0).astype(np.uint8))}
+    monkeypatch.setattr(shifts, "read", lambda path: Scan(scans[path].voxels, scans[path].affine))
+    monkeypatch.setattr(shifts, "read_labels", lambda path: Scan(scans[path].labels, scans[path].affine))
+    rows = [Row(name, "", name, (name,), ("freesurfer",), "", "train") for name in scans]
+    tissues, ids = shifts.tissues_of(shifts.read_table("head")), [0, *(s.id for s in shifts.read_table("head").structures)]
+    prior = shifts.t1_prior(rows)
+    means = {id: prior.means[0, tissues.of[ids.index(id)]] for id in (2, 3, 17)}
+    assert means[2] == shifts.t1_prior(rows[:1]).means[0, tissues.of[ids.index(2)]] > 0.5 and means[3] > 0.5 and np.isnan(means[17])
 
 
 def test_only_runs_alike_are_compared_and_nobody_judges_who_was_trained_on(anatomy, tmp_path):

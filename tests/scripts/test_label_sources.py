@@ -31,6 +31,15 @@ def test_shares_of_the_brain_without_its_csf_and_each_person_once(tmp_path):
     assert names["CSF around the brain"] == 0.25 and sum(found) == 1.25
 
 
+def test_a_table_that_people_wrote_is_kept_too_and_what_is_no_text_is_one_line(tmp_path):
+    file = tmp_path / "report.md"
+    file.write_text("# Ours\n\n| a |\n|---|\n| 1 |\n\nWhat I say.\n\n| mine |\n|---|\n\nend\n")
+    assert label_sources.below_table(file) == "\nWhat I say.\n\n| mine |\n|---|\n\nend\n"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"report\.md: is no text"):
+        label_sources.below_table(file)
+
+
 def test_what_people_wrote_below_the_table_is_kept(tmp_path, monkeypatch, capsys):
     lines = ["subject\tsession\timage\tlabels\tscheme\tsource"]
     for share, person in enumerate("ab", 2):
