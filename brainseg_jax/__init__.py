@@ -13,7 +13,7 @@ def answer_ctrl_c() -> None:
     """From here on Ctrl-C before a command can answer it is one line, too, and 130: what commands import takes seconds."""
 
     def stopped(kind, error, trace):
-        from brainseg_jax.errors import asked_to_stop
+        from brainseg_jax.core.errors import asked_to_stop
 
         if not asked_to_stop(error):
             return sys.__excepthook__(kind, error, trace)
@@ -21,7 +21,7 @@ def answer_ctrl_c() -> None:
         raise SystemExit(130)
 
     sys.excepthook = stopped
-    from brainseg_jax.errors import raise_later
+    from brainseg_jax.core.errors import raise_later
 
     sys.unraisablehook = raise_later
 
@@ -33,11 +33,11 @@ if sys.argv[:1] == ["-m"]:  # while Python looks for the command of `python -m`
 def __getattr__(name: str):
     # Only when asked for: JAX reads its settings when it is imported, and commands set some first.
     if name == "load":
-        from brainseg_jax.network import load
+        from brainseg_jax.inference.network import load
 
         return load
     if name == "predict":  # until the command of this name is imported, which then answers calls itself
-        from brainseg_jax.prediction import predict
+        from brainseg_jax.inference.prediction import predict
 
         return predict
     raise AttributeError(f"module 'brainseg_jax' has no attribute {name!r}")

@@ -1,54 +1,6 @@
-"""`python -m brainseg_jax.main --config=configs/pretrain_vit.py`: flags, process start-up, then `train`.
+"""`python -m brainseg_jax.main`: trains and fine-tunes (brainseg_jax/cli/train.py)."""
 
-`--config=FILE.py:VARIANT` picks a variant, `--config.KEY=VALUE` changes a value, `--workdir` names the run folder. The same command
-again goes on where it stopped. Under `srun`, or with `--coordinator`, `--processes` and `--process`, several processes are one run
-(docs/clusters.md).
-"""
-
-import os
-from pathlib import Path
-
-from absl import flags, logging
-from ml_collections import config_flags
-
-import brainseg_jax
-from brainseg_jax import runtime
-from brainseg_jax.config import flat, with_sources
-from brainseg_jax.flags import CONFIG, DEVICES, check_given, run
-
-flags.declare_key_flag("config")  # or --help leaves it out
-flags.declare_key_flag("devices")
-WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/ and the config's name.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "Of several processes without srun: HOST:PORT of process 0.")
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are one run, without srun; 1: this one alone, also under srun.")
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
-
-
-def main(argv: list[str]) -> None:
-    """Starts JAX and trains what the flags say."""
-    check_given(argv)
-    runtime.keep_compiled_programs()
-    # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
-    import jax
-
-    from brainseg_jax import distributed
-    from brainseg_jax.program import settle
-    from brainseg_jax.train import train
-
-    logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
-    with distributed.joined(distributed.chosen(COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ)):
-        config = CONFIG.value
-        # A cache may lie on a disk of each node's own. Nothing has been asked of the devices so far.
-        values = {key: value for key, value in flat(config).items() if key != "data.cache"}
-        distributed.agree({"jax": jax.__version__, "brainseg_jax": brainseg_jax.__version__, "--workdir": WORKDIR.value} | values)
-        distributed.check_devices(DEVICES.value)
-        path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-        resolved = with_sources(config, set(config_flags.get_override_values(flags.FLAGS["config"])), path)
-        settle(config, jax.default_backend() == "cpu", resolved)
-        name = Path(path).stem + (f"_{variant.replace(',', '_')}" if variant else "")
-        train(config, resolved, Path(WORKDIR.value or f"runs/{name}"))
-
+from brainseg_jax.cli.train import command
 
 if __name__ == "__main__":
-    runtime.with_huge_pages()
-    run(main)
+    command()

@@ -1,4 +1,4 @@
-"""A residual U-Net, nnU-Net's ResEnc: skull stripping, 4 structures, 33 structures, or a label table of your own (brainseg_jax/recipes.py).
+"""A residual U-Net, nnU-Net's ResEnc: skull stripping, 4 structures, 33 structures, or a table of your own (brainseg_jax/config/recipes.py).
 
 Nothing pretrains it: it is trained from scratch, or goes on from another U-Net of this package.
 
@@ -21,7 +21,7 @@ Tasks are skull, four and thirtythree; any other by --config.data.labels=mine.ts
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.recipes import finetuning
+from brainseg_jax.config.recipes import finetuning
 
 
 def get_config(variant: str = "four") -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Fine-tuning of UNETR: skull stripping, 4 structures, 33 structures, or a label table of your own (brainseg_jax/recipes.py).
+"""Fine-tuning of UNETR: skull stripping, 4 structures, 33 structures, or a label table of your own (brainseg_jax/config/recipes.py).
 
 python -m brainseg_jax.main --config=configs/finetune_unetr.py:four
     The full-size network on the embedded sample cohort: one anatomy, augmented, for trying the software.
@@ -20,7 +20,7 @@ Tasks are skull, four and thirtythree; any other by --config.data.labels=mine.ts
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.recipes import finetuning
+from brainseg_jax.config.recipes import finetuning
 
 
 def get_config(variant: str = "four") -> ConfigDict:

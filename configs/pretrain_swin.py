@@ -14,8 +14,8 @@ python -m brainseg_jax.main --config=configs/pretrain_swin.py:small --config.dat
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config import base, recipe
-from brainseg_jax.recipes import narrow
+from brainseg_jax.config.keys import base, recipe
+from brainseg_jax.config.recipes import narrow
 
 
 def get_config(variant: str = "trial") -> ConfigDict:

@@ -12,7 +12,7 @@ python -m brainseg_jax.main --config=configs/pretrain_vit.py:2mm --config.data.m
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config import base, recipe
+from brainseg_jax.config.keys import base, recipe
 
 
 def get_config(variant: str = "trial") -> ConfigDict:

@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 from ml_collections import ConfigDict
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from converters import swin_unetr
 from converters.rules import Leaves
 
@@ -37,7 +37,7 @@ def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> 
 
 def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
     """The network for images of `new` channels (see `transfer.spread`). Raises InputError for heads that reconstruct the image, too."""
-    from brainseg_jax.transfer import spread
+    from brainseg_jax.weights.transfer import spread
 
     if any(path.split("/")[0] not in ("encoder", "decoder", "head") for path in leaves):
         raise InputError("--to-channels: the heads of pretraining reconstruct the image they were trained on; leave it out")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from brainseg_jax.errors import InputError
-from brainseg_jax.files import write_text
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import write_text
 from converters import swin_unetr
 from converters.rules import MONAI, Dialect, Leaves, Tensors, at_least, place, synthesise, to_ours, to_theirs
 
@@ -132,7 +132,7 @@ def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarra
     import jax
 
     from brainseg_jax import models
-    from brainseg_jax.trees import paths, tree
+    from brainseg_jax.core.pytree import paths, tree
 
     config = config.copy_and_resolve_references()
     config.dtype = dtype

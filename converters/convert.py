@@ -8,9 +8,9 @@ accounted for, and one without a use is an error unless --partial. Numbers are n
 import argparse
 from pathlib import Path
 
-from brainseg_jax.arguments import Parser
-from brainseg_jax.errors import InputError, exit_code, leave
-from brainseg_jax.files import check_place
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.core.errors import InputError, exit_code, leave
+from brainseg_jax.core.files import check_place
 from converters import certify
 from converters.incoming import convert_file
 from converters.outgoing import convert_checkpoint
@@ -31,9 +31,9 @@ def convert(options: argparse.Namespace) -> int:
     check_place(options.out)
     if options.certify:
         certify.places(options.out)
-    from brainseg_jax import weights  # with JAX, which a mistyped command can do without
+    from brainseg_jax.weights import single_file  # with JAX, which a mistyped command can do without
 
-    ours = options.source.is_dir() or weights.is_network(options.source)
+    ours = options.source.is_dir() or single_file.is_network(options.source)
     done = convert_checkpoint(options) if ours else convert_file(options)
     print("\n".join(done.report))
     if options.certify:
@@ -80,5 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """This process as the command."""
     leave(main())
+
+
+if __name__ == "__main__":
+    command()

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from brainseg_jax.config import FORMAT, base, with_sources
-from brainseg_jax.errors import InputError, few
+from brainseg_jax.config.keys import FORMAT, base, with_sources
+from brainseg_jax.core.errors import InputError, few
 from converters import certify, swin_unetr, unetr
 from converters.adapt import adapted
 from converters.conversion import UNSEEN, Conversion, digest, summary
@@ -56,8 +56,8 @@ def convert_file(options: argparse.Namespace) -> Conversion:
         "adapted": done,
     }
     # Orbax and JAX are slow to load, and no refusal above needs them.
-    from brainseg_jax import checkpoint
-    from brainseg_jax.trees import tree
+    from brainseg_jax.core.pytree import tree
+    from brainseg_jax.weights import checkpoint
 
     checkpoint.write(out, tree(leaves), {"config": with_sources(config, set(), source.name), "format": FORMAT, "source": facts})
     kind = f"{source}: {found.dialect.what}, dialect {found.dialect.name}" + (f", keys as of MONAI {releases}" if releases else "")
@@ -181,7 +181,7 @@ def expected_shapes(config: ConfigDict, parts: tuple[str, ...], leaves: Leaves) 
     import jax
 
     from brainseg_jax import models, objectives
-    from brainseg_jax.trees import paths
+    from brainseg_jax.core.pytree import paths
 
     config = config.copy_and_resolve_references()
     config.dtype = "float32"

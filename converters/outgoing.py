@@ -7,9 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from brainseg_jax import safetensors
-from brainseg_jax.config import FORMAT, c_get, check_format, from_resolved
-from brainseg_jax.errors import InputError
+from brainseg_jax.config.keys import FORMAT, c_get, check_format, from_resolved
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.weights import safetensors
 from converters import certify, swin_unetr
 from converters.conversion import UNSEEN, Conversion, digest, summary
 from converters.rules import MONAI, Dialect, Leaves, at_least, check_weights, synthesise, to_theirs
@@ -18,8 +18,8 @@ from converters.source import DIALECTS, METADATA
 
 def convert_checkpoint(options: argparse.Namespace) -> Conversion:
     """Writes the file. Raises InputError for what the dialect or the release cannot hold."""
-    from brainseg_jax import checkpoint
-    from brainseg_jax.trees import paths
+    from brainseg_jax.core.pytree import paths
+    from brainseg_jax.weights import checkpoint
 
     source, out = options.source, options.out
     checkpoint.card(source)

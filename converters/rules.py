@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 
 Tensors = dict[str, np.ndarray]  # theirs, by key
 Leaves = dict[str, np.ndarray]  # ours, by path

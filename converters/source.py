@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brainseg_jax import safetensors
-from brainseg_jax.errors import InputError, few, meant
+from brainseg_jax.core.errors import InputError, few, meant
+from brainseg_jax.weights import safetensors
 from converters import paper, swin_unetr, torchfile, unetr
 from converters.rules import Dialect, Tensors
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from converters.rules import OTHER, Dead, Dialect, Leaves, Row, at_least, table, under
 
 SWIN = table("""

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from brainseg_jax.errors import InputError
-from brainseg_jax.files import opened
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import opened
 
 LIMIT = 2**34  # bytes all entries may take unpacked
 PICKLE = 2**24  # bytes of the pickle; three thousand tensors with their optimizer take about one million

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from converters.rules import Dead, Dialect, Leaves, at_least, table
 
 ENCODER = table("""

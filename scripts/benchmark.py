@@ -34,8 +34,8 @@ from typing import Any
 from benchmarks import attention, augmentation, cache, command, convolution, made, networks, presets, profile, volumes
 from benchmarks.measure import Result
 
-from brainseg_jax import runtime
-from brainseg_jax.errors import InputError, exit_code
+from brainseg_jax.core import runtime
+from brainseg_jax.core.errors import InputError, exit_code
 
 MODES: dict[str, Callable[[argparse.Namespace], tuple[str, Any]]] = {
     "networks": networks.networks,
@@ -108,9 +108,9 @@ def measure(args: argparse.Namespace) -> int:
     """Measures, prints the table and keeps it."""
     check(args)
     table, results = {**MODES, **OF_PRESETS}[args.mode](args)
-    from brainseg_jax import record
+    from brainseg_jax.training import provenance
 
-    environment = record.environment()
+    environment = provenance.environment()
     machine = environment["machine"]
     jax_version, commit = environment["packages"]["jax"], environment["commit"][:12]
     text = (

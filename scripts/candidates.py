@@ -34,18 +34,20 @@ from benchmarks.presets import written
 from reports import publish, spread
 from shifts import Head, check_people, head_of, judged, made, second_scanner, stripped, t1_prior
 
-from brainseg_jax import checkpoint, record, weights
-from brainseg_jax.arguments import Parser
-from brainseg_jax.config import of_card
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.config.keys import of_card
+from brainseg_jax.config.recipes import TASKS
+from brainseg_jax.core import progress
+from brainseg_jax.core.errors import InputError, exit_code
+from brainseg_jax.core.files import SEAL, read_text, write_text
+from brainseg_jax.core.pytree import count
 from brainseg_jax.data.labels import Table, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read
-from brainseg_jax.data.priors import Prior
-from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import SEAL, read_text, write_text
-from brainseg_jax.prediction import Predictor, find, predictor, prepare
-from brainseg_jax.recipes import TASKS
-from brainseg_jax.trees import count
+from brainseg_jax.data.synthesis.priors import Prior
+from brainseg_jax.inference.prediction import Predictor, find, predictor, prepare
+from brainseg_jax.training import provenance
+from brainseg_jax.weights import checkpoint, single_file
 
 ROOT = Path(__file__).parents[1]
 STEPS = "steps.json"
@@ -252,7 +254,7 @@ def report(args: argparse.Namespace) -> str:
         raise InputError(f"{args.out}: holds no checkpoint of {', '.join(CANDIDATES)}; train them first")
     check_alike(args.out, networks, [*people, *anatomies])
     seconds = predicting(networks, people[0])
-    show, done = record.progress("segmenting altered scans"), 0
+    show, done = progress.progress("segmenting altered scans"), 0
     found: dict[str, Any] = {name: defaultdict(lambda: defaultdict(list)) for name in networks}
     for shift, row, head, source in altered(people, anatomies, t1_prior(known)):
         for name, of in networks.items():
@@ -260,7 +262,7 @@ def report(args: argparse.Namespace) -> str:
             done += 1
             show(done, len(networks) * (len(ALTERED) * len(people) + (DRAWS + 1) * len(anatomies)))
     dice = {name: {shift: averaged(of) for shift, of in shifts.items()} for name, shifts in found.items()}
-    environment = record.environment()
+    environment = provenance.environment()
     facts = {
         name: {key: value for key, value in of._asdict().items() if key != "by"} | {"predicting": seconds[name], "dice": dice[name]}
         for name, of in networks.items()
@@ -293,7 +295,7 @@ def trained(out: Path, name: str) -> Trained | None:
     params, card = checkpoint.load(newest)
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / f"{name}.safetensors"
-        weights.write(file, params, card, np.float16)
+        single_file.write(file, params, card, np.float16)
         by, size = predictor([file]), file.stat().st_size
     steps = known_steps(out / STEPS)
     if name not in steps:

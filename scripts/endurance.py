@@ -21,7 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
 
 from trials import report, series
 
-from brainseg_jax.errors import exit_code
+from brainseg_jax.core.errors import exit_code
 
 
 def main() -> int:

@@ -23,12 +23,12 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from reports import command, publish, spread
 
-from brainseg_jax import record
-from brainseg_jax.arguments import Parser
-from brainseg_jax.config import from_resolved, known, used
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.config.keys import from_resolved, known, used
+from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.writer import read_metrics
+from brainseg_jax.training import provenance
+from brainseg_jax.training.metrics_log import read_metrics
 
 
 class Run(NamedTuple):
@@ -66,10 +66,10 @@ def read(folder: Path) -> Run:
         for line in csv.DictReader(lines, delimiter="\t"):
             if line["id"] != "0":
                 dice[line["subject"]][line["structure"]] = float(line["dice"] or "nan")
-    resolved = known(record.read(folder / "config.json"), str(folder / "config.json"))
+    resolved = known(provenance.read(folder / "config.json"), str(folder / "config.json"))
     config = from_resolved(resolved)
     config.dtype = used(resolved, "dtype")
-    return Run(folder, config, record.read(folder / "run.json"), dict(dice))
+    return Run(folder, config, provenance.read(folder / "run.json"), dict(dice))
 
 
 def describe(runs: list[Run], out: Path, credit: str) -> str:

@@ -22,14 +22,15 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from ml_collections import ConfigDict
 
-from brainseg_jax import images, record
-from brainseg_jax.arguments import Parser
-from brainseg_jax.config import of_file
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.config.keys import of_file
+from brainseg_jax.core import progress
+from brainseg_jax.core.errors import exit_code
+from brainseg_jax.core.files import whole
 from brainseg_jax.data import cache, dataset, labels
-from brainseg_jax.data.augment import prepare_train
-from brainseg_jax.data.synthesis import maker_of
-from brainseg_jax.errors import exit_code
-from brainseg_jax.files import whole
+from brainseg_jax.data.augment.prepare import prepare_train
+from brainseg_jax.data.synthesis.generator import maker_of
+from brainseg_jax.qc import images
 
 CONFIG = Path(__file__).parents[1] / "configs" / "finetune_unet.py"
 SIDE, DRAWS, LEVELS = 8, 8, 32  # scans along a side of the picture, draws of each change, shades of grey
@@ -70,7 +71,7 @@ def draw(options: argparse.Namespace) -> int:
     config.data.manifest = options.manifest
     config.data.subjects = 6
     target, head = labels.read_table(config.data.labels), labels.read_table(labels.HEAD)
-    ready = dataset.prepare(config.data, target, print, record.progress, heads=head)
+    ready = dataset.prepare(config.data, target, print, progress.progress, heads=head)
     volumes = [cache.load(entry.file) for entry in ready.train]
     save(options.out.with_suffix(".png"), gallery(made_by(config, options.seed), volumes))
     save(options.out.with_name(f"{options.out.name}_parts.png"), parts(config, options.seed, volumes))
@@ -91,7 +92,7 @@ def made_by(config: ConfigDict, seed: int) -> Made:
 
 def gallery(made: Made, volumes: list[Volume]) -> np.ndarray:
     """SIDE² scans as tiles, a plane after the other."""
-    show = record.progress("making scans")
+    show = progress.progress("making scans")
     tiles = []
     for i in range(SIDE**2):
         tiles.append(np.pad(plane(made(i, volumes[i % len(volumes)]), (i + i // SIDE) % 3), 1))
@@ -102,7 +103,7 @@ def gallery(made: Made, volumes: list[Volume]) -> np.ndarray:
 def parts(config: ConfigDict, seed: int, volumes: list[Volume]) -> np.ndarray:
     """Each change beside the same scan without it, with its name."""
     figure, axes = pyplot.subplots(-(-len(PARTS) // 2), 4, figsize=(6.4, 12), dpi=100, facecolor="black", squeeze=False)
-    show = record.progress("drawing changes")
+    show = progress.progress("drawing changes")
     for n, (name, (axis, without, changes)) in enumerate(PARTS.items()):
         makers = [made_by(changed(config, keys), seed) for keys in (without, without | changes | {"real": False})]
         pairs = [[plane(made(k, volumes[k % len(volumes)]), axis) for made in makers] for k in range(DRAWS)]

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from reports import publish
 
-from brainseg_jax.arguments import Parser
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.core.errors import InputError, exit_code
+from brainseg_jax.core.files import read_text
 from brainseg_jax.data.labels import Table, lookup, missing, read_table
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.nifti import read_labels
-from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import read_text
 
 CSF = 24  # FreeSurfer's id of what is around the brain
 

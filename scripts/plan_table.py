@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.files import write_text
-from brainseg_jax.planning import cards, compilation
+from brainseg_jax.core.errors import InputError, exit_code
+from brainseg_jax.core.files import write_text
+from brainseg_jax.planning import compilation, gpus
 from brainseg_jax.planning.compilation import Place
 
 ROOT = Path(__file__).parents[1]
@@ -104,18 +104,19 @@ def made(row: Row) -> dict[str, Any]:
     """The plan of a row, or why there is none."""
     import jax
 
-    from brainseg_jax import plan, record
-    from brainseg_jax.config import of_file
+    from brainseg_jax.cli import plan
+    from brainseg_jax.config.keys import of_file
+    from brainseg_jax.training import provenance
 
     file, _, variant = row.recipe.partition(":")
     recipe = of_file(f"{ROOT / 'configs' / file}.py:{variant}")
     # Crops that a run sees, whatever its batch.
     crops = recipe.steps * recipe.data.batch or round(recipe.epochs * RECIPES[row.recipe] * recipe.data.crops_per_volume)
     batch = {"data__batch": PER_DEVICE * row.devices, "data__crops_per_volume": 1}
-    facts = {"commit": record.environment()["commit"], "jax": jax.__version__, "crops": crops, "attention": row.attention}
+    facts = {"commit": provenance.environment()["commit"], "jax": jax.__version__, "crops": crops, "attention": row.attention}
     try:
         config = plan.settled(plan.changed(recipe, attention=row.attention, **batch))
-        return facts | plan.planned(config, Place(cards.card(row.gpu), row.devices))
+        return facts | plan.planned(config, Place(gpus.card(row.gpu), row.devices))
     except Exception as error:  # whatever the compiler says is what this row says
         return facts | {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     finally:
@@ -128,7 +129,7 @@ def document(found: dict[str, Any]) -> str:
     commits = sorted({found[row.name]["commit"][:12] for row in there})
     parts = [HEAD.format(there=len(there), all=len(list(rows())), commits=", ".join(commits))]
     for gpu in CARDS:
-        card = cards.CARDS[gpu]
+        card = gpus.CARDS[gpu]
         parts.append(
             f"\n## {card.title}\n\nPeaks: {card.bfloat16 / 1e12:.0f} TFLOP/s in bfloat16, {card.bandwidth / 1e12:.2f} TB/s, "
             f"{card.link / 1e9:.0f} GB/s to the other GPUs of its host ({card.source}).\n\n{COLUMNS}"
@@ -220,7 +221,7 @@ def feeding(found: dict[str, Any], loader: dict[str, Any]) -> str:
         "(docs/benchmarks/loader.md), beside what one GPU of four takes by the roofline, at its fastest. Cropping is on the host; crops go",
         "to the device in 8 bits, those of the paper's recipes in float16; augmentation is in the step. A cluster's disks and networks are",
         "not in it.\n",
-        "| recipe | crops/s of a core | " + " | ".join(f"{cards.CARDS[gpu].title}: crops/s, cores for it" for gpu in CARDS) + " |",
+        "| recipe | crops/s of a core | " + " | ".join(f"{gpus.CARDS[gpu].title}: crops/s, cores for it" for gpu in CARDS) + " |",
         "|---|---|" + "---|" * len(CARDS),
     ]
     for recipe in RECIPES:
@@ -260,7 +261,7 @@ def study(found: dict[str, Any]) -> str:
                     total + tasks * plan["crops"] * s / plan["batch"] / 3600 for total, s in zip((low, high), plan["seconds"], strict=True)
                 )
             if low == low:
-                lines.append(f"| {devices} × {cards.CARDS[gpu].title} | {low:.0f}–{high:.0f} ({devices * low:.0f}–{devices * high:.0f}) |")
+                lines.append(f"| {devices} × {gpus.CARDS[gpu].title} | {low:.0f}–{high:.0f} ({devices * low:.0f}–{devices * high:.0f}) |")
     lines.append("\nA check against the paper's own clock, four RTX 3090 in float16, with early stopping (100 epochs at most):\n")
     lines += ["| recipe | our range for all 100 epochs, GPU hours | its Table III, GPU hours |", "|---|---|---|"]
     over = []

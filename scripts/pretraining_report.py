@@ -20,17 +20,19 @@ matplotlib.use("agg")
 from matplotlib import pyplot
 from reports import command, publish
 
-from brainseg_jax import checkpoint, record, report
-from brainseg_jax.arguments import Parser
-from brainseg_jax.config import known, of_card, used
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.config.keys import known, of_card, used
+from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.data import dataset
-from brainseg_jax.data.augment import prepare_eval
+from brainseg_jax.data.augment.prepare import prepare_eval
 from brainseg_jax.data.cache import load
-from brainseg_jax.data.pipeline import central_crop, eval_batches
-from brainseg_jax.errors import InputError, exit_code
+from brainseg_jax.data.loader import central_crop, eval_batches
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.step import eval_streams
-from brainseg_jax.writer import read_metrics
+from brainseg_jax.qc import figures
+from brainseg_jax.training import provenance
+from brainseg_jax.training.metrics_log import read_metrics
+from brainseg_jax.training.step import eval_streams
+from brainseg_jax.weights import checkpoint
 
 # Above and behind the face.
 FACELESS = ((2, "axial", 0.72), (2, "axial", 0.62), (1, "coronal", 0.3))
@@ -63,10 +65,10 @@ def describe(run: Path, out: Path, credit: str) -> str:
     if not steps:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
-    config, facts = of_card(card, run), record.read(run / "run.json")
+    config, facts = of_card(card, run), provenance.read(run / "run.json")
     config.dtype = used(known(card["config"], str(run)), "dtype")
     data = dataset.prepare(config.data, None, lambda _: None, lambda _: lambda done, total: None, config.channels)
-    record.check_same_data(run, data)
+    provenance.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
     model, baseline, shown = judge(params, config, data, mean)
     rows = read_metrics(run / "metrics.jsonl")
@@ -158,8 +160,8 @@ def curves(rows: list[dict[str, Any]], panels: dict[str, str], lines: dict[str, 
 
 
 def picture(shown: dict[str, np.ndarray], orientation: str, file: Path, step: int) -> None:
-    volumes = {name: report.to_ras(volume, orientation) for name, volume in shown.items()}
-    report.slices(file, volumes, f"a held-out person after {step} steps", FACELESS)
+    volumes = {name: figures.to_ras(volume, orientation) for name, volume in shown.items()}
+    figures.slices(file, volumes, f"a held-out person after {step} steps", FACELESS)
 
 
 if __name__ == "__main__":

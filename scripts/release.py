@@ -1,10 +1,10 @@
 """A checkpoint becomes the one file that is handed on, with a card that says what it is worth: the package's own are made by this.
 
-    python scripts/release.py runs/NAME/checkpoints/STEP --about brainseg_jax/ready_files/NOTICE.md \\
-        --out brainseg_jax/ready_files/swin_ssl.safetensors
+    python scripts/release.py runs/NAME/checkpoints/STEP --about brainseg_jax/pretrained/NOTICE.md \\
+        --out brainseg_jax/pretrained/swin_ssl.safetensors
     python scripts/release.py runs/NAME/checkpoints/STEP --manifest people.tsv --splits runs/NAME/split.tsv \\
-        --tasks skull,four,thirtythree --window 96,96,96 --about brainseg_jax/ready_files/{LIMITS,NOTICE}.md \\
-        --out brainseg_jax/ready_files/t1.safetensors
+        --tasks skull,four,thirtythree --window 96,96,96 --about brainseg_jax/pretrained/{LIMITS,NOTICE}.md \\
+        --out brainseg_jax/pretrained/t1.safetensors
 
 The first is for a pretraining, of which the encoder is kept. With the second held-out people (val and test) are segmented by the very file
 that is handed on: their volumes and entropies are the cohort that predictions are compared with, and Dice is of the test people. Beside OUT
@@ -23,19 +23,19 @@ import numpy as np
 from ml_collections import ConfigDict
 from reports import command, spread
 
-from brainseg_jax import checkpoint, weights
-from brainseg_jax.arguments import Parser
-from brainseg_jax.config import c_get, of_card
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.cli.evaluate import on_grid
+from brainseg_jax.config.keys import c_get, of_card
+from brainseg_jax.core.errors import InputError, exit_code
+from brainseg_jax.core.progress import progress
+from brainseg_jax.core.pytree import count
 from brainseg_jax.data.labels import lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read, read_labels
-from brainseg_jax.errors import InputError, exit_code
-from brainseg_jax.evaluate import on_grid
-from brainseg_jax.metrics import score
-from brainseg_jax.prediction import Predictor, find_each, labelled, predictor, prepare, voxel_volumes
-from brainseg_jax.quality import COHORT, cohort_of
-from brainseg_jax.record import progress
-from brainseg_jax.trees import count
+from brainseg_jax.evaluation.metrics import score
+from brainseg_jax.inference.prediction import Predictor, find_each, labelled, predictor, prepare, voxel_volumes
+from brainseg_jax.qc.findings import COHORT, cohort_of
+from brainseg_jax.weights import checkpoint, single_file
 
 PLACES = ("data.manifest", "data.cache", "init.checkpoint", "synth.prior.table")  # of which only the name is kept
 
@@ -74,7 +74,7 @@ def release(args: argparse.Namespace) -> int:
         dtype, found = np.float16, judged(args, params, card)
     else:
         params, dtype, found = {"encoder": params["encoder"]}, np.float32, []
-    weights.write(args.out, params, card, dtype)
+    single_file.write(args.out, params, card, dtype)
     text = "\n".join([*described(args, config, params, card, dtype), *found])
     args.out.with_suffix(".md").write_text(text)
     print(text)
@@ -94,7 +94,7 @@ def judged(args: argparse.Namespace, params: Any, card: dict[str, Any]) -> list[
         raise InputError(f"{args.manifest}: none of the held-out people has labels; give the manifest of the run")
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / args.out.name
-        weights.write(draft, params, card, np.float16)
+        single_file.write(draft, params, card, np.float16)
         by = predictor([draft])
         seen = look([by, *(by.grouped(task) for task in args.tasks.split(",") if task)], rows)
     card[COHORT] = {name: cohort_of(np.array(found.ml), task.table, found.entropy) for name, (task, found) in seen.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from brainseg_jax.errors import exit_code
+from brainseg_jax.core.errors import exit_code
 
 PLACES = ("--workdir", "--config.data.manifest", "--config.data.cache")
 CHECKPOINT = "--config.init.checkpoint"

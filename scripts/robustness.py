@@ -17,13 +17,13 @@ import shifts
 from reports import publish, spread
 from shifts import Head
 
-from brainseg_jax.arguments import Parser
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.config.recipes import TASKS
+from brainseg_jax.core.errors import exit_code
+from brainseg_jax.core.progress import progress
 from brainseg_jax.data.manifest import apply_splits, read_manifest
-from brainseg_jax.errors import exit_code
-from brainseg_jax.files import NETWORKS
-from brainseg_jax.prediction import predictor
-from brainseg_jax.recipes import TASKS
-from brainseg_jax.record import progress
+from brainseg_jax.inference.prediction import predictor
+from brainseg_jax.pretrained import NETWORKS
 
 ALTERATIONS: dict[str, Callable[[Head, np.random.Generator], Head]] = {
     "as they are": lambda head, rng: head,

@@ -10,17 +10,17 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
-from brainseg_jax.config import of_file
+from brainseg_jax.config.keys import of_file
+from brainseg_jax.config.recipes import TASKS
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import HEAD, Table, lookup, missing, read_table, voxel_ids
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
-from brainseg_jax.data.priors import Prior
-from brainseg_jax.data.standardize import on_grid, spec, standardize, standardize_labels
-from brainseg_jax.data.synthesis import maker, tissues_of
-from brainseg_jax.errors import InputError
-from brainseg_jax.metrics import score
-from brainseg_jax.prediction import Predictor, prepare, segment
-from brainseg_jax.recipes import TASKS
+from brainseg_jax.data.preprocess import on_grid, spec, standardize, standardize_labels
+from brainseg_jax.data.synthesis.generator import maker, tissues_of
+from brainseg_jax.data.synthesis.priors import Prior
+from brainseg_jax.evaluation.metrics import score
+from brainseg_jax.inference.prediction import Predictor, prepare, segment
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "finetune_unet.py:thirtythree,any")  # whose scans are made
 

@@ -19,7 +19,7 @@ import jaxtyping
 
 jaxtyping.install_import_hook("brainseg_jax", "beartype.beartype")
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 # Most of the suite's time went into optimising programs that run for milliseconds: with the second flag, which JAX 0.12 no longer has,
 # compiling takes 0.6 of its time. XLA_FLAGS= tests programs as users compile them. Workers of pytest-xdist find the variable set.
@@ -33,11 +33,11 @@ import peers
 import pytest
 from ml_collections import ConfigDict
 
-from brainseg_jax import config as keys
+from brainseg_jax.config import keys
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, write
-from brainseg_jax.data.standardize import spec
+from brainseg_jax.data.preprocess import spec
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from brainseg_jax import config as keys
 from brainseg_jax import load
-from brainseg_jax.config import base, from_resolved, with_sources
-from brainseg_jax.errors import InputError
-from brainseg_jax.program import settle
-from brainseg_jax.train import same_experiment, train
+from brainseg_jax.config import keys
+from brainseg_jax.config.keys import base, from_resolved, with_sources
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.training.loop import same_experiment, train
+from brainseg_jax.training.program import settle
 
 FROZEN = Path(__file__).with_name("frozen")
 SPEC = importlib.util.spec_from_file_location("frozen_make", FROZEN / "make.py")

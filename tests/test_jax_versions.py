@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from brainseg_jax import distributed
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.runtime import known_flags, known_options, of_jax
 from brainseg_jax.models.attention import flash
+from brainseg_jax.parallel import processes
 from brainseg_jax.planning import compilation
-from brainseg_jax.planning.cards import card
 from brainseg_jax.planning.compilation import Place
-from brainseg_jax.runtime import known_flags, known_options, of_jax
+from brainseg_jax.planning.gpus import card
 
 LEVEL = "--xla_backend_optimization_level=0"
 
@@ -84,12 +84,12 @@ def test_without_jaxs_service_a_process_is_alone_and_several_are_refused(gone, m
         gone("jax._src.distributed")
     else:
         monkeypatch.setattr("jax._src.distributed.global_state", ModuleType("without a client"))
-    monkeypatch.setattr(distributed, "global_state", distributed.service())
-    with distributed.joined(None), distributed.together(), distributed.stop_requests(0) as (asked, _):
-        assert distributed.gather("a") == ["a"] and distributed.from_first(lambda: 3) == distributed.in_turns(lambda: 3) == 3
+    monkeypatch.setattr(processes, "global_state", processes.service())
+    with processes.joined(None), processes.together(), processes.stop_requests(0) as (asked, _):
+        assert processes.gather("a") == ["a"] and processes.from_first(lambda: 3) == processes.in_turns(lambda: 3) == 3
         assert not asked(1)
     with (
         pytest.raises(InputError, match=r"^2 processes talk by jax._src.distributed.global_state.* --processes=1$"),
-        distributed.joined(distributed.Start("localhost:1", 2, 0)),
+        processes.joined(processes.Start("localhost:1", 2, 0)),
     ):
         pass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.config import check, unknown
+from brainseg_jax.config.keys import check, unknown
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -108,7 +108,7 @@ def test_a_monai_network_is_converted_used_tuned_and_given_back_as_the_text_says
     import torch
     from monai.networks.nets import SwinUNETR
 
-    from brainseg_jax import safetensors
+    from brainseg_jax.weights import safetensors
     from converters.convert import main as convert
 
     monkeypatch.chdir(tmp_path)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import jax
 
-from brainseg_jax import train as module
-from brainseg_jax.config import from_resolved, with_sources
-from brainseg_jax.data.pipeline import Share
-from brainseg_jax.distributed import agree, check_devices, chosen, from_first, gather, in_turns, joined, together
-from brainseg_jax.errors import InputError
-from brainseg_jax.sharding import check_batch, make_mesh
-from brainseg_jax.train import alone, train
+from brainseg_jax.config.keys import from_resolved, with_sources
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.data.loader import Share
+from brainseg_jax.parallel.processes import agree, check_devices, chosen, from_first, gather, in_turns, joined, together
+from brainseg_jax.parallel.sharding import check_batch, make_mesh
+from brainseg_jax.training import loop as module
+from brainseg_jax.training.loop import alone, train
 
 
 def refusal(what):

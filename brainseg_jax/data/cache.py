@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brainseg_jax.data.clusters import with_intensities
-from brainseg_jax.data.doubts import doubts
+from brainseg_jax.core.errors import InputError, reason
+from brainseg_jax.core.files import absent, opened, plain, regular, whole, without_formulas, write_table
+from brainseg_jax.core.process_pool import each
+from brainseg_jax.data.label_checks import doubts
 from brainseg_jax.data.labels import HEAD, Table, lookup, read_table
 from brainseg_jax.data.leakage import shared
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, read, read_labels
-from brainseg_jax.data.pool import each
-from brainseg_jax.data.standardize import Spec, on_grid, standardize_all, standardize_labels
-from brainseg_jax.errors import InputError, reason
-from brainseg_jax.files import absent, opened, plain, regular, whole, without_formulas, write_table
+from brainseg_jax.data.preprocess import Spec, on_grid, standardize_all, standardize_labels
+from brainseg_jax.data.synthesis.clusters import with_intensities
 
 VOLUMES = "volumes"  # the folder of standardised volumes within a cache
 VERSION = 4  # of what a cached file holds: raise it whenever the same scan and spec would give another

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from brainseg_jax.core.errors import InputError, few, warnings
+from brainseg_jax.core.files import write_text
+from brainseg_jax.core.runtime import cache_folder
 from brainseg_jax.data import cache, sample
 from brainseg_jax.data.labels import HEAD, Table, grouping, missing, read_table
 from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, split_table
-from brainseg_jax.data.standardize import Spec, spec
-from brainseg_jax.errors import InputError, few, warnings
-from brainseg_jax.files import write_text
-from brainseg_jax.runtime import cache_folder
+from brainseg_jax.data.preprocess import Spec, spec
 
 SPLIT, FAILURES = "split.tsv", "failures.csv"  # in a run folder: who is on which side, and which scans were set aside, and why
 

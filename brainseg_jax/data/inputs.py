@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from brainseg_jax.data.makers import VOLUMES, bids, bids_scans, enhanced, folder, stem
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import absent, plain, shorten
+from brainseg_jax.data.layouts import VOLUMES, bids, bids_scans, enhanced, folder, stem
 from brainseg_jax.data.manifest import Row, read_manifest
-from brainseg_jax.errors import InputError
-from brainseg_jax.files import absent, plain, shorten
 
 # BIDS entities that stand after `seg` in a name.
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")

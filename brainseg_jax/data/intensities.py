@@ -5,7 +5,7 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Bool, Float
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 
 EXTREMES = (0.1, 99.9)  # percentiles; beyond them, by more than the distance between them, lies no tissue
 SAMPLED = 100  # voxels along an axis that percentiles are taken from, at least

@@ -27,11 +27,11 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt
 from scipy import ndimage
 
-from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import cells_of, read_table_text, split_lines
+from brainseg_jax.core.errors import InputError, meant
+from brainseg_jax.core.files import cells_of, read_table_text, split_lines
 
 # seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels.
-# brain: a mask, with the CSF around the brain. head: what scans are made from (data/synthesis.py), with what lies outside the brain.
+# brain: a mask, with the CSF around the brain. head: what scans are made from (data/synthesis), with what lies outside the brain.
 SCHEMES = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse", "head")
 HEAD = "head"  # what scans are made from
 COLUMNS = ("id", "name", "abbreviation", "freesurfer", "part_of", "partner", "colour", "tissue", "note")

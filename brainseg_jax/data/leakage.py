@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from brainseg_jax.core.errors import InputError, few
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.errors import InputError, few
 
 SIDES = ("train", "val", "test")
 PIECE = 2**12  # bytes at the middle of files of one size that are compared first

@@ -11,8 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from brainseg_jax.errors import InputError, meant
-from brainseg_jax.files import read_cells, table_text, write_table, write_text
+from brainseg_jax.core.errors import InputError, meant
+from brainseg_jax.core.files import read_cells, table_text, write_table, write_text
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split", "source")
 LISTS = ("image", "labels", "scheme")  # columns that may hold several, separated by ";"

@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Float64, Shaped, UInt8
 from nibabel import orientations
 
-from brainseg_jax.data import geometry
-from brainseg_jax.data.geometry import Form, sound
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import opened, whole
+from brainseg_jax.data import affine_checks
+from brainseg_jax.data.affine_checks import Form, sound
 from brainseg_jax.data.intensities import cleaned
-from brainseg_jax.errors import InputError
-from brainseg_jax.files import opened, whole
 
 LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
 SLAB = 2**24  # bytes that are read at once
@@ -305,18 +305,18 @@ def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple
     forms = [Form(sound(form, shape), code) for form, code in found]
     if not forms:
         raise InputError("has no q-form and no s-form, so left and right are unknown; set one with fslorient -setsform and -setsformcode")
-    if geometry.opposed(forms[0].affine, forms[-1].affine):
+    if affine_checks.opposed(forms[0].affine, forms[-1].affine):
         names = [orientation(form.affine) for form in forms]
         raise InputError(
             f"s-form ({names[0]}) and q-form ({names[1]}) disagree on directions; find the right one "
             "and copy it over the other with fslorient -copysform2qform or -copyqform2sform"
         )
     if len(forms) == 2:
-        return geometry.settled(*forms, shape)
+        return affine_checks.settled(*forms, shape)
     if not header["sform_code"]:
-        return forms[0].affine, geometry.unused(millimetres * header.get_sform(), forms[0], shape)
-    own, said = geometry.size(forms[0].affine), np.abs(header["pixdim"][1:4].astype(np.float64)) * _unit(header)
-    geometry.same_size(forms[0].affine, np.where(said > 0, said, own), "pixdim")
+        return forms[0].affine, affine_checks.unused(millimetres * header.get_sform(), forms[0], shape)
+    own, said = affine_checks.size(forms[0].affine), np.abs(header["pixdim"][1:4].astype(np.float64)) * _unit(header)
+    affine_checks.same_size(forms[0].affine, np.where(said > 0, said, own), "pixdim")
     return forms[0].affine, ()
 
 

@@ -18,12 +18,12 @@ from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial.transform import Rotation
 
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import write_text
+from brainseg_jax.core.process_pool import each
 from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
-from brainseg_jax.data.pool import each
-from brainseg_jax.data.standardize import along_axis
-from brainseg_jax.errors import InputError
-from brainseg_jax.files import write_text
+from brainseg_jax.data.preprocess import along_axis
 
 VERSION = 1  # of the recipe: raise it whenever the same seed would give other voxels
 NOTICE = (

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
-from brainseg_jax.runtime import of_jax
-from brainseg_jax.sharding import apart
+from brainseg_jax.core.runtime import of_jax
+from brainseg_jax.parallel.sharding import apart
 
 Heads = Float[jax.Array, "b n h e"]
 # By this name a policy of rematerialisation keeps what attention gives.

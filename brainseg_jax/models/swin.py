@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.models.blocks import ResBlock
 from brainseg_jax.models.layers import MLP, Linear, layer_norm
 from brainseg_jax.models.vit import patchify, small_normal

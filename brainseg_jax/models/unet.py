@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.models.blocks import SLOPE, affine_norm
 from brainseg_jax.models.conv import Conv3, UpConv, he
 from brainseg_jax.models.layers import Linear

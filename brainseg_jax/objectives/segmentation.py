@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy, log_dice_of_present_cross_entropy
 from brainseg_jax.models.segmenter import Segmenter
+from brainseg_jax.objectives.losses import dice_cross_entropy, dice_of_present_cross_entropy, log_dice_of_present_cross_entropy
 
 LOSSES: dict[str, Callable] = {
     "paper": dice_cross_entropy,

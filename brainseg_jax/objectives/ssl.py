@@ -20,7 +20,7 @@ from brainseg_jax.models.blocks import activated_norm
 from brainseg_jax.models.conv import UpConv, conv3, he
 from brainseg_jax.models.layers import Linear
 from brainseg_jax.models.swin import Swin
-from brainseg_jax.sharding import apart, together
+from brainseg_jax.parallel.sharding import apart, together
 
 Volume = Float[jax.Array, "b x y z c"]
 PerSample = Float[jax.Array, "b"]

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.errors import InputError
-from brainseg_jax.planning.cards import Card, target
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.runtime import known_flags, of_jax
+from brainseg_jax.planning.gpus import Card, target
 from brainseg_jax.planning.hlo import Facts, facts
-from brainseg_jax.planning.memory import Memory, fits, memory
-from brainseg_jax.runtime import known_flags, of_jax
+from brainseg_jax.training.memory import Memory, fits, memory
 
 PLUGINS = {"jax_cuda12_plugin": ("nvidia.cuda_nvcc",), "jax_cuda13_plugin": ("nvidia.cu13",)}
 # Without GPUs nothing can be timed, and the tiles of XLA's own matrix products are found by timing them: cuBLAS takes them all.
@@ -82,11 +82,11 @@ def devices(place: Place) -> tuple[Any, ...]:
 
 def build(config: ConfigDict, place: Place, steps: int) -> Any:
     """The program of a config at a place. InputError for a mesh or a batch that does not fit its devices."""
-    from brainseg_jax import sharding
     from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis import maker_of
+    from brainseg_jax.data.synthesis.generator import maker_of
     from brainseg_jax.objectives import OBJECTIVES
-    from brainseg_jax.program import program
+    from brainseg_jax.parallel import sharding
+    from brainseg_jax.training.program import program
 
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices(place))
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh, config.data.crops_per_volume)

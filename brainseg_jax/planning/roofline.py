@@ -13,7 +13,7 @@ to cost their memory traffic only; reading and decoding on the host cost nothing
 
 from typing import NamedTuple
 
-from brainseg_jax.planning.cards import Card
+from brainseg_jax.planning.gpus import Card
 from brainseg_jax.planning.hlo import Collective, Facts, Kernel
 
 

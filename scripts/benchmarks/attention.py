@@ -5,7 +5,7 @@ import statistics
 import time
 from typing import Any
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 
 def attention(args: argparse.Namespace) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.measure import Result, in_process, timed
 from benchmarks.presets import configured, written
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 CHANCES = {
     "mirror": "augment.mirror.sides",
@@ -62,10 +62,10 @@ def each_change(steps: int, folder: Path) -> Result:
     import jax
     import jax.numpy as jnp
 
-    from brainseg_jax.config import c_get
-    from brainseg_jax.data.augment import patch, prepare_train
+    from brainseg_jax.config.keys import c_get
+    from brainseg_jax.data.augment.prepare import patch, prepare_train
     from brainseg_jax.data.labels import read_table, swap
-    from brainseg_jax.program import parts_of_batch
+    from brainseg_jax.training.program import parts_of_batch
 
     config, partners = configured(folder), swap(read_table("seg33"))
 

@@ -16,7 +16,7 @@ def cache(args: argparse.Namespace) -> tuple[str, Any]:
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
     from brainseg_jax.data import sample
-    from brainseg_jax.data.standardize import spec, standardize
+    from brainseg_jax.data.preprocess import spec, standardize
 
     volume = standardize(sample.template()[0], spec("default")).image
     lines = ["| format | MB | read, ms (median) |", "|---|---|---|"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.measure import Result, in_process, timed
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 SHAPES = ((96, 1, 16), (96, 16, 16), (96, 32, 16), (48, 32, 32), (96, 48, 48), (48, 48, 48), (24, 96, 96), (12, 192, 192), (6, 384, 384))
 

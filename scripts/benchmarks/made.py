@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.measure import Result, in_process, timed
 from benchmarks.presets import configured, written
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 PRESET = "configs/finetune_unet.py:thirtythree,any"
 SIZES = {"96³ at 2 mm": [], "160³ at 1 mm": ["data.spacing=1.0", "data.size=[192,192,192]", "data.crop=[160,160,160]"]}
@@ -46,10 +46,10 @@ def crops(steps: int, folder: Path) -> Result:
 
     import jax
 
-    from brainseg_jax.data.augment import prepare_train
+    from brainseg_jax.data.augment.prepare import prepare_train
     from brainseg_jax.data.labels import read_table, swap
-    from brainseg_jax.data.synthesis import maker
-    from brainseg_jax.program import parts_of_batch
+    from brainseg_jax.data.synthesis.generator import maker
+    from brainseg_jax.training.program import parts_of_batch
 
     config, target = configured(folder), read_table("seg33")
     config.synth.share = 0.0  # only what has labels alone is made: one program serves for both

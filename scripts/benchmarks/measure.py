@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 
 Result = dict[str, Any]
 

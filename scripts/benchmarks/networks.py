@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.measure import Result, in_process, jax_matmul_peak, timed, torch_matmul_peak
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 CASES = {"UNETR, 160³": ("unetr", 160), "Swin UNETR 48, 96³": ("swin_unetr", 96)}  # network, edge of the crop
 
@@ -46,7 +46,7 @@ def ours(kind: str, edge: int, steps: int) -> Result:
     runtime.keep_compiled_programs()
     import jax
 
-    from brainseg_jax import config as keys
+    from brainseg_jax.config import keys
     from brainseg_jax.models import segmenter
     from brainseg_jax.planning.flops import flops
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 Loss = Callable[[Any], Any]  # from a batch of images [b c x y z] to a scalar
 

@@ -27,9 +27,9 @@ import numpy as np
 from benchmarks.measure import Result, in_process, jax_matmul_peak, per_second, quartiles, timed, torch_matmul_peak
 from ml_collections import ConfigDict
 
-from brainseg_jax import runtime
-from brainseg_jax.config import check, of_file, unknown
-from brainseg_jax.errors import InputError
+from brainseg_jax.config.keys import check, of_file, unknown
+from brainseg_jax.core import runtime
+from brainseg_jax.core.errors import InputError
 
 FORMULA = (
     "MFU = FLOPs of our step by definition / seconds / FLOP/s of the best matrix product that any contestant reached. The FLOPs are "
@@ -196,7 +196,7 @@ def written(folder: Path, preset: str, changes: list[str], plain: bool) -> Confi
 
 def configured(folder: Path, on_cpu: bool = True) -> ConfigDict:
     """The config that a folder names, as it trains on a CPU or a GPU."""
-    from brainseg_jax.program import settle
+    from brainseg_jax.training.program import settle
 
     told = json.loads((folder / "preset.json").read_text())
     config = of_file(told["preset"])
@@ -237,11 +237,11 @@ def step_of(folder: Path) -> Step:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     import jax
 
-    from brainseg_jax import sharding
     from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis import maker_of
+    from brainseg_jax.data.synthesis.generator import maker_of
     from brainseg_jax.objectives import OBJECTIVES
-    from brainseg_jax.program import program
+    from brainseg_jax.parallel import sharding
+    from brainseg_jax.training.program import program
 
     config = configured(folder, jax.default_backend() == "cpu")
     objective = OBJECTIVES[config.objective](config)
@@ -269,8 +269,8 @@ def ours(steps: int, folder: Path) -> Result:
     made = step_of(folder)
     import jax
 
-    from brainseg_jax.plan import analytic
-    from brainseg_jax.planning.memory import memory
+    from brainseg_jax.cli.plan import analytic
+    from brainseg_jax.training.memory import memory
 
     device, state, metrics = made.mesh.devices.flat[0], made.state, {}
     made = made._replace(state=None)  # the step takes it over
@@ -320,15 +320,15 @@ def monai(steps: int, folder: Path, compiled: bool = False) -> Result:
 
 def load(steps: int, folder: Path) -> Result:
     """Crops per second of the pipeline, after what was read ahead."""
-    from brainseg_jax import record
+    from brainseg_jax.core import progress
     from brainseg_jax.data import dataset, labels
-    from brainseg_jax.data.augment import patch
-    from brainseg_jax.data.pipeline import train_batches
+    from brainseg_jax.data.augment.prepare import patch
+    from brainseg_jax.data.loader import train_batches
 
     config = configured(folder)
     data = config.data
     table = labels.read_table(data.labels) if config.objective == "segmentation" else None
-    ready = dataset.prepare(data, table, lambda _: None, record.progress)
+    ready = dataset.prepare(data, table, lambda _: None, progress.progress)
     files = [entry.file for entry in ready.train]
     how = {"crop": data.crop, "patch": patch(config), "crops_per_volume": data.crops_per_volume}
     batches = train_batches(files, **how, batch=data.batch, seed=0, start=0, threads=data.threads)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from benchmarks.measure import Result, in_process, timed
 
-from brainseg_jax import runtime
+from brainseg_jax.core import runtime
 
 EDGE, CLASSES, OVERLAP = 192, 36, 0.5
 CASES = {"UNETR": ("unetr", 160), "Swin UNETR 48": ("swin_unetr", 96)}
@@ -93,14 +93,14 @@ def volume() -> np.ndarray:
 def ours(kind: str, steps: int, folder: Path) -> Result:
     """Seconds of `steps` volumes after the first, whose time with compiling is told apart."""
     runtime.keep_compiled_programs()
-    from brainseg_jax import inference, network
+    from brainseg_jax.inference import network, sliding_window
 
     model, image = network.load(folder / "ours").model(), volume()[..., None]
     found = None
 
     def once() -> None:
         nonlocal found
-        found = inference.segment([model], image, overlap=OVERLAP, blend="gaussian")
+        found = sliding_window.segment([model], image, overlap=OVERLAP, blend="gaussian")
 
     began = time.perf_counter()
     once()

@@ -8,7 +8,7 @@ from typing import Any
 
 from trials.ledger import NOTICED, TRACEBACK, UNBOUNDED, Verdict
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 
 SECONDS, BYTES = 20, 3 * 2**30  # a call may take, unless it is said otherwise; the gate lets in volumes of 2 GiB
 

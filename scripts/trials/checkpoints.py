@@ -12,9 +12,9 @@ from trials.damage import harmed
 from trials.equality import equal
 from trials.ledger import HELD, LOST, NOTICED, WRONG, Verdict
 
-from brainseg_jax.checkpoint import Checkpoints, load
-from brainseg_jax.files import SEAL
-from brainseg_jax.step import TrainState
+from brainseg_jax.core.files import SEAL
+from brainseg_jax.training.step import TrainState
+from brainseg_jax.weights.checkpoint import Checkpoints, load
 
 CARD = {"config": {"seed": {"value": 0, "from": "default"}}, "subjects": ["a", "b"]}
 

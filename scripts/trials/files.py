@@ -12,15 +12,15 @@ from trials.damage import harmed
 from trials.equality import equal
 from trials.ledger import HELD, NOTICED, UNKNOWABLE, WRONG, Verdict
 
-from brainseg_jax import weights
 from brainseg_jax.data import cache, nifti
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.standardize import spec
+from brainseg_jax.data.preprocess import spec
+from brainseg_jax.weights import single_file
 from converters.torchfile import read as read_torch
 
 SHAPE = (22, 24, 20)
 NII, MGH = 352, 284  # bytes of the headers
-# What two forms may differ by and be one (as data/geometry.py has it, and rounding), and how far a head may lie from the origin, in mm.
+# What two forms may differ by and be one (as data/affine_checks.py has it, and rounding), and how far from the origin a head may lie, mm.
 SIZE, NEAR, REACH = 0.011, 1.25, 3000
 
 
@@ -79,7 +79,7 @@ TARGETS = {
     "scans, .nii": Target("head.nii", nifti.read, NII, plain_nifti),
     "scans, .mgh": Target("head.mgh", nifti.read, MGH, plain_mgh),
     "cached volumes": Target("volume.npz", cached, 400),
-    "network files": Target("network.safetensors", weights.read, 4000),
+    "network files": Target("network.safetensors", single_file.read, 4000),
     "torch files": Target("weights.pt", read_torch, 1200),
 }
 
@@ -102,7 +102,7 @@ def make(folder: Path) -> None:
     entry.file.rename(folder / "volume.npz")
     arrays = {f"layer{i}": {"kernel": rng.normal(size=(6, 5)).astype(np.float32), "bias": np.zeros(5, np.float32)} for i in range(8)}
     card = {"config": {"seed": {"value": 0, "from": "default"}}, "spec": {"spacing": 2.0, "size": [96, 96, 96]}, "subjects": ["a", "b"]}
-    weights.write(folder / "network.safetensors", arrays, card)
+    single_file.write(folder / "network.safetensors", arrays, card)
     torchfile.save(folder / "weights.pt", {f"{name}.{part}": value for name, layer in arrays.items() for part, value in layer.items()})
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from trials import command, training
 from trials.ledger import LOST, Verdict
 
-from brainseg_jax.files import SEAL
-from brainseg_jax.writer import read_metrics
+from brainseg_jax.core.files import SEAL
+from brainseg_jax.training.metrics_log import read_metrics
 
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 PHASES = ("start-up", "steps", "evaluation", "checkpoint")

@@ -12,9 +12,9 @@ from trials.damage import harmed
 from trials.equality import equal
 from trials.ledger import HELD, NOTICED, TRACEBACK, UNKNOWABLE, WRONG, Verdict
 
+from brainseg_jax.cli.predict import main
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.nifti import read_labels
-from brainseg_jax.errors import InputError
-from brainseg_jax.predict import main
 
 SECONDS = 120  # a prediction may take, should it be made again
 

@@ -14,9 +14,9 @@ from trials.bounds import tried
 from trials.damage import harmed
 from trials.ledger import HELD, LOST, NOTICED, UNKNOWABLE, WRONG, Verdict
 
-from brainseg_jax.config import base, with_sources
-from brainseg_jax.program import settle
-from brainseg_jax.train import train
+from brainseg_jax.config.keys import base, with_sources
+from brainseg_jax.training.loop import train
+from brainseg_jax.training.program import settle
 
 SECONDS = 120  # a training that is asked for again may take
 FILES = ("config.json", "run.json", "metrics.jsonl", "split.tsv")

@@ -8,8 +8,8 @@ from trials.guards import GUARDS
 from trials.kinds import KINDS
 from trials.ledger import BAD, MEANING, SKIPPED, Trial
 
-from brainseg_jax.errors import InputError
-from brainseg_jax.files import write_text
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import write_text
 
 SHOWN = 50  # of what ended badly
 

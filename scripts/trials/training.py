@@ -11,11 +11,11 @@ from trials import command
 from trials.equality import equal
 from trials.ledger import HELD, LOST, TRACEBACK, WRONG, Verdict
 
-from brainseg_jax import checkpoint
+from brainseg_jax.core.files import SEAL
 from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import write
-from brainseg_jax.files import SEAL
-from brainseg_jax.writer import read_metrics
+from brainseg_jax.training.metrics_log import read_metrics
+from brainseg_jax.weights import checkpoint
 
 STEPS = 40
 KEYS: dict[str, Any] = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from peers import peer
 
-from brainseg_jax import checkpoint
-from brainseg_jax.config import from_resolved
+from brainseg_jax.config.keys import from_resolved
+from brainseg_jax.weights import checkpoint
 from converters import certify, paper, unetr
 from converters.convert import main
 from converters.rules import to_ours

@@ -12,9 +12,10 @@ from peers import peer
 from torch_trees import last
 
 import brainseg_jax
-from brainseg_jax import checkpoint, models, objectives, safetensors
-from brainseg_jax.config import base, from_resolved, with_sources
-from brainseg_jax.trees import count, paths, tree
+from brainseg_jax import models, objectives
+from brainseg_jax.config.keys import base, from_resolved, with_sources
+from brainseg_jax.core.pytree import count, paths, tree
+from brainseg_jax.weights import checkpoint, safetensors
 from converters import swin_unetr
 from converters import unetr as unetrs
 from converters.adapt import adapted

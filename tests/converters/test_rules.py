@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from converters import rules, swin_unetr, unetr
 from converters.rules import Dead, Row, numbers, place, table, their_key, to_ours, to_theirs
 from converters.source import DIALECTS

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from converters import source, torchfile
 
 RAW, MEAN = {"a.weight": np.zeros((2, 2), np.float32)}, {"a.weight": np.ones((2, 2), np.float32), "n": np.ones(())}

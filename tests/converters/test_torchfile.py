@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from peers import peer
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
 from converters import torchfile
 
 torch = peer("torch")

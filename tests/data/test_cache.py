@@ -10,12 +10,12 @@ import zipfile
 import numpy as np
 import pytest
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import cache
 from brainseg_jax.data.labels import lookup, read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
-from brainseg_jax.data.standardize import spec, standardize, standardize_labels
-from brainseg_jax.errors import InputError
+from brainseg_jax.data.preprocess import spec, standardize, standardize_labels
 
 SPEC = spec("default", 4.0, (16, 16, 16))
 FREESURFER, HEADS = read_table("freesurfer"), read_table("head")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brainseg_jax.config import base
+from brainseg_jax.config.keys import base
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import cache, dataset
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
-from brainseg_jax.errors import InputError
 
 BRAIN, FOUR = read_table("brain"), read_table("seg4")
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.inputs import find, place, record, records, share, stem, tasks
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.errors import InputError
 
 
 def touch(folder, *names):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.intensities import cleaned
-from brainseg_jax.errors import InputError
 
 
 def image(rng, shape=(40, 50, 60)):

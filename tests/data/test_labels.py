@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import labels as lab
 from brainseg_jax.data.labels import SCHEMES, TISSUES, Table, grouping, lookup, missing, parse_table, read_table, swap, voxel_ids
 from brainseg_jax.data.nifti import read_labels
 from brainseg_jax.data.sample import template
-from brainseg_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 IXI = Path(os.environ.get("BRAINSEG_IXI2MM", "ixi2mm"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import leakage
 from brainseg_jax.data.leakage import leaks
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.errors import InputError
 
 
 def rows(*people, split="train"):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.manifest import FRACTIONS, Row, apply_splits, assign_splits, read_manifest, write_manifest, write_splits
-from brainseg_jax.errors import InputError
 
 
 def people(n, scans=1, dataset="A"):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import nifti
-from brainseg_jax.data.geometry import farthest
-from brainseg_jax.errors import InputError
+from brainseg_jax.data.affine_checks import farthest
 
 PSR = np.array([[0, 0, 2, -74.5], [-2, 0, 0, 116.25], [0, 2, 0, -136], [0, 0, 0, 1.0]])
 OBLIQUE = np.array([[0.9, 0.1, 0.05, -70], [-0.1, 1.1, 0.2, -90.5], [0.02, -0.2, 1.3, -60], [0, 0, 0, 1.0]])

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import sample
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.nifti import orientation, read, read_labels, reorient
-from brainseg_jax.errors import InputError
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_jax import load
-from brainseg_jax.config import base, with_sources
+from brainseg_jax.config.keys import base, with_sources
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import write
-from brainseg_jax.program import settle
-from brainseg_jax.train import train
-from brainseg_jax.writer import Writer
+from brainseg_jax.training.loop import train
+from brainseg_jax.training.metrics_log import Writer
+from brainseg_jax.training.program import settle
 
 # What a ViT UNETR needs at least; paths are relative, so that it can be gone on with wherever the folder lies.
 CONFIG = {

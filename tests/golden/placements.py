@@ -7,12 +7,12 @@ from pathlib import Path
 
 import jax
 
-from brainseg_jax.config import of_file
+from brainseg_jax.config.keys import of_file
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.optim import optimizer
-from brainseg_jax.program import sample_of
-from brainseg_jax.sharding import make_mesh, state_sharding
-from brainseg_jax.step import init_params, init_state
+from brainseg_jax.parallel.sharding import make_mesh, state_sharding
+from brainseg_jax.training.optim import optimizer
+from brainseg_jax.training.program import sample_of
+from brainseg_jax.training.step import init_params, init_state
 
 HERE = Path(__file__).parent
 PRESETS = {

@@ -8,7 +8,8 @@ import pytest
 from peers import peer
 from torch_trees import last, slope, swin, swin_stage, value
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.swin import (
     OCTANTS,
     Block,
@@ -23,8 +24,7 @@ from brainseg_jax.models.swin import (
     partition,
     regions,
     relative,
-)  # fmt: skip
-from brainseg_jax.trees import count, paths
+)
 
 torch = peer("torch")
 MonaiSwinUNETR = peer("monai.networks.nets:SwinUNETR")

@@ -6,10 +6,10 @@ import pytest
 from peers import peer
 from torch_trees import first, joining, last, residual, slope, value
 
+from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.models.swin_unetr import SwinUNETR
-from brainseg_jax.trees import count, paths
 
 torch = peer("torch")
 MonaiSwinUNETR = peer("monai.networks.nets:SwinUNETR")

@@ -9,10 +9,10 @@ import pytest
 from peers import peer
 from torch_trees import first, last, resenc_unet, slope, value
 
-from brainseg_jax.errors import InputError
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.unet import ResEnc, ResidualBlock, UNet, halved
-from brainseg_jax.trees import count, paths
 
 torch = peer("torch")
 ResidualEncoderUNet = peer("dynamic_network_architectures.architectures.unet:ResidualEncoderUNet")

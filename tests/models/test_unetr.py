@@ -8,12 +8,12 @@ from peers import peer
 from torch_trees import doubling, first, head, joining, last, residual, slope, value, vit
 
 from brainseg_jax import models
-from brainseg_jax.config import base
+from brainseg_jax.config.keys import base
+from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.layers import Block
 from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.unetr import UNETR
 from brainseg_jax.models.vit import ViT
-from brainseg_jax.trees import count, paths
 
 torch = peer("torch")
 MonaiUNETR = peer("monai.networks.nets:UNETR")

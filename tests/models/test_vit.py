@@ -7,9 +7,9 @@ import pytest
 from peers import peer
 from torch_trees import slope, value, vit
 
+from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.layers import gelu
 from brainseg_jax.models.vit import ViT, gather, patchify, sincos_table, unpatchify
-from brainseg_jax.trees import count, paths
 
 torch = peer("torch")
 MonaiViT = peer("monai.networks.nets:ViT")

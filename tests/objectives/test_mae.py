@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from peers import peer
 
+from brainseg_jax.core.pytree import count
 from brainseg_jax.models.vit import ViT, patchify
 from brainseg_jax.objectives.mae import MAE, kept_tokens, patch_statistics, random_masks
-from brainseg_jax.trees import count
 
 torch = peer("torch")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from brainseg_jax import models
-from brainseg_jax.losses import dice_cross_entropy, dice_of_present_cross_entropy
+from brainseg_jax.core.pytree import paths
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.trees import paths
+from brainseg_jax.objectives.losses import dice_cross_entropy, dice_of_present_cross_entropy
 
 UNETR = {
     "objective": "segmentation", "data.labels": "brain", "classes": 3, "data.crop": (16, 16, 32), "vit.patch": 16, "vit.depth": 4,

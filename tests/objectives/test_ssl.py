@@ -9,8 +9,9 @@ import pytest
 from peers import peer
 from torch_trees import conv, doubling, head, linear, slope, swin, value
 
-from brainseg_jax.config import base, check, with_sources
-from brainseg_jax.errors import InputError
+from brainseg_jax.config.keys import base, check, with_sources
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.swin import Swin
 from brainseg_jax.objectives.ssl import (
     NOISE,
@@ -30,11 +31,10 @@ from brainseg_jax.objectives.ssl import (
     turn,
     view,
 )
-from brainseg_jax.sharding import batch_sharding, make_mesh
-from brainseg_jax.step import init_params
-from brainseg_jax.train import train
-from brainseg_jax.trees import count, paths
-from brainseg_jax.writer import read_metrics
+from brainseg_jax.parallel.sharding import batch_sharding, make_mesh
+from brainseg_jax.training.loop import train
+from brainseg_jax.training.metrics_log import read_metrics
+from brainseg_jax.training.step import init_params
 
 torch = peer("torch")
 ContrastiveLoss = peer("monai.losses:ContrastiveLoss")

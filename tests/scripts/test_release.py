@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import brainseg_jax
-from brainseg_jax.config import with_sources
+from brainseg_jax.config.keys import with_sources
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, read_labels
-from brainseg_jax.metrics import score
-from brainseg_jax.prediction import predictor, segment_scan
-from brainseg_jax.train import train
+from brainseg_jax.evaluation.metrics import score
+from brainseg_jax.inference.prediction import predictor, segment_scan
+from brainseg_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 FINE = {

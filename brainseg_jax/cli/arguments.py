@@ -1,0 +1,30 @@
+"""The parser of commands whose flags are not a config's: whatever is wrong with what was typed is one line."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, NoReturn
+
+from brainseg_jax.core.errors import InputError, few
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are InputErrors that also name flags which there are not: of one that is misspelt argparse itself says only
+    that the right one is missing."""
+
+    words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's."""
+        self.words = sys.argv[1:] if args is None else list(map(str, args))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError."""
+        known, said = self._option_string_actions, re.split(r"[\s,=]+", message)
+        given = (word.partition("=")[0] for word in takewhile(lambda word: word != "--", self.words))
+        unknown = [flag for flag in given if re.match("--?[A-Za-z]", flag) and flag not in [*known, *said]]
+        also = f"; no such flag: {few(unknown)}" if unknown else ""
+        raise InputError(f"{message}{also}; see {self.prog} --help")

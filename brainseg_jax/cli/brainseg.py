@@ -1,0 +1,41 @@
+"""`brainseg COMMAND …`: one name for all commands, each of which is also `python -m brainseg_jax.COMMAND`."""
+
+import sys
+from importlib import import_module
+
+import brainseg_jax
+from brainseg_jax.core.errors import InputError, exit_code, leave, meant
+
+# Of each command its module, whose `command` runs it, and what it does.
+COMMANDS = {
+    "predict": ("brainseg_jax.cli.predict", "segment scans, with a network of the package or your own"),
+    "train": ("brainseg_jax.cli.train", "pretrain or fine-tune, as a config says"),
+    "evaluate": ("brainseg_jax.cli.evaluate", "score label maps against references"),
+    "prepare": ("brainseg_jax.cli.prepare", "write a manifest of scans, or standardise them ahead of training"),
+    "convert": ("converters.convert", "exchange weights with MONAI and PyTorch"),
+    "plan": ("brainseg_jax.cli.plan", "what a training step takes of GPUs that are not there"),
+    "probe": ("brainseg_jax.cli.probe", "what a pretrained encoder knows about tissue"),
+    "parameters": ("brainseg_jax.cli.parameters", "how many parameters a config's networks have"),
+}
+
+
+def main() -> None:
+    """Runs the command that the first word names, in this process, as if it had been called itself."""
+    brainseg_jax.answer_ctrl_c()
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        leave(exit_code(lambda: _answer(name)))
+    sys.argv[:2] = [f"brainseg {name}"]
+    import_module(COMMANDS[name][0]).command()
+
+
+def _answer(word: str) -> int:
+    if word == "--version":
+        print(f"brainseg_jax {brainseg_jax.__version__}")
+    elif word in ("--help", "-h"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {does}" for name, (_, does) in COMMANDS.items()]
+        print("\n".join(["usage: brainseg COMMAND ...", "", *lines, "", "brainseg COMMAND --help says more of one; brainseg --version"]))
+    else:
+        raise InputError(f"there is no command {word!r}{meant(word, COMMANDS)}; see brainseg --help")
+    return 0

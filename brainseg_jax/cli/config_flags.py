@@ -1,0 +1,45 @@
+"""What the commands share: `--config` and `--devices`, one line for what the user can mend, and answers to mistyped flags."""
+
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from brainseg_jax.config.keys import of_file, unknown
+from brainseg_jax.core.errors import InputError, exit_code, leave
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
+flags.FLAGS["config"].parser.parse = lambda name: of_file(name).lock()  # which says in one line what is wrong with a config
+DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have together; 0: any number to train on, one to plan for.")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: what the user can mend is one line on stderr and exit code 2, Ctrl-C one line and 130."""
+    stopped = "stopped; the same command starts again, with what it has in its cache"
+    leave(exit_code(lambda: app.run(main, flags_parser=_parse), stopped))
+
+
+def check_given(argv: list[str]) -> None:
+    """Raises InputError for words that are no flags, and for a missing --config."""
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is no flag; values are given as --config.KEY=VALUE")
+    if CONFIG.value is None:
+        raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    given = [word.lstrip("-").partition("=") for word in argv if word.startswith("-")]
+    for flag, equals, value in given:
+        if flag.startswith("config.") and (fault := unknown(flag.removeprefix("config."))):
+            raise InputError(f"--{flag}: {fault}")
+        if flag == "config" and equals and not value:
+            raise InputError("--config is empty; e.g. --config=configs/pretrain_vit.py")
+    if [flag for flag, *_ in given].count("config") > 1:
+        raise InputError("--config is given twice; give one experiment")
+    try:
+        return flags.FLAGS(argv)
+    except (TypeError, ValueError, flags.Error) as error:
+        said = " ".join(str(error).split())
+        # Of a value that is no number it says no more than the value.
+        of = next((f"--{flag}: " for flag, _, value in given if value and said.endswith(repr(value))), "")
+        raise InputError(of + said) from None

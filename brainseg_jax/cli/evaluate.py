@@ -1,0 +1,388 @@
+"""`python -m brainseg_jax.evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references, or, with
+`--checkpoint C --manifest M`, a checkpoint's own on the scans of a split, each on its own grid.
+
+Both sides are grouped into one label table first, so SynthSeg's, FreeSurfer's and our own output are scored by the same code. One bad pair
+does not lose the others: it is listed at the end, and the exit code is 3.
+"""
+
+import argparse
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table as Grid
+from rich.text import Text
+
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.core import runtime
+from brainseg_jax.core.errors import InputError, exit_code, few, leave, meant, reason, warnings
+from brainseg_jax.core.files import check_own, check_place, without_formulas, write_table
+from brainseg_jax.data.dataset import read_for
+from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
+from brainseg_jax.data.layouts import stem
+from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
+from brainseg_jax.data.nifti import Scan, read, read_labels
+from brainseg_jax.data.preprocess import on_grid
+from brainseg_jax.evaluation.metrics import METRICS, PerClass, definitions, score
+from brainseg_jax.evaluation.pairs import Pair, pair, read_pairs
+
+COLUMNS = ("subject", "structure", "id")  # of the table, before its numbers
+OF_FILES = ("pred", "ref", "pairs", "pred_scheme", "ref_scheme", "subject_regex", "partial")  # flags of label maps that are there
+OF_CHECKPOINT = ("manifest", "split", "splits", "tta")
+DIGITS = {"dice": 3, "hd95": 2, "assd": 2, "nsd": 3}
+
+Scores = dict[str, PerClass]  # what `metrics.score` gives for one pair
+
+
+class Comparison(NamedTuple):
+    """The label tables of both sides, the one in which they are compared, and which of its classes are reported: 0, then structures."""
+
+    prediction: Table
+    reference: Table
+    target: Table
+    reported: tuple[int, ...]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Scores as the command line says. Returns 0, 3 if some pairs could not be scored, 130 for Ctrl-C, or 2 after one line on what the user
+    can mend."""
+    return exit_code(lambda: evaluate(_parser().parse_args(argv)))
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Scores every pair, writes the table, and prints means, definitions, and what could not be scored."""
+    check_place(options.o)
+    check_own(f"--o {options.o}", options.o, "table", "\t".join(COLUMNS))
+    refuse_other_flags(options)
+    tables, jobs, notes = (of_checkpoint if options.checkpoint else of_files)(options)
+    console = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
+    results, failures, heard = {}, [], []
+    try:
+        for subject, job in track(jobs.items(), "scoring", console=console, transient=True, disable=not console.is_terminal):
+            try:
+                results[subject], more = job()
+                heard += more
+            except Exception as error:
+                failures.append(f"{subject}: {reason('the pair', error)}")
+    except KeyboardInterrupt:
+        if results:
+            write_scores(options.o, tables, results)
+        print(f"stopped; {f'{options.o} holds {len(results)}' if results else 'none'} of {len(jobs)} pairs", file=sys.stderr)
+        return 130
+    if not results:
+        raise InputError(f"none of {len(jobs)} pairs could be scored; the first, {failures[0]}")
+    write_scores(options.o, tables, results)
+    console.print(summary(tables, results))
+    lines = remarks(tables, results, options.tolerance)
+    lines += [*notes, *warnings(heard)]
+    if failures:
+        lines += ["", f"{len(failures)} of {len(jobs)} pairs could not be scored:", *failures]
+    lines += ["", f"{options.o}: written, {len(results)} subject{'s' * (len(results) > 1)}"]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    return 3 if failures else 0
+
+
+# ---- what is compared
+
+# What a pair is worth, and what there is to say of how its files were read.
+Judged = tuple[Scores, list[str]]
+# Tables, what judges each subject, and lines to print at the end.
+Work = tuple[Comparison, dict[str, Callable[[], Judged]], list[str]]
+
+
+def refuse_other_flags(options: argparse.Namespace) -> None:
+    """Raises InputError for flags that belong to the other way of scoring, and would do nothing."""
+    own, others = ("with", OF_FILES) if options.checkpoint else ("without", OF_CHECKPOINT)
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]:
+        whose = "the manifest names references and their schemes" if options.checkpoint else "they say what a checkpoint segments"
+        raise InputError(f"{', '.join(given)}: of no use {own} --checkpoint, {whose}; leave out")
+
+
+def of_files(options: argparse.Namespace) -> Work:
+    """Pairs of label maps that are there."""
+    schemes = (options.pred_scheme or "freesurfer", options.ref_scheme or "freesurfer")
+    tables = comparison(*schemes, options.labels or "seg33", options.exclude)
+    pairs, alone = _pairs(options)
+    notes = ["", f"{len(alone)} files have no partner and were left out:", *map(str, alone)] if alone else []
+    jobs = {scan.subject: partial(score_files, scan, tables, options.metrics, options.tolerance) for scan in pairs}
+    return tables, jobs, notes
+
+
+def of_checkpoint(options: argparse.Namespace) -> Work:
+    """The scans of a manifest's split that have labels, segmented by one checkpoint or by several together."""
+    runtime.for_prediction()
+    from brainseg_jax.inference.prediction import predictor  # JAX is needed for this only, and reads its settings when it is imported
+
+    if not options.manifest:
+        raise InputError("--manifest is missing: the scans to segment, with labels and splits, e.g. the one that was trained on")
+    rows = read_manifest(options.manifest)
+    rows = apply_splits(rows, options.splits) if options.splits else rows
+    split = options.split or "test"
+    labelled = [row for row in rows if row.split == split and row.labels]
+    if labelled and all(row.alone for row in labelled):
+        raise InputError(f"{options.manifest}: all labels of split {split!r} are without an image to segment; choose another --split")
+    chosen = [row for row in labelled if not row.alone]
+    if not chosen:
+        remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
+        raise InputError(f"{options.manifest}: no scan of split {split!r} has labels; {remedy}")
+    by = predictor([name for name in options.checkpoint.split(",") if name])
+    by.check_images(len(rows[0].images), str(options.manifest))
+    by = by.mirrored() if options.tta else by
+    target = read_table(options.labels) if options.labels else by.table
+    chosen = [read_for(row, target, "background") for row in chosen]
+    sides = "the checkpoint's table", "the manifest's scheme"
+    schemes = {row.scheme[0]: comparison(by.table, row.scheme[0], target, options.exclude, sides) for row in chosen}
+    measured = options.metrics, options.tolerance
+    jobs = {name: partial(score_scan, by, row, schemes[row.scheme[0]], *measured) for name, row in named(chosen).items()}
+    notes = ["", seen(by.trained_on(), chosen)]
+    if bare := len(labelled) - len(chosen):
+        notes.append(f"left out: {bare} label map{'s' * (bare > 1)} without an image to segment")
+    if split == "val":
+        notes.append("note: by the people of split val the best checkpoint is chosen, which flatters it; for a report use test")
+    return next(iter(schemes.values())), jobs, notes
+
+
+def named(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows by what the table calls them: subject, session and file, and in full where two would be called the same."""
+    short = ["_".join(part for part in (row.subject, row.session, stem(row.image)) if part) for row in rows]
+    often = Counter(short)
+    return {name if often[name] == 1 else "/".join(part for part in row.key if part): row for name, row in zip(short, rows, strict=True)}
+
+
+def seen(trained_on: set[str], rows: Sequence[Row]) -> str:
+    """How many of the people the networks know. They are told by data set and subject: the same names in both manifests."""
+    if not trained_on:
+        return "the checkpoint does not say whom it was trained on"
+    people = {row.person: row.hashed in trained_on for row in rows}
+    known = sorted(subject for (_, subject), before in people.items() if before)
+    return (
+        f"{len(known)} of {len(people)} people were in the training data of the checkpoint or of what it began with"
+        f"{f': {few(known)}' if known else ''} (told by the manifest's dataset and subject)"
+    )
+
+
+def comparison(
+    prediction: str | Table,
+    reference: str | Table,
+    target: str | Table,
+    exclude: str = "",
+    called: tuple[str, str] = ("--pred-scheme", "--ref-scheme"),
+) -> Comparison:
+    """Reads the tables that are not read yet. `exclude`: ids, names or abbreviations of the target's structures, separated by commas.
+    `called`: what errors call the two sides.
+
+    Raises InputError for what is not in the target, and for structures that one side's scheme never has and that are not excluded.
+    """
+    table = _table(target)
+    number = {key.lower(): n for n, s in enumerate(table.structures, 1) for key in (s.abbreviation, s.name)}
+    number |= {str(s.id): n for n, s in enumerate(table.structures, 1)}
+    excluded = [key.strip() for key in exclude.split(",") if key.strip()]
+    for key in excluded:
+        if key.lower() not in number:
+            raise InputError(
+                f"--exclude: label table {table.name} has no {key!r}{meant(key, number)}; give its ids, names or abbreviations"
+            )
+    left_out = {number[key.lower()] for key in excluded}
+    reported = tuple(n for n in range(len(table.structures) + 1) if n not in left_out)
+    if len(reported) == 1:
+        raise InputError(f"--exclude: nothing is left of label table {table.name}; exclude less")
+    sides = []
+    for side, source in zip(called, (_table(prediction), _table(reference)), strict=True):
+        lacking = [s for s in missing(source, table) if number[str(s.id)] in reported]
+        if len(lacking) == len(reported) - 1:
+            raise InputError(f"{side} {source.name} has nothing of what is compared, {table.name}; choose other --labels")
+        if lacking:
+            remedy = f"leave out what cannot be compared with --exclude {','.join([*excluded, *(str(s.id) for s in lacking)])}"
+            raise InputError(f"{side} {source.name} has no {few((s.name for s in lacking), 4)}; {remedy}, or choose other --labels")
+        sides.append(source)
+    return Comparison(*sides, table, reported)
+
+
+def _table(named: str | Table) -> Table:
+    return named if isinstance(named, Table) else read_table(named)
+
+
+def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
+    if options.pairs and (options.pred or options.ref):
+        raise InputError("--pairs: lists both sides; leave --pred and --ref out")
+    if options.pairs:
+        return read_pairs(options.pairs), []
+    if not (options.pred and options.ref):
+        raise InputError("--pred and --ref are both needed, two files or two folders; or a list, --pairs")
+    pairs, alone = pair(options.pred, options.ref, options.subject_regex)
+    if alone and not options.partial:
+        raise InputError(f"{len(alone)} files have no partner: {few(alone)}; add --partial to leave them out")
+    return pairs, alone
+
+
+# ---- one pair
+
+
+def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
+    """The scores of two files. Raises InputError for files that cannot be read, ids that their table lacks, and two grids."""
+    reference, prediction = read_labels(scan.reference), read_labels(scan.prediction)
+    turned = on_grid(prediction, reference.voxels.shape, reference.affine, str(scan.prediction), "reference")
+    predicted = lookup(turned, tables.prediction, tables.target, str(scan.prediction))
+    expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
+    spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
+    scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+    return scores, said({scan.prediction: prediction, scan.reference: reference})
+
+
+def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
+    """The scores of a subject's scan that the predictor `by` segments, on its own grid. Raises InputError as reading does."""
+    from brainseg_jax.inference.prediction import segment_scan
+
+    scans, reference = {path: read(path) for path in row.images}, read_labels(row.labels[0])
+    first = scans[row.image]
+    labels = on_grid(reference, first.voxels.shape, first.affine, str(row.labels[0]))
+    ids = voxel_ids(by.table)[segment_scan(by, list(scans.values()), list(map(str, scans)))]
+    predicted = lookup(ids, tables.prediction, tables.target, str(row.image))
+    expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
+    spacing = tuple(np.linalg.norm(first.affine[:3, :3], axis=0).tolist())
+    scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
+    return scores, said(scans | {row.labels[0]: reference})
+
+
+def said(scans: dict[Path, Scan]) -> list[str]:
+    """What there is to say of how files were read, a line each."""
+    return [f"{path}: {remark}" for path, scan in scans.items() for remark in scan.remarks]
+
+
+# ---- the tables
+
+
+def write_scores(file: Path, tables: Comparison, results: dict[str, Scores]) -> None:
+    """Writes a line for each subject and structure, all or nothing; a value that is not counted is an empty cell.
+
+    Columns: subject, structure, id (of the target), the metrics, pred_ml, ref_ml, absent ("prediction", "reference", "both" or empty).
+    """
+    names = [*_measured(results), "pred_ml", "ref_ml"]
+    lines = []
+    for subject, scores in results.items():
+        for n in tables.reported:
+            numbers = ("" if np.isnan(scores[name][n]) else f"{scores[name][n]:.6g}" for name in names)
+            lines.append((subject, *_called(tables.target, n), *numbers, _absent(scores, n)))
+    write_table(file, (*COLUMNS, *names, "absent"), without_formulas(lines))
+
+
+def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
+    """Mean ± standard deviation over subjects, a line per structure, and then of each subject's mean over structures."""
+    names = _measured(results)
+    grid = Grid(box=box.SIMPLE, pad_edge=False)
+    grid.add_column("structure", no_wrap=True)
+    for column in ("n", "missed", "extra", *names):
+        grid.add_column(column, justify="right", no_wrap=True)
+    for n in tables.reported:
+        absent = Counter(_absent(scores, n) for scores in results.values())
+        counts = (len(results) - absent["both"], absent["prediction"], absent["reference"])
+        means = (_mean(name, [scores[name][n] for scores in results.values()]) for name in names)
+        grid.add_row(Text(_called(tables.target, n)[0]), *map(str, counts), *means, end_section=n == tables.reported[-1])
+    structures = list(tables.reported[1:])
+    there = sum(any(_absent(scores, n) != "both" for scores in results.values()) for n in structures)
+    overall = {name: _mean(name, [_of_counted(scores[name][structures]) for scores in results.values()]) for name in names}
+    grid.add_row(f"mean of {there} structure{'s' * (there != 1)}", "", "", "", *overall.values())
+    if "dice" in names:
+        dice = _mean("dice", [_of_counted(scores["dice"][[0, *structures]]) for scores in results.values()])
+        grid.add_row("  and background", "", "", "", dice)
+    return grid
+
+
+def remarks(tables: Comparison, results: dict[str, Scores], tolerance: float = 1.0) -> list[str]:
+    """Lines that belong under the summary: definitions, what was left out, and what looks like a wrong scheme rather than a bad result."""
+    structures = tables.target.structures
+    lines = definitions(_measured(results), tolerance)
+    lines.append("n: subjects where a structure counts; missed: the prediction lacks it; extra: the reference lacks it")
+    lines.append("mean ± standard deviation over subjects; the mean of structures is first taken in each subject, over those that count")
+    if left_out := [s.name for n, s in enumerate(structures, 1) if n not in tables.reported]:
+        lines.append(f"left out: {', '.join(left_out)}; another structure that covers them is wrong there")
+    for side, flag in (("prediction", "--pred-scheme"), ("reference", "--ref-scheme")):
+        never = [structures[n - 1] for n in tables.reported[1:] if {_absent(scores, n) for scores in results.values()} == {side}]
+        if never:
+            remedy = f"if its tool has none, leave them out with --exclude {','.join(str(s.id) for s in never)}, or correct {flag}"
+            lines.append(f"note: no {side} has {few((s.name for s in never), 4)}; {remedy}")
+    return lines
+
+
+def _measured(results: dict[str, Scores]) -> list[str]:
+    return [name for name in METRICS if name in next(iter(results.values()))]
+
+
+def _called(table: Table, n: int) -> tuple[str, str]:
+    return (table.structures[n - 1].name, str(table.structures[n - 1].id)) if n else ("Background", "0")
+
+
+def _absent(scores: Scores, n: int) -> str:
+    lacking = [side for side, name in (("prediction", "pred_ml"), ("reference", "ref_ml")) if scores[name][n] == 0]
+    return "both" if len(lacking) == 2 else "".join(lacking)
+
+
+def _of_counted(values: PerClass) -> float:
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if counted.size else np.nan
+
+
+def _mean(name: str, values: Iterable[float]) -> str:
+    counted = [value for value in values if not np.isnan(value)]
+    spread = f" ± {np.std(counted, ddof=1):.{DIGITS[name]}f}" if len(counted) > 1 else ""
+    return f"{np.mean(counted):.{DIGITS[name]}f}{spread}" if counted else "–"
+
+
+# ---- the command line
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    wanted = [name.strip().lower() for name in text.split(",")]
+    if unknown := [name for name in wanted if name not in METRICS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown, known are {', '.join(METRICS)}")
+    return tuple(name for name in METRICS if name in wanted)
+
+
+def _tolerance(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < np.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no distance; give millimetres above 0, e.g. 1")
+
+
+def _tsv(text: str) -> Path:
+    if not text.endswith(".tsv"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv, as a table does")
+    return Path(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser("python -m brainseg_jax.evaluate", description="Scores label maps against references.", allow_abbrev=False)
+    parser.add_argument("--pred", type=Path, help="the predicted label map (.nii, .nii.gz, .mgz), or a folder of them")
+    parser.add_argument("--ref", type=Path, help="the reference, or a folder of them; the files of two folders pair up by name")
+    parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a list with the columns subject, pred and ref")
+    parser.add_argument("--o", type=_tsv, required=True, metavar="TSV", help="the table to write, a line for each subject and structure")
+    tables = f"{', '.join(SCHEMES)}, or a .tsv file"
+    parser.add_argument("--pred-scheme", metavar="TABLE", help=f"what the ids mean: {tables} (freesurfer)")
+    parser.add_argument("--ref-scheme", metavar="TABLE", help="the same of the references (freesurfer)")
+    parser.add_argument("--labels", metavar="TABLE", help="the table in which both are compared (seg33, or the checkpoint's own)")
+    parser.add_argument("--exclude", default="", metavar="IDS", help="structures of that table to leave out: ids, names or abbreviations")
+    parser.add_argument("--metrics", type=_metrics, default=METRICS, metavar="NAMES", help=f"some of {','.join(METRICS)} (all)")
+    parser.add_argument("--tolerance", type=_tolerance, default=1.0, metavar="MM", help="nsd's (%(default)s)")
+    parser.add_argument("--subject-regex", default="", help="finds the subject in paths below both folders, in its first group")
+    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="segment with this checkpoint; several, with commas: together")
+    parser.add_argument("--tta", action="store_true", help="with --checkpoint: also look at each scan in the mirror, partners exchanged")
+    parser.add_argument("--manifest", type=Path, help="with --checkpoint: the scans, their labels and splits")
+    parser.add_argument("--split", help="with --checkpoint: which scans of it (test)")
+    parser.add_argument("--splits", type=Path, metavar="TSV", help="with --checkpoint: a run's split.tsv, where the manifest has no splits")
+    parser.add_argument("--partial", action="store_true", help="leave out files without a partner, and list them")
+    return parser
+
+
+def command() -> None:
+    """This process as the command."""
+    leave(main())

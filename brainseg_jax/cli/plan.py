@@ -1,0 +1,327 @@
+"""`python -m brainseg_jax.plan --config=configs/pretrain_vit.py:full --gpu=h100 --devices=8`: does it fit, and how long may it take?
+
+Compiles, on a machine without a GPU, the very step that training would run on these GPUs, and prints what each of them needs: memory,
+kernels, traffic between devices, FLOPs, and a range for the time. `--search` finds the largest batch that fits, with and without
+recomputing. Ends with 0 if the step fits and with 1 if not.
+
+Proven by compiling: shapes, places of arrays, collectives, kernels for this GPU, and the memory of the program as it was compiled.
+Estimated: the time, and a margin of memory for what the compiler does not count.
+"""
+
+import json
+import math
+import sys
+from collections import defaultdict
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from brainseg_jax.cli.config_flags import CONFIG, DEVICES, check_given, run
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.planning import compilation, gpus, roofline
+from brainseg_jax.planning.compilation import Compiled, Place
+from brainseg_jax.planning.hlo import Facts
+from brainseg_jax.planning.search import largest
+from brainseg_jax.training.memory import MARGIN, GiB, share
+
+flags.declare_key_flag("config")  # or --help leaves it out
+flags.declare_key_flag("devices")
+GPU = flags.DEFINE_string("gpu", "", f"The card: {', '.join(gpus.CARDS)}.")
+HOSTS = flags.DEFINE_integer("hosts", 1, "Over how many hosts they are spread.")
+SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits, with and without recomputing.")
+VOLUMES = flags.DEFINE_integer("training_volumes", 0, "Training volumes, from which a run that is given in epochs has its length.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON.")
+
+
+def main(argv: list[str]) -> int:
+    """Compiles what the flags say, and prints what it needs."""
+    check_given(argv)
+    place = Place(gpus.card(GPU.value), DEVICES.value or 1, HOSTS.value)
+    if fault := compilation.missing():
+        raise InputError(fault)
+    compilation.without_gpus()
+    config = settled(CONFIG.value)
+    if SEARCH.value:
+        found = searched(config, place, VOLUMES.value)
+        print(json.dumps(found, indent=1) if JSON.value else advice(found, config))
+        return 0 if any(row["fits"] for row in found) else 1
+    plan = planned(config, place, VOLUMES.value)
+    if not JSON.value:
+        print(text(plan), flush=True)
+    if not plan["fits"]:
+        print("looking for what fits: each try compiles the step", file=sys.stderr)
+        plan["nearest"] = nearest(config, place, VOLUMES.value)
+    if JSON.value:
+        print(json.dumps(plan, indent=1))
+    elif not plan["fits"]:
+        print(f"\nnearest that fits: {plan['nearest']}")
+    return 0 if plan["fits"] else 1
+
+
+def settled(config: ConfigDict) -> ConfigDict:
+    """The config as a GPU would train it: computing in bfloat16 unless it says otherwise, with the classes of its labels. Checked."""
+    from brainseg_jax.config.keys import check, check_idle
+    from brainseg_jax.training.program import settle
+
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        settle(config, on_cpu=False)
+    check(config)
+    check_idle(config)
+    return config
+
+
+def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
+    """A copy of the config with other values."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
+def steps_of(config: ConfigDict, volumes: int) -> int:
+    """Steps of the run; 0 if it is given in epochs of an unknown number of volumes."""
+    from brainseg_jax.training.loop import length
+
+    return length(config, volumes) if config.steps or volumes else 0
+
+
+def planned(config: ConfigDict, place: Place, volumes: int = 0) -> dict[str, Any]:
+    """Everything there is to say about a config's step at a place, ready for JSON. InputError for a batch or mesh that cannot be."""
+    steps = steps_of(config, volumes)
+    # The length of a run only moves its learning rates: the program is the same.
+    made = compilation.compiled(config, place, steps or 1000)
+    return described(config, made, steps)
+
+
+def described(config: ConfigDict, made: Compiled, steps: int) -> dict[str, Any]:
+    """What a compiled step told, ready for JSON."""
+    card, devices = made.place.card, made.mesh["data"] * made.mesh["fsdp"]
+    m = made.memory
+    out = {
+        "gpu": card.title,
+        "devices": made.place.devices,
+        "hosts": made.place.hosts,
+        "mesh": made.mesh,
+        "objective": config.objective,
+        "encoder": config.encoder,
+        "batch": config.data.batch,
+        "crops_per_volume": config.data.crops_per_volume,
+        "per_device": config.data.batch // devices,
+        "accumulate": config.optim.accumulate,
+        "remat": config.remat,
+        "dtype": config.dtype,
+        "fits": made.fits,
+        "memory": m._asdict() | {"needed": m.needed, "margin": int(MARGIN), "share": share(), "device": card.memory},
+        "kernels": kernels(made.dearest),
+        "collectives": collectives(made.dearest),
+        "flops": analytic(config) | {"compiled_per_device": made.dearest.flops, "bytes_per_device": made.dearest.bytes},
+        "compiled_in": round(made.seconds, 1),
+        "steps": steps,
+    }
+    if not made.dearest.unknown:
+        per_host = made.place.devices // made.place.hosts
+        fast = roofline.seconds(made.cheapest, card, roofline.FAST, per_host)
+        slow = roofline.seconds(made.dearest, card, roofline.SLOW, per_host)
+        out["seconds"] = [fast, slow]
+        out["hours"] = [steps * fast / 3600, steps * slow / 3600] if steps else []
+    return out | {"unknown": list(made.dearest.unknown)}
+
+
+def kernels(facts: Facts) -> dict[str, dict[str, float]]:
+    """By kind: how many run in a step, their FLOPs and bytes."""
+    out: dict[str, dict[str, float]] = defaultdict(lambda: {"number": 0, "flops": 0.0, "bytes": 0.0})
+    for kernel in facts.kernels:
+        row = out[kernel.kind]
+        row["number"] += kernel.times
+        row["flops"] += kernel.times * (kernel.flops or 0)
+        row["bytes"] += kernel.times * kernel.bytes
+    return dict(sorted(out.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def collectives(facts: Facts) -> dict[str, dict[str, float]]:
+    """By kind: how many run in a step, bytes of their arrays, and how many of these have kernels that run beside them."""
+    out: dict[str, dict[str, float]] = defaultdict(lambda: {"number": 0, "bytes": 0, "overlapped": 0, "overlapped_bytes": 0})
+    for collective in facts.collectives:
+        row, beside = out[collective.kind], collective.asynchronous and bool(collective.hidden)
+        row["number"] += collective.times
+        row["bytes"] += collective.times * collective.bytes
+        row["overlapped"] += collective.times * beside
+        row["overlapped_bytes"] += collective.times * collective.bytes * beside
+    return dict(out)
+
+
+def analytic(config: ConfigDict) -> dict[str, int]:
+    """FLOPs by definition: of a whole step, recomputing included, and of one crop's forward pass."""
+    import jax
+
+    from brainseg_jax.data import labels
+    from brainseg_jax.data.synthesis.generator import maker_of
+    from brainseg_jax.objectives import OBJECTIVES
+    from brainseg_jax.parallel import sharding
+    from brainseg_jax.planning.flops import flops
+    from brainseg_jax.training.program import program, sample_of
+
+    config = changed(config, attention="auto")  # whose products can all be seen
+    objective = OBJECTIVES[config.objective](config)
+    table = labels.read_table(config.data.labels) if objective.labels else None
+    built = program(config, objective, sharding.make_mesh(1, 1, jax.devices()), 1000, table, maker_of(config, table))
+    rngs = {name: jax.random.key(0) for name in objective.streams}
+    forward = flops(lambda params, batch: objective.apply({"params": params}, batch, True, rngs=rngs), built.like.params, sample_of(config))
+    return {"step": flops(built.step, built.like, built.batch), "forward_of_a_crop": forward}
+
+
+def searched(config: ConfigDict, place: Place, volumes: int = 0) -> list[dict[str, Any]]:
+    """The plan of the largest batch that fits without recomputing, and of that with it; where none fits, the plan of the smallest."""
+    return [of_largest(changed(config, remat=remat), place, volumes) for remat in (False, True)]
+
+
+def of_largest(config: ConfigDict, place: Place, volumes: int = 0) -> dict[str, Any]:
+    """The plan of the largest batch that fits, of one crop of each volume where several do not fit; else of the smallest there is."""
+    plan = of_largest_as_it_is(config, place, volumes)
+    if plan["fits"] or config.data.crops_per_volume == 1:
+        return plan
+    return of_largest_as_it_is(changed(config, data__crops_per_volume=1), place, volumes)
+
+
+def of_largest_as_it_is(config: ConfigDict, place: Place, volumes: int) -> dict[str, Any]:
+    """The same with the config's own number of crops of a volume."""
+    step = smallest(config, place)
+    plans: dict[int, dict[str, Any]] = {}
+
+    def need(n: int) -> int:
+        plans[n] = planned(changed(config, data__batch=n * step), place, volumes)
+        needed = plans[n]["memory"]["needed"]
+        print(f"{n * step} crops: {gib(needed)} GiB of each device", file=sys.stderr)
+        return needed
+
+    return plans[largest(need, share() * place.card.memory - MARGIN) or 1]
+
+
+def smallest(config: ConfigDict, place: Place) -> int:
+    """The smallest batch: a crop for each part of a step on each device, all crops of a volume for each host; two for contrast."""
+    n = math.lcm(size_of(config, place) * config.optim.accumulate, place.hosts * config.data.crops_per_volume)
+    return 2 if config.objective == "ssl" and n == 1 else n
+
+
+def nearest(config: ConfigDict, place: Place, volumes: int = 0) -> str:
+    """What to change so that the step fits, the least first: recompute, cut the batch into parts, cut the state, a smaller batch."""
+    n = size_of(config, place)
+    parts = [k for k in (2, 4, 8) if config.objective != "ssl" and config.data.batch % (n * k) == 0 and config.optim.accumulate < k]
+    ways: list[dict[str, Any]] = [] if config.remat else [{"remat": True}]
+    ways += [{"remat": True, "optim.accumulate": k} for k in parts[:1] + parts[-1:]]
+    if config.mesh.fsdp != n and n > 1:
+        ways.append({"remat": True, "mesh.data": 1, "mesh.fsdp": n})
+    for way in ways:
+        if planned(changed(config, **way), place, volumes)["fits"]:
+            return " ".join(f"--config.{key}={value}" for key, value in way.items())
+    plan = of_largest(changed(config, remat=True), place, volumes)
+    if plan["fits"]:
+        return setting(plan, config)
+    return f"a card with more memory, or a smaller data.crop: not even {plan['per_device']} crop on each device fits"
+
+
+def setting(plan: dict[str, Any], config: ConfigDict) -> str:
+    """The flags that make of a config what was planned."""
+    flags = f"--config.data.batch={plan['batch']} --config.remat={plan['remat']}"
+    crops = plan["crops_per_volume"]
+    return flags + (f" --config.data.crops_per_volume={crops}" if crops != config.data.crops_per_volume else "")
+
+
+def size_of(config: ConfigDict, place: Place) -> int:
+    """Devices of the config's mesh at a place."""
+    from brainseg_jax.parallel import sharding
+
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, compilation.devices(place)).size
+
+
+def text(plan: dict[str, Any]) -> str:
+    """The plan for people."""
+    m, f = plan["memory"], plan["flops"]
+    n = plan["mesh"]["data"] * plan["mesh"]["fsdp"]
+    rows = [
+        (
+            "step",
+            f"{plan['objective']} of {plan['encoder']}, {plan['batch']} crops, {plan['per_device']} on each device, {plan['dtype']}"
+            + (", recomputing" if plan["remat"] else "")
+            + (f", in {plan['accumulate']} parts" if plan["accumulate"] > 1 else ""),
+        ),
+        (
+            "place",
+            f"{plan['devices']} × {plan['gpu']} on {plan['hosts']} host{'s' * (plan['hosts'] > 1)}, mesh data {plan['mesh']['data']} × "
+            f"fsdp {plan['mesh']['fsdp']}" + (f": {plan['devices'] - n} are left idle" if n < plan["devices"] else ""),
+        ),
+        (
+            "memory of each",
+            f"{gib(m['needed'])} GiB: state and batch {gib(m['arguments'])}, results {gib(m['outputs'])}, temporaries "
+            f"{gib(m['temporaries'])}; peak {gib(m['peak'])}",
+        ),
+        (
+            "its limit",
+            f"{gib(m['share'] * m['device'])} GiB, {m['share']:.0%} of {gib(m['device'])} (XLA_CLIENT_MEM_FRACTION), less a "
+            f"margin of {gib(m['margin'])}",
+        ),
+        ("verdict", "fits" if plan["fits"] else "does not fit"),
+    ]
+    for kind, row in plan["kernels"].items():
+        work = f"{row['flops'] / 1e12:.3f} TFLOP, " if row["flops"] else ""
+        rows.append((f"kernels: {kind}", f"{row['number']} a step, {work}{row['bytes'] / 1e9:.1f} GB"))
+    for kind, row in plan["collectives"].items():
+        rows.append(
+            (
+                kind,
+                f"{row['number']} a step, {row['bytes'] / 1e6:.1f} MB; {row['overlapped']} with {row['overlapped_bytes'] / 1e6:.1f} MB "
+                "beside kernels",
+            )
+        )
+    rows.append(("analytic FLOPs", f"{f['step'] / 1e12:.2f} T a step on all devices; forward {f['forward_of_a_crop'] / 1e9:.1f} G a crop"))
+    rows.append(("compiled FLOPs", f"{f['compiled_per_device'] / 1e12:.2f} T a step on each device"))
+    rows += times(plan)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {what}" for name, what in rows) + f"\n\n{FOOT}"
+
+
+FOOT = """Proven by compiling, nothing was run: shapes, places, collectives, kernels, and the memory of this program.
+Estimated: the margin, and times. A step is the sum over kernels of max(FLOPs / (share × peak), bytes / (share × bandwidth)) + launch,
+and of collectives as far as no kernel runs beside them; the shares are in brainseg_jax/planning/roofline.py."""
+
+
+def times(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines about time."""
+    if "seconds" not in plan:
+        return [("time", f"not estimated: the work of {', '.join(plan['unknown'])} is not known")]
+    fast, slow = plan["seconds"]
+    rate = f"{plan['batch'] / slow:.3g} to {plan['batch'] / fast:.3g} crops/s"
+    rows = [("time, estimated", f"{1000 * fast:.0f} to {1000 * slow:.0f} ms a step, {rate} on all devices")]
+    if plan["steps"]:
+        low, high = plan["hours"]
+        rows.append(("run, estimated", f"{plan['steps']} steps, {low:.1f} to {high:.1f} h, without evaluations"))
+    else:
+        rows.append(("run", "given in epochs: --training_volumes=N gives its length"))
+    return rows
+
+
+def advice(found: list[dict[str, Any]], config: ConfigDict) -> str:
+    """What the search found for a config, and the flags of the larger batch; of equal batches of the one that recomputes nothing."""
+    lines = []
+    for plan in found:
+        how = "recomputing" if plan["remat"] else "without recomputing"
+        state = f"{plan['batch']} crops, {plan['per_device']} on each device" if plan["fits"] else "no batch fits"
+        lines.append(
+            f"{how + ':':20} {state}; {gib(plan['memory']['needed'])} GiB of each device; " + "; ".join(w for _, w in times(plan)[:1])
+        )
+    fitting = [plan for plan in found if plan["fits"]]
+    if not fitting:
+        return "\n".join([*lines, "use a card with more memory, mesh.fsdp, or a smaller data.crop"])
+    best = max(fitting, key=lambda plan: (plan["batch"], not plan["remat"]))
+    return "\n".join([*lines, f"largest: {setting(best, config)}"])
+
+
+def gib(number: float | int) -> str:
+    """Bytes in GiB."""
+    return f"{number / GiB:.2f}"
+
+
+def command() -> None:
+    """This process as the command."""
+    run(main)

@@ -1,0 +1,62 @@
+"""The flags of `python -m brainseg_jax.predict`, and what they may say."""
+
+import argparse
+from pathlib import Path
+
+from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.pretrained import NETWORKS
+
+
+def _part(text: str) -> tuple[int, int]:
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(map(str.isdecimal, numbers)) or not 1 <= int(numbers[0]) <= int(numbers[1]):
+        raise argparse.ArgumentTypeError(f"{text} is no part; give i/N with i from 1 to N, e.g. 1/4")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of cores; give 1 or more")
+    return int(text)
+
+
+def _page(text: str) -> Path:
+    if not text.endswith(".html"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .html, as a page does")
+    return Path(text)
+
+
+def _table(text: str) -> Path:
+    if not text.endswith((".tsv", ".csv")):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv or .csv, as a table does")
+    return Path(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags. Its errors are InputErrors."""
+    parser = Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
+    parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
+    enhanced = "of a BIDS data set, takes scans after a contrast agent (ce-…) too"
+    parser.add_argument("--contrast-enhanced", action="store_true", help=enhanced)
+    also = "further images of the same head, for a network trained on several: one with a scan, a folder with a folder; may be repeated"
+    parser.add_argument("--also", type=Path, action="append", default=[], metavar="PATH", help=also)
+    parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
+    which = "a network of the package: any (the default), for any contrast, with or without a skull; or t1, for T1 only"
+    parser.add_argument("--network", choices=tuple(NETWORKS), help=which)
+    network = "a network of your own; several, with commas, answer together"
+    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
+    parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
+    parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
+    page = "writes a page to look at all cases of the output folder: pictures, flags, ratings"
+    parser.add_argument("--qc", type=_page, metavar="PAGE", help=f"{page} (.html)")
+    parser.add_argument("--post", action="store_true", help="writes soft maps too: the probability of each class, as one 4-D file")
+    parser.add_argument("--tta", action="store_true", help="also looks at each scan in the mirror; takes twice as long")
+    islands = "leaves small pieces that lie apart from their structure, which otherwise become what is around them"
+    parser.add_argument("--islands", action="store_true", help=islands)
+    ids = "FreeSurfer's ids or those of the label table (FreeSurfer's, if every structure has one)"
+    parser.add_argument("--ids", choices=("freesurfer", "table"), default="auto", help=ids)
+    parser.add_argument("--cpu", action="store_true", help="leaves the GPU alone")
+    parser.add_argument("--threads", type=_count, metavar="N", help="uses at most so many cores (all)")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/N", help="only the i-th of N parts, for N jobs with one --o")
+    parser.add_argument("--overwrite", action="store_true", help="also segments what is done already")
+    return parser

@@ -1,0 +1,55 @@
+"""`python -m brainseg_jax.main --config=configs/pretrain_vit.py`: flags, process start-up, then `train`.
+
+`--config=FILE.py:VARIANT` picks a variant, `--config.KEY=VALUE` changes a value, `--workdir` names the run folder. The same command
+again goes on where it stopped. Under `srun`, or with `--coordinator`, `--processes` and `--process`, several processes are one run
+(docs/clusters.md).
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+import brainseg_jax
+from brainseg_jax.cli.config_flags import CONFIG, DEVICES, check_given, run
+from brainseg_jax.config.keys import flat, with_sources
+from brainseg_jax.core import runtime
+
+flags.declare_key_flag("config")  # or --help leaves it out
+flags.declare_key_flag("devices")
+WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/ and the config's name.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "Of several processes without srun: HOST:PORT of process 0.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are one run, without srun; 1: this one alone, also under srun.")
+PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+
+
+def main(argv: list[str]) -> None:
+    """Starts JAX and trains what the flags say."""
+    check_given(argv)
+    runtime.keep_compiled_programs()
+    # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
+    import jax
+
+    from brainseg_jax.parallel import processes
+    from brainseg_jax.training.loop import train
+    from brainseg_jax.training.program import settle
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
+    with processes.joined(processes.chosen(COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ)):
+        config = CONFIG.value
+        # A cache may lie on a disk of each node's own. Nothing has been asked of the devices so far.
+        values = {key: value for key, value in flat(config).items() if key != "data.cache"}
+        processes.agree({"jax": jax.__version__, "brainseg_jax": brainseg_jax.__version__, "--workdir": WORKDIR.value} | values)
+        processes.check_devices(DEVICES.value)
+        path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+        resolved = with_sources(config, set(config_flags.get_override_values(flags.FLAGS["config"])), path)
+        settle(config, jax.default_backend() == "cpu", resolved)
+        name = Path(path).stem + (f"_{variant.replace(',', '_')}" if variant else "")
+        train(config, resolved, Path(WORKDIR.value or f"runs/{name}"))
+
+
+def command() -> None:
+    """This process as the command."""
+    runtime.with_huge_pages()
+    run(main)

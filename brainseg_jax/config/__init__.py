@@ -1,0 +1,1 @@
+"""What an experiment is: its keys, and the recipes that configs share."""

@@ -1,0 +1,167 @@
+"""What fine-tuning of all networks shares: the paper's tasks, and recipes for trying, for a cohort, as published, and at 2 mm."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from brainseg_jax.config.keys import base, recipe
+
+# Section IV-B of the paper, and the label table of each.
+TASKS = {"skull": "brain", "four": "seg4", "thirtythree": "seg33"}
+
+
+def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], as_published: Callable[[ConfigDict], None]) -> ConfigDict:
+    """The experiment of a variant TASK or TASK,RECIPE. `network` chooses encoder, decoder and crop; `as_published` what the paper changes.
+
+    Raises InputError, with the names there are, for a task or recipe of another name.
+    """
+    recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres, ",small": small, ",heads": heads, ",any": any_scan}
+    change = recipe(variant, {task + name: change for task in TASKS for name, change in recipes.items()}, file)
+    c = base()
+    c.objective = "segmentation"
+    c.classes = 0
+    c.data.labels = TASKS[variant.partition(",")[0]]
+    c.optim.peak = 2e-4
+    c.optim.b2 = 0.999
+    network(c)
+    change(c)
+    if change is paper:
+        as_published(c)
+    return c
+
+
+def augmented(c: ConfigDict) -> None:
+    """What a network meets beyond its training scanners: other contrast, coil, resolution, position, and half of a head."""
+    c.augment.mirror.sides = 0.5
+    c.augment.affine.chance = 0.3
+    c.augment.elastic.chance = 0.2
+    c.augment.contrast.chance = 0.3
+    c.augment.bias.chance = 0.3
+    c.augment.blur.chance = 0.2
+    c.augment.noise.chance = 0.2
+    c.augment.low_resolution.chance = 0.2
+    c.augment.cut.chance = 0.05
+
+
+def trial(c: ConfigDict) -> None:
+    """One anatomy, augmented, for trying the software."""
+    augmented(c)
+    c.steps = 40
+    c.log_every = 1
+    c.eval_every = 0.5
+    c.eval_volumes = 1
+    c.mesh.data = 1
+
+
+def full(c: ConfigDict) -> None:
+    """For a cohort of scans, on GPUs."""
+    augmented(c)
+    c.epochs = 300.0
+    c.eval_every = 0.02
+    c.patience = 10
+    c.save_every = 500
+    c.data.batch = 8
+    c.data.crops_per_volume = 2
+    c.remat = True
+    # Nothing pretrains a U-Net, and its many blocks would leave the first ones hardly a rate.
+    c.optim.layer_decay = 1.0 if c.encoder == "resenc" else 0.75
+
+
+def paper(c: ConfigDict) -> None:
+    """The values of its code. 34 classes for its 36: the choroid plexus' two were never trained. Its metric counted the background."""
+    c.epochs = 100.0
+    c.eval_every = 0.1
+    c.save_every = 500
+    c.data.spec = "paper"
+    c.data.dtype = "float16"
+    c.data.split_rule = "paper"
+    c.data.batch = 8  # 4 GPUs × 1 volume × 2 crops
+    c.data.crops_per_volume = 2
+    c.segmentation.loss = "paper"
+    c.segmentation.blend = "constant"
+    c.augment.chance = 0.0
+    c.optim.peak = 1e-4
+    c.optim.warmup = 0.5
+    c.optim.weight_decay = 1e-5
+    c.optim.decay = (".*",)
+    c.optim.clip = 0.0
+
+
+def two_millimetres(c: ConfigDict) -> None:
+    """Whole heads in one crop: for scans of that resolution, or a CPU."""
+    augmented(c)
+    c.epochs = 100.0
+    c.eval_every = 0.1
+    c.data.spacing = 2.0
+    c.data.size = (96, 96, 96)
+    c.data.crop = (96, 96, 96)
+    c.data.batch = 2
+    if c.encoder == "resenc":  # a sixth stage would have 3³ voxels, and nnU-Net plans with 4 of a side at least
+        c.unet.features, c.unet.blocks, c.unet.decoder_blocks = c.unet.features[:5], c.unet.blocks[:5], c.unet.decoder_blocks[:4]
+
+
+def small(c: ConfigDict) -> None:
+    """Small networks on crops of heads at 2 mm, for an hour or two of two CPU cores."""
+    augmented(c)
+    narrow(c)
+    c.steps = 2000
+    c.eval_volumes = 8
+    c.data.batch = 2
+    c.optim.peak = 1e-3
+
+
+def heads(c: ConfigDict) -> None:
+    """The same networks on whole heads, which is how they predict: where a structure lies tells left from right. Many small structures."""
+    small(c)
+    c.steps = 1000
+    c.data.crop = (96, 96, 96)
+    c.data.batch = 1
+    c.segmentation.loss = "log"
+    c.augment.affine.chance = 0.5
+    c.augment.affine.translation = (12.0, 12.0, 12.0)
+
+
+def any_scan(c: ConfigDict) -> None:
+    """Whole heads at 2 mm of any contrast: most scans are made from label maps, and all are changed more than real scanners differ."""
+    heads(c)
+    c.synth.share = 0.7
+    c.synth.lesions.chance = 0.3
+    c.synth.strip.chance = 0.25
+    c.synth.face.chance = 0.15
+    c.synth.air_noise.chance = 0.05
+    c.augment.affine.chance = 0.9
+    c.augment.affine.rotation = (25.0, 25.0, 25.0)
+    c.augment.affine.scaling = (0.15, 0.15, 0.15)
+    c.augment.affine.translation = (16.0, 16.0, 16.0)
+    c.augment.elastic.chance = 0.6
+    c.augment.elastic.octaves = 2
+    c.augment.contrast.chance = 0.5
+    c.augment.bias.chance = 0.6
+    c.augment.bias.log = 0.6
+    c.augment.blur.chance = 0.3
+    c.augment.noise.chance = 0.5
+    c.augment.noise.sigma = 0.08
+    c.augment.low_resolution.chance = 0.4
+    c.augment.low_resolution.mm = 7.0
+    c.augment.cut.chance = 0.1
+
+
+def narrow(c: ConfigDict) -> None:
+    """What small networks share, pretrained or fine-tuned: 64³ crops at 2 mm; a Swin of 12 channels, or a ViT-S with as wide a decoder.
+
+    The U-Net is nnU-Net's at a quarter of its width and with five stages, which leave 4³ voxels of 64³, the least that nnU-Net plans with;
+    a step on 96³ voxels takes as many FLOPs as the Swin's network, within 2 %.
+    """
+    c.eval_every = 0.1
+    c.save_every = 100
+    c.data.spacing = 2.0
+    c.data.size = (96, 96, 96)
+    c.data.crop = (64, 64, 64)
+    if c.encoder == "swin":
+        c.swin.width = 12
+        c.swin.window = 4
+    elif c.encoder == "resenc":
+        c.unet.features, c.unet.blocks, c.unet.decoder_blocks = (8, 16, 32, 64, 128), (1, 3, 4, 4, 4), (1, 1, 1, 1)
+    else:
+        c.vit.width, c.vit.heads, c.vit.hidden = 384, 6, 1536
+        c.unetr.width = 12

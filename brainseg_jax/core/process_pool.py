@@ -1,0 +1,61 @@
+"""Work in several processes of this machine: they end with the one that started them, and import nothing but the work itself."""
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.runtime import cores, ctrl_c_later, end_with_parent, signals_held
+
+
+def each(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None, what: str) -> Iterator[Any]:
+    """The results of `work(job)` as they are done, in `workers` processes (None: one for each core), or here where that is one.
+
+    Raises InputError where a process dies, which `what`, e.g. "standardised scans", says what it did.
+    """
+    workers = min(workers or cores(), len(jobs))
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    # Spawned, not forked: JAX's threads do not survive a fork.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
+        try:
+            # Ctrl-C only: a pool of which one process has died ends those that are still starting by SIGTERM.
+            with _main_unknown(), ctrl_c_later(), signals_held((signal.SIGINT,)):
+                futures = [pool.submit(work, job) for job in jobs]
+            processes = multiprocessing.active_children()
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            pool.shutdown()
+            codes = {process.exitcode for process in processes} - {0, None, -signal.SIGTERM}  # the pool ends the others so
+            how = "was killed, likely for memory; run again on fewer cores"
+            if codes and -signal.SIGKILL not in codes:
+                how = f"ended with code {min(codes)}; see what it said above, and run again"
+            raise InputError(f"a process that {what} {how}") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    end_with_parent()
+    # A pool of which one process has died ends the others by this signal, and waits for them.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _main_unknown() -> Iterator[None]:
+    """Processes that start meanwhile do not import the main script: one that is not written for it (no `if __name__ == "__main__"`) would
+    run again in each of them, and no work of ours lies in it."""
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    try:
+        vars(main).update(dict.fromkeys(hidden))
+        yield
+    finally:
+        vars(main).update(hidden)

@@ -1,0 +1,1 @@
+"""Changes of training crops on the device, images and labels alike."""

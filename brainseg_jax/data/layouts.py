@@ -1,0 +1,250 @@
+"""Manifest rows from the folder layouts that data sets come in (OASIS-1, ADNI, CC359, BIDS, or any folder): names are read, files are not
+opened, and a label that could belong to two scans is refused rather than guessed.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+
+from brainseg_jax.core.errors import InputError, few
+from brainseg_jax.data.manifest import Row
+
+VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
+NEURITE = ("seg35", "seg4")
+# BIDS entities that say how labels were made, not of which scan; a space other than the scan's own is another grid.
+ABOUT_LABELS = ("desc", "seg", "atlas", "space", "res", "label")
+OWN_SPACE = (None, "T1w", "orig", "native")
+
+
+def oasis1(root: str | Path, dataset: str = "OASIS") -> tuple[Row, ...]:
+    """OASIS-1 as neurite-OASIS (OASIS_OAS1_0001_MR1/orig, norm, seg35, seg4) or from FreeSurfer (OAS1_0001_MR1/mri/orig.mgz, aseg.mgz).
+
+    neurite-OASIS gives two rows a session, with the skull and without. Raises InputError for the raw discs, whose Analyze files do not
+    say where left and right are, and where nothing is found.
+    """
+    rows = []
+    for folder in sorted(p for p in _folder(root).rglob("*OAS1_*_MR*") if p.is_dir()):
+        if not (match := re.fullmatch(r"(?:OASIS_)?(OAS1_\d{4})_(MR\d+)", folder.name)):
+            continue
+        images = [image for name in ("orig.nii.gz", "norm.nii.gz") if (image := folder / name).exists()]
+        pairs = [(label, name) for name in NEURITE if (label := folder / f"{name}.nii.gz").exists()]
+        if (image := folder / "mri" / "orig.mgz").exists():
+            images = [image]
+            pairs = [(label, "freesurfer")] if (label := folder / "mri" / "aseg.mgz").exists() else []
+        if not images and any((folder / "RAW").glob("*.img")):
+            raise InputError(
+                f"{folder}: Analyze images (.img, .hdr) do not say where left and right are; use neurite-OASIS or FreeSurfer's output"
+            )
+        labels, scheme = tuple(label for label, _ in pairs), tuple(name for _, name in pairs)
+        rows += [Row(match[1], match[2], image, labels, scheme, dataset, "") for image in images]
+    return _found(rows, root, "OASIS_OAS1_0001_MR1/orig.nii.gz or OAS1_0001_MR1/mri/orig.mgz")
+
+
+def adni(root: str | Path, labels: str | Path | None = None, dataset: str = "ADNI") -> tuple[Row, ...]:
+    """ADNI: each NIfTI with a subject code (002_S_0295) in its name; the session is the day its folder is named for, else its I-number.
+
+    Labels are MALP-EM's, named MALPEM-IMAGE, anywhere below `labels` (by default below `root`). Raises InputError where nothing is found,
+    `labels` holds none of them, or a scan has several.
+    """
+    malpem = _by_stem(p for p in volumes(_folder(labels or root)) if p.name.startswith("MALPEM-"))
+    rows = []
+    for image in _scans(root, labels):
+        code = re.search(r"\d{3}_S_\d{4}", image.name)
+        if not code or image.name.startswith("MALPEM-"):
+            continue
+        days = re.findall(r"(?:^|/)(\d{4}-\d{2}-\d{2})(?=[_/])", image.relative_to(_folder(root)).as_posix())
+        session = (days or re.findall(r"_(I\d+)$", stem(image)) or [""])[-1]
+        rows.append(_row(code[0], session, image, malpem[f"MALPEM-{stem(image)}"], "malpem", dataset))
+    return _found(rows, root, "NIfTI files with a subject code such as 002_S_0295 in their name", labels, "MALPEM-IMAGE.nii.gz")
+
+
+def cc359(root: str | Path, labels: str | Path | None = None, dataset: str = "CC359") -> tuple[Row, ...]:
+    """CC359: images such as CC0001_philips_15_55_M.nii.gz; brain masks IMAGE_ss or IMAGE_staple, anywhere below `labels` (default `root`).
+
+    Raises InputError where nothing is found, or a scan has both masks: they are two opinions, so `labels` has to name the folder of one.
+    """
+    masks = _by_stem(volumes(_folder(labels or root)))
+    rows = []
+    for image in volumes(_folder(root)):
+        if match := re.fullmatch(r"(CC\d{4})_[a-z]+_\d+_\d+_[MF]", stem(image)):
+            found = masks[f"{stem(image)}_ss"] + masks[f"{stem(image)}_staple"]
+            rows.append(_row(match[1], "", image, found, "brain", dataset))
+    return _found(rows, root, "CC0001_philips_15_55_M.nii.gz", labels, "IMAGE_ss.nii.gz or IMAGE_staple.nii.gz")
+
+
+def bids(
+    root: str | Path,
+    labels: str | Path | None = None,
+    scheme: str = "",
+    dataset: str | None = None,
+    contrast_enhanced: bool = False,
+) -> tuple[Row, ...]:
+    """A BIDS folder's T1w images; labels are the *_dseg files of the same entities and space below `labels`, a derivatives folder.
+
+    The dataset is the folder's name if None. Scans after a contrast agent (entity ce) are another contrast than T1w alone, and are only
+    taken where that is asked for. Raises InputError where nothing is found, or a scan has several label files.
+    """
+    dseg = defaultdict(list)
+    for label in volumes(_folder(labels)) if labels else ():
+        entities = _entities(label)
+        if stem(label).endswith("_dseg") and entities.get("space") in OWN_SPACE:
+            dseg[frozenset((k, v) for k, v in entities.items() if k not in ABOUT_LABELS)].append(label)
+    rows, left_out = [], [] if contrast_enhanced else enhanced(_folder(root))
+    for image in sorted(set(bids_scans(_folder(root))) - set(left_out)):
+        entities = _entities(image)
+        session = f"ses-{entities['ses']}" if "ses" in entities else ""
+        rows.append(_row(f"sub-{entities['sub']}", session, image, dseg[frozenset(entities.items())], scheme, dataset or _name(root)))
+    also = f" (the {len(left_out)} that are there are contrast-enhanced, and --contrast-enhanced takes them)" * bool(left_out)
+    return _found(rows, root, f"sub-*/[ses-*/]anat/*_T1w.nii.gz{also}", labels, "*_dseg.nii.gz with the entities of the T1w image")
+
+
+def bids_scans(root: Path) -> Iterator[Path]:
+    """T1w images where BIDS has them."""
+    return (p for ses in ("", "ses-*/") for p in root.glob(f"sub-*/{ses}anat/sub-*_T1w.nii*") if p.name.endswith(VOLUMES))
+
+
+def enhanced(root: Path) -> list[Path]:
+    """Those of a BIDS folder's T1w images that were taken after a contrast agent."""
+    return sorted(image for image in bids_scans(root) if "ce" in _entities(image))
+
+
+def folder(
+    root: str | Path,
+    labels: str | Path | None = None,
+    subject_regex: str | None = None,
+    scheme: str = "",
+    dataset: str | None = None,
+) -> tuple[Row, ...]:
+    """Any folder: each volume below it is a scan; its label is the file below `labels` whose name is the scan's stem, or goes on from it.
+
+    The subject is what `subject_regex` finds in the path below `root` (see `finder`), by default the stem; the dataset is the folder's name
+    if None. A label belongs to the longest stem that fits; where names do not tell, or tell of somebody else, to the one scan of the
+    subject that the expression finds in the label's path below `labels`. Raises InputError where nothing is found, the expression fits a
+    scan's path nowhere, a label could belong to several scans, or a scan has several labels.
+    """
+    find = finder(subject_regex) if subject_regex else None
+    home, images = _folder(root), _scans(root, labels)
+    if labels and home.is_relative_to(_folder(labels)):
+        raise InputError(f"{labels}: holds the scans as well; move the label maps into a folder of their own")
+    people = {image: find(image.relative_to(home)) if find else stem(image) for image in images}
+    if nobody := [image for image in images if not people[image]]:
+        place = nobody[0].relative_to(home).as_posix()
+        raise InputError(f"{nobody[0]}: --subject-regex '{subject_regex}' fits nowhere in {place}; correct it or move the file away")
+    owned = _owned(people, _folder(labels), find) if labels else {}
+    rows = [_row(people[image], "", image, owned.get(image, []), scheme, dataset or _name(root)) for image in images]
+    what = f"files ending in {', '.join(VOLUMES)} (DICOM has to be converted first)"
+    return _found(rows, root, what, labels, "files whose names begin as the scans' or, by --subject-regex, that are of their subjects")
+
+
+MAKERS: dict[str, Callable[..., tuple[Row, ...]]] = {"oasis1": oasis1, "adni": adni, "cc359": cc359, "bids": bids, "folder": folder}
+
+
+def volumes(folder: Path) -> list[Path]:
+    """The volumes below a folder, sorted, without hidden files and what lies in hidden folders, as git-annex's objects do in .git.
+
+    Links to content that was not fetched are among them: whoever reads one says so.
+    """
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if name.endswith(VOLUMES) and not name.startswith(".")]
+    return sorted(path for path in found if path.is_file() or not path.exists())
+
+
+def stem(path: Path) -> str:
+    """A volume's name without .nii, .nii.gz, .mgz or .mgh."""
+    return path.name.removesuffix(".gz").rpartition(".")[0]
+
+
+def longest_start(name: str, known: Collection[str]) -> str | None:
+    """The longest of the known names that a name starts with, though never within a word: "sub1" does not start "sub10_seg"."""
+    starts = (name[:end] for end in range(len(name), 0, -1) if not name[end : end + 1].isalnum())
+    return next((start for start in starts if start in known), None)
+
+
+def finder(regex: str) -> Callable[[Path], str]:
+    """What finds the subject in a path: the expression's first group, all of it if it has none, and "" where it fits nowhere."""
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise InputError(f"--subject-regex '{regex}': {error}; correct the expression") from None
+
+    def find(path: Path) -> str:
+        match = pattern.search(path.as_posix())
+        return match[min(pattern.groups, 1)] or "" if match else ""
+
+    return find
+
+
+def _row(subject: str, session: str, image: Path, labels: list[Path], scheme: str, dataset: str) -> Row:
+    if len(labels) > 1:
+        raise InputError(f"{image}: {len(labels)} label files fit ({few(p.name for p in labels)}); give a label folder with one kind only")
+    return Row(subject, session, image, tuple(labels), (scheme,) if labels and scheme else (), dataset, "")
+
+
+def _found(rows: list[Row], root: str | Path, what: str, labels: str | Path | None = None, label: str = "") -> tuple[Row, ...]:
+    if not rows:
+        raise InputError(f"{root}: no scans found; looked for {what}, so check the folder and its layout")
+    if labels and not any(row.labels for row in rows):
+        raise InputError(f"{labels}: no labels found for the scans in {root}; looked for {label}, so check the folder and the names in it")
+    return tuple(rows)
+
+
+def _folder(root: str | Path) -> Path:
+    folder = Path(os.path.normpath(Path(root).absolute()))
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'is a file, not a folder' if folder.exists() else 'no such folder'}; check the path")
+    return folder
+
+
+def _name(root: str | Path) -> str:
+    return _folder(root).resolve().name
+
+
+def _scans(root: str | Path, labels: str | Path | None) -> list[Path]:
+    """The volumes below `root` without those of a label folder within it."""
+    home = _folder(root)
+    apart = _folder(labels) if labels else None
+    return [path for path in volumes(home) if apart is None or home.is_relative_to(apart) or not path.is_relative_to(apart)]
+
+
+def _owned(people: dict[Path, str], home: Path, find: Callable[[Path], str] | None) -> dict[Path, list[Path]]:
+    """The label files below `home` of each scan: by name, and what names do not tell by subject. `people` are the scans' subjects."""
+    stems, scans = _by_stem(people), defaultdict(list)
+    for image, subject in people.items():
+        scans[subject].append(image)
+    owned, others = defaultdict(list), defaultdict(list)
+    for label in volumes(home):
+        called = longest_start(stem(label), stems)
+        subject = find(label.relative_to(home)) if find else ""
+        namesakes = stems[called] if called else []
+        if len(namesakes) == 1 and (subject not in scans or subject == people[namesakes[0]]):
+            owned[namesakes[0]].append(label)
+        elif subject:
+            others[subject].append(label)
+        elif namesakes:
+            remedy = "give each its own name, or tell people apart in both folders by --subject-regex"
+            raise InputError(f"{namesakes[0]}: another scan is called {called} too, so the label {label} may be either's; {remedy}")
+    for subject in sorted(others.keys() & scans.keys()):
+        labels, bare = others[subject], [image for image in scans[subject] if image not in owned]
+        if bare and len(scans[subject]) > 1:
+            raise InputError(
+                f"{labels[0]}: is of subject {subject!r}, who has {len(scans[subject])} scans ({few(p.name for p in scans[subject])}), and "
+                "its name begins with none of theirs; let it begin with its scan's name"
+            )
+        if bare:
+            owned[bare[0]] = labels
+    return owned
+
+
+def _by_stem(paths: Iterable[Path]) -> defaultdict[str, list[Path]]:
+    stems = defaultdict(list)
+    for path in paths:
+        stems[stem(path)].append(path)
+    return stems
+
+
+def _entities(path: Path) -> dict[str, str]:
+    return dict(part.split("-", 1) for part in stem(path).split("_") if "-" in part)

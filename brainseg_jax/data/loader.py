@@ -1,0 +1,179 @@
+"""Batches of crops from cached volumes, with Grain: shuffle, repeat, share, read and crop, batch, read ahead.
+
+The stream is a pure function of (seed, step): which volume and which place stand where in step s depends on nothing else, not on the
+number of processes, threads or workers, and not on where a run was interrupted. So there is no iterator state to save.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from multiprocessing import shared_memory
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import machine, runs
+from brainseg_jax.core.runtime import end_with_parent, signals_held
+from brainseg_jax.data.cache import load
+
+Arrays = dict[str, np.ndarray]
+
+
+class Share(NamedTuple):
+    """Which part of every global batch is read here: process `index` of `count`."""
+
+    index: int
+    count: int
+
+
+ALL = Share(0, 1)
+
+
+def train_batches(
+    files: Sequence[Path],
+    *,
+    crop: tuple[int, int, int],
+    crops_per_volume: int,
+    batch: int,
+    seed: int,
+    start: int,
+    patch: tuple[int, int, int] | None = None,
+    alone: Sequence[bool] = (),
+    share: Share = ALL,
+    threads: int = 4,
+    workers: int = 0,
+) -> Iterator[Arrays]:
+    """Endless batches from step `start` on: {"image": [b x y z c] as stored, "label": [b x y z] of volumes that have one},
+    b = batch / share.count.
+
+    Each volume that is read gives `crops_per_volume` crops, which stand together in a batch. With a `patch` larger than the crop (voxels)
+    each comes with what lies around it, and "place" [b 3] says where in that box the crop begins; crops are the same with and without.
+    Where `alone` says of each file whether it has labels only, so does "alone" [b].
+    """
+    volumes = batch // crops_per_volume // share.count
+    order = grain.MapDataset.range(len(files)).seed(seed).shuffle().repeat()
+    data = grain.MapDataset.source(_Order(order, share, volumes))[start * volumes :]
+    data = data.map(_Crops(tuple(files), crop, patch or crop, crops_per_volume, seed, tuple(alone)))
+    stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if workers:
+        _forget_dead()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _start_worker)
+    # Batched after the processes: a batch put together before them would be another one for another number of workers.
+    stream = stream.batch(volumes, drop_remainder=True)
+    return _reshaped(iter(stream))
+
+
+def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
+    """Crops of a volume and volumes of a batch along one axis. Workers end when the generator is closed."""
+    try:
+        with signals_held():  # the first batch starts the workers
+            first = next(stream)
+        for step in chain([first], stream):
+            yield {name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()}
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):  # Grain's words
+            raise
+        raise InputError("a process that reads crops was killed, likely for memory; use fewer data.workers, then go on") from error
+    finally:
+        with suppress(FileNotFoundError):  # shared memory of a killed worker may be gone already
+            stream.close()
+
+
+def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = ALL) -> Iterator[Arrays]:
+    """Every volume once, its central crop: {"image": [b x y z c], "weight": [b]}; the last batch is filled up with weight 0."""
+    local = batch // share.count
+    for first in range(0, len(files), batch):
+        mine = range(first + share.index * local, first + (share.index + 1) * local)
+        crops = [central_crop(load(files[min(i, len(files) - 1)])["image"], crop) for i in mine]
+        weight = np.array([float(i < len(files)) for i in mine], np.float32)
+        yield {"image": np.stack(crops), "weight": weight}
+
+
+def central_crop(volume: np.ndarray, crop: tuple[int, int, int]) -> np.ndarray:
+    """The middle of a volume; of two middles the lower."""
+    return cut(volume, [(n - c) // 2 for n, c in zip(volume.shape[:3], crop, strict=True)], crop)
+
+
+def cut(volume: np.ndarray, start: Sequence[int], crop: Sequence[int]) -> np.ndarray:
+    """A copy of the box of size `crop` that begins at `start`, of all channels there may be."""
+    return np.ascontiguousarray(volume[tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))])
+
+
+class _Order:
+    """The endless order of reading, as a source for Grain: element j of this process → (its number in the global stream, volume)."""
+
+    def __init__(self, order: grain.MapDataset, share: Share, local: int):
+        self.order, self.share, self.local = order, share, local
+
+    def __len__(self) -> int:
+        # Grain counts an endless data set as the largest integer; a share of it has to stay below.
+        return len(self.order) // self.share.count // 2
+
+    def __getitem__(self, j: int) -> tuple[int, int]:
+        step, i = divmod(int(j), self.local)
+        number = (step * self.share.count + self.share.index) * self.local + i
+        return number, int(self.order[number])
+
+
+class _Crops(grain.transforms.Map):
+    """Reads a volume and cuts crops from it, or patches that hold them, at places drawn from the element's own generator."""
+
+    def __init__(
+        self,
+        files: tuple[Path, ...],
+        crop: tuple[int, int, int],
+        patch: tuple[int, int, int],
+        crops: int,
+        seed: int,
+        alone: tuple[bool, ...],
+    ):
+        self.files, self.crop, self.patch, self.crops, self.seed, self.alone = files, crop, patch, crops, seed, alone
+
+    def map(self, element: tuple[int, int]) -> Any:
+        number, volume = element
+        arrays = load(self.files[volume])
+        rng = np.random.default_rng([self.seed, number])
+        size, crop, patch = (np.array(shape) for shape in (arrays["image"].shape[:3], self.crop, self.patch))
+        starts = rng.integers(0, size - crop + 1, size=(self.crops, 3))
+        corners = np.clip(starts - (patch - crop) // 2, 0, size - patch)
+        names = [name for name in ("image", "label") if name in arrays]
+        boxes = {name: np.stack([cut(arrays[name], corner, self.patch) for corner in corners.tolist()]) for name in names}
+        place = {"place": (starts - corners).astype(np.int32)} if self.patch != self.crop else {}
+        alone = {"alone": np.full(self.crops, self.alone[volume])} if self.alone else {}
+        return boxes | place | alone
+
+
+# Batches come from workers in shared memory. It is released when a run ends, also by Python's resource tracker if the run is killed; but
+# not if all its processes are killed at once, as for memory or by a cluster. So it has a name that says whose it is.
+SHARED = Path("/dev/shm")
+
+
+def _mark(process: int) -> str:
+    """How the shared memory of a run begins that is this process, on this machine."""
+    return f"brainseg_jax-{machine()}-{process}-"
+
+
+def _start_worker(*_: int) -> None:
+    end_with_parent()
+    if SHARED.is_dir():
+        # Grain names no file; without these two of Python's own it would be a name that says nothing.
+        shared_memory._SHM_NAME_PREFIX = "/" + _mark(os.getppid())
+        shared_memory._SHM_SAFE_NAME_LENGTH = len(shared_memory._SHM_NAME_PREFIX) + 16
+
+
+def release_shared() -> None:
+    """Releases what workers of this process left, once all have ended: what one had made by then, and not told Python's tracker of."""
+    for file in SHARED.glob(_mark(os.getpid()) + "*"):
+        file.unlink(missing_ok=True)
+
+
+def _forget_dead() -> None:
+    """Releases what runs of this user left in shared memory that are no more."""
+    for file in SHARED.glob(f"brainseg_jax-{machine()}-*"):
+        with suppress(OSError):  # another one was faster
+            if file.stat().st_uid == os.getuid() and not runs(int(file.name.split("-")[2])):
+                file.unlink()

@@ -1,0 +1,1 @@
+"""How good label maps are, and what a pretrained encoder knows."""

@@ -1,0 +1,295 @@
+"""Whole volumes by overlapping windows, a few rows at a time: no map of all classes is ever held at full size.
+
+Logits are blended as MONAI's sliding_window_inference blends them. Windows go in order along x, only the rows that a window can still
+reach are kept, and rows that are final become labels and volumes at once. The head is linear: what is blended is its input where that has
+fewer channels than there are classes, and then the head is applied once per voxel instead of once per window.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import product
+from math import ceil
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float, Int, UInt
+
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.runtime import give_back_memory, known_options
+from brainseg_jax.models.segmenter import Segmenter
+
+Blend = Literal["constant", "gaussian"]
+Volume = Float[np.ndarray | jax.Array, "x y z c"]
+Size = tuple[int, int, int]
+
+# Rows (planes across x) that become labels in one go. Theirs is the largest array that has all the classes.
+ROWS = 8
+
+
+class Model(NamedTuple):
+    """A network, its weights, and the voxels per axis of the windows it takes. Networks that are equal are compiled once."""
+
+    network: Segmenter
+    params: Any
+    window: Size
+
+
+class Mirror(NamedTuple):
+    """A volume seen in a mirror: along which axis (0, 1, 2), and the class that each class becomes, left and right changing places."""
+
+    axis: int
+    partners: Int[np.ndarray, "k"]
+
+
+class Segmentation(NamedTuple):
+    """`labels`: the likeliest class of every voxel. `volumes`: of every class, in voxels, the sum of its probability."""
+
+    labels: UInt[np.ndarray, "x y z"]
+    volumes: Float[np.ndarray, "k"]
+
+
+def segment(
+    models: Sequence[Model],
+    volume: Volume,
+    *,
+    overlap: float | int = 0.5,
+    blend: Blend = "gaussian",
+    batch: int = 1,
+    mirror: Mirror | None = None,
+    each: Callable[[slice, Float[jax.Array, "r y z k"]], Any] | None = None,
+) -> Segmentation:
+    """Labels and soft volumes of a standardised volume: by one model's logits, or by the mean of several models' probabilities.
+
+    Models may be of different architectures. With `mirror` each sees the volume's mirror image too, and counts twice. `batch`: windows
+    that go through a network at once. `each` is called with rows along x and their probabilities, in order and as they become final.
+    Raises InputError for models that do not belong together and for settings that mean nothing.
+    """
+    classes = sorted({model.network.classes for model in models})
+    if len(classes) != 1:
+        found = f"models of {' and '.join(map(str, classes))} classes" if classes else "no model"
+        raise InputError(f"{found}: give at least one, and all of the same classes")
+    same = np.arange(*classes)
+    if mirror and not (
+        mirror.axis in (0, 1, 2) and mirror.partners.shape == same.shape and (np.argsort(mirror.partners) == mirror.partners).all()
+    ):
+        raise InputError(f"mirror: give axis 0, 1 or 2, and the partner of each of the {len(same)} classes, each its partner's partner")
+    views = [(None, None)] + ([(mirror.axis, mirror.partners)] if mirror else [])
+    streams = [slabs(model, volume, overlap=overlap, blend=blend, batch=batch, mirrored=axis) for model in models for axis, _ in views]
+    partners = [partner for _ in models for _, partner in views]
+    labels, volumes = [], []
+    for slab in zip(*streams, strict=True):
+        found, sums, probabilities = _decide([logits for _, logits in slab], partners)
+        # The host waits here, so that slabs cannot pile up; never for a window.
+        labels.append(np.asarray(found))
+        volumes.append(np.asarray(sums))
+        if each:
+            each(slab[0][0], probabilities)
+    return Segmentation(np.concatenate(labels), np.sum(volumes, axis=0, dtype=np.float64))
+
+
+def slabs(
+    model: Model,
+    volume: Volume,
+    *,
+    overlap: float | int = 0.5,
+    blend: Blend = "gaussian",
+    batch: int = 1,
+    mirrored: int | None = None,
+) -> Iterator[tuple[slice, Float[jax.Array, "r y z k"]]]:
+    """Rows along x and their blended logits, as soon as they are final: ROWS at a time, and in the end what is left.
+
+    An axis that is shorter than a window gets zeros on both sides, which are cropped again. With `mirrored` the network sees the volume's
+    mirror image along that axis; rows come as they lie in the volume. Raises InputError for settings that mean nothing.
+    """
+    way = _way(model, volume, overlap, blend, batch, mirrored)
+    size, before = volume.shape[:3], way.before
+    padding = [*((b, w - n - b) for n, w, b in zip(size, way.whole, before, strict=True)), (0, 0)]
+    volume = jax.device_put(jnp.pad(volume, padding), way.total.sharding)
+    total = way.total
+    for start, first, after in zip(way.starts, way.firsts, [*way.firsts[1:], size[0]], strict=True):
+        for places, alive in zip(way.calls, way.live, strict=True):
+            total = way.add(total, volume, way.weight, start, first, places, alive)
+        for row in range(first, after, ROWS):
+            rows = min(ROWS, size[0] - row)
+            corner = (row + before[0], *before[1:])
+            yield slice(row, row + rows), _logits(way.head, total, way.cover, first, corner, (rows, *size[1:]))
+        total = _drop(total, after - first)
+
+
+def compile_ahead(
+    models: Sequence[Model],
+    like: Volume | jax.ShapeDtypeStruct,
+    *,
+    overlap: float | int = 0.5,
+    blend: Blend = "gaussian",
+    batch: int = 1,
+    mirror: Mirror | None = None,
+) -> None:
+    """Compiles the networks as `segment` will run them on volumes like this one, with the same settings; e.g. while the first is read."""
+    for model in models:
+        for mirrored in (None, mirror.axis) if mirror else (None,):
+            _way(model, like, overlap, blend, batch, mirrored)
+
+
+class _Way(NamedTuple):
+    """How a volume is gone through: its size with the zeros around, how many of them come before; where windows start along x, and the
+    first row that is kept for each; the places of windows in y and z, batch by batch, and which of them count; the compiled
+    (total, volume, weight, start, first, places, live) → total; the network's head; and arrays, with the sum of weights of all windows."""
+
+    whole: Size
+    before: Size
+    starts: list[int]
+    firsts: list[int]
+    calls: Int[np.ndarray, "calls b 2"]
+    live: Bool[np.ndarray, "calls b"]
+    add: Callable[..., jax.Array]
+    head: Any
+    total: jax.Array
+    weight: jax.Array
+    cover: jax.Array
+
+
+def _way(model: Model, volume: Volume | jax.ShapeDtypeStruct, overlap: float | int, blend: Blend, batch: int, mirrored: int | None) -> _Way:
+    if not 0 <= overlap < 1 or batch < 1:
+        raise InputError(f"overlap {overlap}, batch {batch}: give an overlap from 0 to below 1, and a batch of 1 or more")
+    network, window = model.network, model.window
+    whole, before, at = _places(volume.shape[:3], window, overlap, mirrored)
+    calls, live = _calls(np.array(list(product(*at[1:]))), batch)
+    # `total` holds the rows from a multiple of ROWS on: so rows come out at the same places whatever the window.
+    firsts = [start // ROWS * ROWS for start in at[0]]
+    kept = max(start - first for start, first in zip(at[0], firsts, strict=True)) + window[0]
+
+    params = jax.device_put(model.params)
+    here = _beside(params)
+    channels, dtype = len(params["head"]["kernel"]), jnp.promote_types(network.dtype, jnp.float32)
+    weight = importance(window, blend).astype(dtype)
+    weight, cover = jax.device_put((weight, _cover(whole, at, weight)), here)
+    total = jnp.zeros((kept, *whole[1:], min(channels, network.classes)), dtype, device=here)
+    padded = jax.ShapeDtypeStruct((*whole, volume.shape[-1]), volume.dtype, sharding=here)
+    add, fixed = _compiled_add(here), (network, window, mirrored, params)
+    add.lower(*fixed, total, padded, weight, 0, 0, calls[0], live[0]).compile()
+    give_back_memory()
+    return _Way(whole, before, at[0], firsts, calls, live, partial(add, *fixed), params["head"], total, weight, cover)
+
+
+def starts(size: int, window: int, overlap: float | int) -> list[int]:
+    """Where windows begin on an axis of `size` voxels, no shorter than a window: MONAI's rule, the last one moved back inside."""
+    step = max(int(window * (1 - overlap)), 1)
+    return [min(i * step, size - window) for i in range(ceil((size - window) / step) + 1)]
+
+
+def importance(window: Size, blend: Blend) -> Float[np.ndarray, "x y z"]:
+    """Weights of a window's voxels: ones, or a Gaussian of sigma a eighth of the side about the middle, nowhere below 0.001 (MONAI's)."""
+    if blend == "constant":
+        return np.ones(window)
+    x, y, z = (np.exp(-np.square((np.arange(n) - (n - 1) / 2) / (0.125 * n)) / 2) for n in window)
+    return np.maximum(x[:, None, None] * y[:, None] * z, 1e-3)
+
+
+def _places(size: Size, window: Size, overlap: float | int, mirrored: int | None) -> tuple[Size, Size, list[list[int]]]:
+    """The size with its zeros around, how many of them come before, and where windows begin, per axis; as the network sees them."""
+    whole = tuple(max(n, w) for n, w in zip(size, window, strict=True))
+    before = [(p - n) // 2 for n, p in zip(size, whole, strict=True)]
+    at = [starts(p, w, overlap) for p, w in zip(whole, window, strict=True)]
+    if mirrored is not None:
+        before[mirrored] = whole[mirrored] - size[mirrored] - before[mirrored]
+        at[mirrored] = [whole[mirrored] - window[mirrored] - start for start in reversed(at[mirrored])]
+    return whole, tuple(before), at
+
+
+def _cover(whole: Size, at: Sequence[Sequence[int]], weight: np.ndarray) -> np.ndarray:
+    """The sum of the weights of all windows that see a voxel."""
+    cover = np.zeros(whole, weight.dtype)
+    for corner in product(*at):
+        cover[tuple(slice(start, start + n) for start, n in zip(corner, weight.shape, strict=True))] += weight
+    return cover
+
+
+def _calls(places: Int[np.ndarray, "n 2"], batch: int) -> tuple[Int[np.ndarray, "calls b 2"], Bool[np.ndarray, "calls b"]]:
+    """Places shared out evenly over as few calls as can be, so that hardly ever one fills a batch up only; and which do not."""
+    calls = ceil(len(places) / batch)
+    each = ceil(len(places) / calls)
+    live = np.arange(calls * each) < len(places)
+    return places[np.where(live, np.arange(len(live)), 0)].reshape(calls, each, 2), live.reshape(calls, each)
+
+
+def _beside(params: Any) -> jax.sharding.Sharding:
+    """Where what meets these parameters belongs: on their device, or all of it on each device of their mesh."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else sharding
+
+
+def _features(network, params, windows):
+    return network.apply({"params": params}, windows, method="features")
+
+
+def _head(head, x):
+    kernel, bias = head["kernel"].astype(x.dtype), head["bias"].astype(x.dtype)
+    return x @ kernel + jnp.expand_dims(bias, range(x.ndim - 1))
+
+
+@lru_cache
+def _compiled_add(here: jax.sharding.Sharding):
+    # XLA orders what a CPU does for concurrency: convolutions are a tenth to a third faster for it, and take up to a half more memory. Its
+    # highest optimisation takes a quarter longer to compile, and no window is faster for it.
+    options = None
+    if jax.default_backend() == "cpu":
+        options = known_options(xla_cpu_scheduler_type="CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED", xla_backend_optimization_level=1)
+    return jax.jit(_add, static_argnums=(0, 1, 2), donate_argnames="total", out_shardings=here, compiler_options=options)
+
+
+def _add(network, window, mirrored, params, total, volume, weight, start, first, places, live):
+    """`total`, whose first row is row `first`, with the weighted maps or logits of the windows at (start, *place) added."""
+    windows = jax.vmap(lambda place: jax.lax.dynamic_slice(volume, (start, *place, 0), (*window, volume.shape[-1])))(places)
+    flipped = partial(jnp.flip, axis=() if mirrored is None else mirrored + 1)
+    maps = flipped(_features(network, params, flipped(windows)))
+    # In parts, so that neither weighted maps nor logits of a whole window are ever there.
+    rows = max(n for n in range(1, ROWS + 1) if window[0] % n == 0)
+    parts = window[0] // rows
+
+    def add(i, total):
+        which, row = i // parts, i % parts * rows
+        part = jax.lax.dynamic_slice(maps, (which, row, 0, 0, 0), (1, rows, *maps.shape[2:]))[0].astype(total.dtype)
+        if total.shape[-1] == network.classes:
+            part = _head(params["head"], part)
+        part = part * (jax.lax.dynamic_slice_in_dim(weight, row, rows) * live[which])[..., None]
+        corner = (start - first + row, *places[which], 0)
+        return jax.lax.dynamic_update_slice(total, jax.lax.dynamic_slice(total, corner, part.shape) + part, corner)
+
+    return jax.lax.fori_loop(0, len(maps) * parts, add, total)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _logits(head, total, cover, first, corner, shape):
+    """Blended logits of a part of the volume."""
+    x, *yz = corner
+    part = jax.lax.dynamic_slice(total, (x - first, *yz, 0), (*shape, total.shape[-1]))
+    part = part / jax.lax.dynamic_slice(cover, corner, shape)[..., None]
+    return part if part.shape[-1] == head["bias"].size else _head(head, part)
+
+
+@partial(jax.jit, donate_argnames="total")
+def _drop(total, rows):
+    """Without its first rows; the others move up in place, and zeros follow."""
+
+    def move(i, total):
+        row = jax.lax.dynamic_slice_in_dim(total, i + rows, 1)
+        return jax.lax.dynamic_update_slice_in_dim(total, jnp.where(i + rows < len(total), row, 0), i, 0)
+
+    return jax.lax.fori_loop(0, len(total), move, total)
+
+
+@jax.jit
+def _decide(logits, partners):
+    """Labels, sums of probabilities, and probabilities, of one view's logits or of several views', with the partners of mirror images."""
+    views = [jax.nn.softmax(view) for view in logits]
+    # Classes change places only where they have to: a CPU takes longer for that than for all the rest.
+    views = [view if partner is None else view[..., partner] for view, partner in zip(views, partners, strict=True)]
+    probabilities = sum(views) / len(views)
+    # Of one view the logits decide: where the softmax rounds two to the same, they still differ.
+    labels = jnp.argmax(logits[0] if len(logits) == 1 else probabilities, axis=-1)
+    small = jnp.uint8 if probabilities.shape[-1] <= 256 else jnp.uint16
+    return labels.astype(small), jnp.sum(probabilities, axis=(0, 1, 2)), probabilities

@@ -1,0 +1,298 @@
+"""Several processes as one run: how they are started (by SLURM, by flags, or not at all), and what they tell one another.
+
+Words go through the coordination service of `jax.distributed`, not over the devices: it is there before anything is allocated, a word may
+be waited for as long as another process works, and a process that dies takes those that wait for it along.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.runtime import UNTRIED, of_jax
+
+T = TypeVar("T")
+
+NOTICE = 10  # seconds after which a process says that it waits for others
+CONTACT = 300  # seconds in which all processes have to be there
+SILENCE = 60  # seconds after which a process that says nothing is dead
+LEAVING = 10  # seconds that one that fails waits for the others to fail too
+WAIT = 7 * 24 * 3600 * 1000  # milliseconds: a process may work for days; if it dies, waiting ends after SILENCE
+
+# Where JAX keeps the client of its service has no public name.
+SERVICE = "jax._src.distributed:global_state"
+
+_numbers = count()
+
+
+class Alone:
+    """What stands for the service's state where JAX keeps it elsewhere: that of the only process."""
+
+    client = preemption_sync_manager = None
+    process_id, num_processes = 0, 1
+
+
+def service() -> Any:
+    """JAX's state of the coordination service; `Alone` where a later JAX has it no more, which takes nothing from a single process."""
+    needed = ("client", "process_id", "num_processes", "preemption_sync_manager", "initialize_preemption_sync_manager")
+    try:
+        state = of_jax(SERVICE, "")
+    except InputError:
+        return Alone
+    return state if all(hasattr(state, name) for name in needed) else Alone
+
+
+global_state = service()
+
+
+class Start(NamedTuple):
+    """Where process 0 listens (host:port), how many processes there are, which one this is, and its GPUs (None: all that it sees)."""
+
+    coordinator: str
+    processes: int
+    process: int
+    devices: tuple[int, ...] | None = None
+
+
+# ---- starting
+
+
+def chosen(coordinator: str, processes: int | None, process: int | None, environ: Mapping[str, str]) -> Start | None:
+    """How this process starts: as the flags say or, without them, as SLURM says; None where it is alone.
+
+    Only `srun` starts several: a batch script that calls Python itself is one process, whatever --ntasks is. InputError for flags that do
+    not go together.
+    """
+    given = {"--coordinator": coordinator or None, "--processes": processes, "--process": process}
+    if processes == 1 and process in (None, 0):
+        return None
+    if any(value is not None for value in given.values()):
+        if missing := [flag for flag, value in given.items() if value is None]:
+            raise InputError(f"{missing[0]} is missing; give --coordinator=HOST:PORT --processes=N --process=I, or none of them")
+        if not re.fullmatch(r".+:\d{1,5}", coordinator) or not 0 < int(coordinator.rpartition(":")[2]) < 65536:
+            raise InputError(f"--coordinator={coordinator}: give the host of process 0 and a free port there, e.g. node1:61234")
+        if processes < 1:
+            raise InputError(f"--processes={processes}: give how many processes there are in all, 1 or more")
+        if not 0 <= process < processes:
+            raise InputError(f"--process={process} of --processes={processes}: processes are counted from 0 to {processes - 1}")
+        return Start(coordinator, processes, process)
+    if "SLURM_STEP_NUM_TASKS" not in environ or number(environ, "SLURM_STEP_NUM_TASKS") == 1:
+        return None
+    # Two jobs, or two steps of one, may share a node. Above the ports that systems give to those who ask for any.
+    port = 61000 + (31 * number(environ, "SLURM_JOB_ID") + number(environ, "SLURM_STEP_ID")) % 4500
+    host = first_host(environ.get("SLURM_STEP_NODELIST", ""))
+    if not host:
+        raise strange(environ, "SLURM_STEP_NODELIST")
+    return Start(f"{host}:{port}", number(environ, "SLURM_STEP_NUM_TASKS"), number(environ, "SLURM_PROCID"), own_gpus(environ))
+
+
+def number(environ: Mapping[str, str], name: str) -> int:
+    """A number that SLURM set. InputError if it is none."""
+    if not environ.get(name, "").isdecimal():
+        raise strange(environ, name)
+    return int(environ[name])
+
+
+def strange(environ: Mapping[str, str], name: str) -> InputError:
+    """What to say of a variable that is not as `srun` sets it."""
+    return InputError(
+        f"{name} is {environ.get(name, 'not set')!r}, not as srun sets it for one of several processes; start by srun, or give "
+        "--processes=1 if this process is to be alone"
+    )
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a list as SLURM writes it, e.g. node01 of node[01-04,07],login."""
+    return "".join(re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", nodes).groups(""))
+
+
+def own_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
+    """This process's part of its node's GPUs, as places in what it sees; None: all of them.
+
+    A process that is alone on its node takes all. Of several each takes its part, unless SLURM shows each its own already
+    (--gpus-per-task). InputError where they do not divide.
+    """
+    per_node = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # e.g. 4(x2),1
+    of_nodes = [int(n) for n, nodes in per_node for _ in range(int(nodes or 1))]
+    node = number(environ, "SLURM_NODEID")
+    if node >= len(of_nodes):
+        raise strange(environ, "SLURM_STEP_TASKS_PER_NODE")
+    tasks = of_nodes[node]
+    seen = len([gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu])
+    if tasks == 1 or seen < (number(environ, "SLURM_GPUS_ON_NODE") if environ.get("SLURM_GPUS_ON_NODE") else 1):
+        return None
+    if seen % tasks:
+        raise InputError(f"{seen} GPUs do not divide over {tasks} processes of a node; use e.g. --ntasks-per-node={seen}, or 1")
+    share, place = seen // tasks, number(environ, "SLURM_LOCALID")
+    return tuple(range(place * share, (place + 1) * share)) or None
+
+
+@contextmanager
+def joined(start: Start | None) -> Iterator[None]:
+    """This process as one of several, from before JAX is used to the end of the run.
+
+    What makes all of them fail is said once, by process 0. If one fails alone the others wait for it in a step: it leaves at once, without
+    saying goodbye, and they are ended by JAX. InputError if they do not find one another.
+    """
+    if start is None:
+        yield
+        return
+    if global_state is Alone:
+        raise InputError(
+            f"{start.processes} processes talk by {SERVICE.replace(':', '.')}, which JAX {jax.__version__} has not as we know it; "
+            f'pip install "jax<{UNTRIED}", or start one process, by --processes=1'
+        )
+    # Signals are JAX's only while there is a step to stop at: see `stop_requests`.
+    jax.config.update("jax_enable_preemption_service", False)
+    who = f"process {start.process} of {start.processes}"
+    notice = f"{who}: waiting at {start.coordinator} for all to be there, {CONTACT} s at most"
+    waiting = threading.Timer(NOTICE, lambda: print(notice, file=sys.stderr, flush=True))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        jax.distributed.initialize(
+            start.coordinator,
+            start.processes,
+            start.process,
+            start.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=CONTACT,
+            heartbeat_timeout_seconds=SILENCE,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{who}: no contact by {start.coordinator} ({reason}); start all processes, each with its own number, and check that this host "
+            "is process 0's and the port free"
+        ) from error
+    finally:
+        waiting.cancel()
+    try:
+        yield
+    except BaseException as error:
+        try:
+            global_state.client.wait_at_barrier("leaving", LEAVING * 1000)
+        except RuntimeError:
+            if isinstance(error, InputError):
+                print(f"error: process {start.process}: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2 if isinstance(error, InputError) else 1)
+        jax.distributed.shutdown()
+        if isinstance(error, InputError | KeyboardInterrupt) and start.process:
+            raise SystemExit(2 if isinstance(error, InputError) else 130) from None  # process 0 says it
+        raise
+    jax.distributed.shutdown()
+
+
+def check_devices(wanted: int) -> None:
+    """InputError unless all processes together have `wanted` devices; 0: any number will do."""
+    if wanted and (have := jax.device_count()) != wanted:
+        each = ", ".join(gather(f"{jax.local_device_count()} on {socket.gethostname()}"))
+        raise InputError(f"--devices is {wanted}, and there are {have} ({each}); start as many as you mean, or leave --devices out")
+
+
+# ---- telling one another
+
+
+def gather(word: str) -> list[str]:
+    """What every process says here, in their order, in all of them. All have to come by, in the same order of calls."""
+    client = global_state.client
+    if client is None:
+        return [word]
+    number = next(_numbers)
+    client.key_value_set(f"brainseg_jax/{number}/{global_state.process_id}", word)
+    return [client.blocking_key_value_get(f"brainseg_jax/{number}/{i}", WAIT) for i in range(global_state.num_processes)]
+
+
+def from_first(find: Callable[[], T]) -> T:
+    """What process 0 finds, in all: for what is read from a disk that changes, and for decisions. JSON has to be able to hold it."""
+    if global_state.client is None:
+        return find()
+    return json.loads(gather("null" if global_state.process_id else json.dumps(find()))[0])
+
+
+def any_of(here: bool) -> bool:
+    """Whether it is so in any process."""
+    return any(json.loads(word) for word in gather(json.dumps(here)))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All go on once all are here; an InputError of one process is raised in all."""
+    fault = None
+    try:
+        yield
+    except InputError as error:
+        fault = error
+    for i, said in enumerate(gather(str(fault or ""))):
+        if said:
+            raise fault if i == global_state.process_id else InputError(f"process {i}: {said}")
+
+
+def agree(told: dict[str, Any]) -> None:
+    """Raises InputError, naming key and values, unless all processes tell the same."""
+    first, *others = map(json.loads, gather(json.dumps(told)))
+    for i, other in enumerate(others, 1):
+        if different := [key for key in first.keys() | other.keys() if first.get(key) != other.get(key)]:
+            key = min(different)
+            raise InputError(
+                f"process {i} has {key} {other.get(key)} where process 0 has {first.get(key)}; start all with the same command, software "
+                "and files"
+            )
+
+
+def in_turns(make: Callable[[], T]) -> T:
+    """What `make` makes on disk is made once: by process 0, then by one process of each other host, and all others find it there."""
+    hosts, me = gather(socket.gethostname()), global_state.process_id
+    turn = 0 if me == 0 else 1 if hosts.index(hosts[me]) == me else 2
+    for now in range(3):
+        with together():
+            if now == turn:
+                made = make()
+    return made
+
+
+@contextmanager
+def stop_requests(step: int) -> Iterator[tuple[Callable[[int], bool], Callable[[], bool]]]:
+    """Whether the run has been asked to stop before a step: Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit;
+    and whether Ctrl-C was among it.
+
+    Of several processes one that is asked is enough, and all stop before the same step. `step` is the first one; each has to be asked for.
+    """
+    asked: list[int] = []
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if global_state.client is not None:
+        # JAX listens for SIGTERM in all processes and agrees on a step that none of them has begun.
+        numbers.remove(signal.SIGTERM)
+        if global_state.preemption_sync_manager is None:
+            jax.config.update("jax_enable_preemption_service", True)
+            global_state.initialize_preemption_sync_manager()
+        reached = global_state.preemption_sync_manager.reached_sync_point
+        reached(step)
+
+    def ask(number: int, _: Any) -> None:
+        asked.append(number)
+        if global_state.client is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        stopped = reached if global_state.client is not None else lambda step: bool(asked)
+        yield stopped, lambda: signal.SIGINT in asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,114 @@
+"""GPUs as the compiler and the roofline see them; every figure is from a public document, named with the card.
+
+What the compiler is told (cores, shared memory, registers, usable memory) are the facts of the target descriptions in the XLA repository;
+it has none for the RTX 3090, whose chip is the A6000's (GA102): its counts and sizes are NVIDIA's, its limits per core the A6000's.
+"""
+
+from typing import NamedTuple
+
+from brainseg_jax.core.errors import InputError, meant
+
+
+class Chip(NamedTuple):
+    """What cards of one chip have in common: compute capability and, per core, FP32 units, threads, and bytes of shared memory."""
+
+    capability: tuple[int, int]
+    units: int
+    threads: int
+    shared: int
+    shared_of_block: int
+
+
+HOPPER = Chip((9, 0), 128, 2048, 233472, 232448)
+AMPERE = Chip((8, 0), 64, 2048, 167936, 166912)
+GA102 = Chip((8, 6), 128, 1536, 102400, 101376)
+
+
+class Card(NamedTuple):
+    """memory: bytes that programs see. bandwidth: its bytes/s. bfloat16, tf32: dense FLOP/s of tensor cores, sums in float32. float32:
+    FLOP/s without them. link: bytes/s in one direction from a GPU to others of its host. network: the same between hosts, for each GPU."""
+
+    title: str
+    chip: Chip
+    cores: int
+    clock: float  # GHz, boost
+    cache: int  # L2, bytes
+    memory: int
+    bandwidth: float
+    bfloat16: float
+    tf32: float
+    float32: float
+    link: float
+    network: float
+    source: str
+
+
+# One 400 Gbit/s port for each GPU in NVIDIA's DGX H100, 200 in DGX A100; workstations are taken to have 100 Gbit/s for four GPUs.
+FAST, MEDIUM, SLOW = 50e9, 25e9, 3.1e9
+PCIE4 = 31.5e9  # 16 lanes
+CARDS = {
+    "h100": Card(
+        *("NVIDIA H100 SXM 80 GB", HOPPER, 132, 1.98, 52428800, 84942979072, 3.352e12),
+        *(989e12, 494e12, 67e12, 450e9, FAST, "NVIDIA H100 Tensor Core GPU data sheet (half of its figures with sparsity)"),
+    ),
+    "h200": Card(
+        *("NVIDIA H200 SXM 141 GB", HOPPER, 132, 1.98, 52428800, 151397597184, 4.8e12),
+        *(989e12, 494e12, 67e12, 450e9, FAST, "NVIDIA H200 Tensor Core GPU data sheet (half of its figures with sparsity)"),
+    ),
+    "a100": Card(
+        *("NVIDIA A100 SXM 80 GB", AMPERE, 108, 1.41, 41943040, 85100068864, 2.039e12),
+        *(312e12, 156e12, 19.5e12, 300e9, MEDIUM, "NVIDIA A100 Tensor Core GPU data sheet"),
+    ),
+    "a100-40": Card(
+        *("NVIDIA A100 SXM 40 GB", AMPERE, 108, 1.41, 41943040, 42331013120, 1.555e12),
+        *(312e12, 156e12, 19.5e12, 300e9, MEDIUM, "NVIDIA A100 Tensor Core GPU data sheet"),
+    ),
+    "rtx3090": Card(
+        *("NVIDIA GeForce RTX 3090 24 GB", GA102, 82, 1.695, 6291456, 25438126080, 0.936e12),
+        *(71e12, 35.6e12, 35.6e12, PCIE4, SLOW, "NVIDIA Ampere GA102 GPU architecture whitepaper, appendix A; PCIe 4.0, no NVLink bridge"),
+    ),
+    "a6000": Card(
+        *("NVIDIA RTX A6000 48 GB", GA102, 84, 1.8, 6291456, 51041271808, 0.768e12),
+        *(154.8e12, 77.4e12, 38.7e12, PCIE4, SLOW, "NVIDIA RTX A6000 data sheet and GA102 whitepaper; PCIe 4.0, no NVLink bridge"),
+    ),
+}
+
+
+def card(name: str) -> Card:
+    """The card of a name in CARDS; InputError, with the names there are, for another."""
+    if name not in CARDS:
+        raise InputError(f"--gpu={name}: no such card{meant(name, CARDS)}; use one of {', '.join(CARDS)}")
+    return CARDS[name]
+
+
+def target(card: Card) -> str:
+    """The card as the compiler's target configuration, a text protocol buffer (stream_executor.GpuTargetConfigProto)."""
+    chip, (major, minor) = card.chip, card.chip.capability
+    device = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "shared_memory_per_block": 49152,
+        "shared_memory_per_core": chip.shared,
+        "shared_memory_per_block_optin": chip.shared_of_block,
+        "threads_per_core_limit": chip.threads,
+        "core_count": card.cores,
+        "fpus_per_core": chip.units,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65535,
+        "block_dim_limit_z": 65535,
+        "memory_bandwidth": int(card.bandwidth),
+        "l2_cache_size": card.cache,
+        "clock_rate_ghz": card.clock,
+        "device_memory_size": card.memory,
+        "registers_per_core_limit": 65536,
+        "registers_per_block_limit": 65536,
+        "thread_dim_limit_x": 1024,
+        "thread_dim_limit_y": 1024,
+        "thread_dim_limit_z": 64,
+    }
+    facts = " ".join(f"{name}: {value}" for name, value in device.items())
+    return (
+        f"gpu_device_info {{ {facts} cuda_compute_capability {{ major: {major} minor: {minor} }} }} "
+        'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 } runtime_version { major: 12 minor: 9 patch: 0 } '
+        f'device_description_str: "{card.title}"'
+    )

@@ -1,0 +1,198 @@
+"""The group page: every case of a run in one static HTML file, to look at, sort, filter and rate, from disk and without a network.
+
+A case becomes a record as soon as it is predicted (`case`, JSON-able); the page is put together at the end, from the records of however
+many runs (`page`). How it looks and behaves is in `assets/`. Names come from files and are taken for hostile: all text is escaped, and
+the page's own script is the only one that its policy lets run.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import check_own, check_place, read_text, write_text
+from brainseg_jax.data.labels import Table
+from brainseg_jax.data.nifti import Scan
+from brainseg_jax.qc.findings import ALL, KINDS, WORST, Findings, Z
+from brainseg_jax.qc.mosaic import MM, WINDOW, strip
+
+FORMAT = 2  # of a case's record: raise it when a page cannot be made of older ones
+SEAL = "sha256"  # of the rest of a record, in its file
+SHOWN = 5  # flags of a case that are shown before the others are unfolded
+RATINGS = ("good", "doubtful", "bad")
+MARK = '<meta name="generator" content="brainseg_jax">'  # by which a page of ours is known
+
+Case = dict[str, Any]
+
+
+def case(
+    name: str,
+    scan: Scan,
+    classes: Integer[np.ndarray, "x y z"],
+    table: Table,
+    found: Findings,
+    *,
+    subject: str = "",
+    session: str = "",
+    soft_ml: Float[np.ndarray, "k"] | None = None,
+) -> Case:
+    """What the page shows of a case, JSON-able, about 50 kB. `classes` are on the scan's grid; `name` is the case's own within the run.
+
+    `subject` is the name if empty; `soft_ml`: sums of probabilities (background first), shown beside the volumes.
+    """
+    columns = [found.measures.ml, found.z, found.z_scaled]
+    columns += [] if soft_ml is None else [np.array([soft_ml[1:].sum(), *soft_ml[1:]])]
+    pictures = [
+        {
+            "plane": picture.plane,
+            "width": picture.width,
+            "height": picture.height,
+            "scan": base64.b64encode(picture.scan).decode(),
+            "lines": base64.b64encode(picture.lines).decode(),
+        }
+        for picture in strip(scan, classes, table)
+    ]
+    return {
+        "format": FORMAT,
+        "name": _printable(name),
+        "subject": _printable(subject or name),
+        "session": _printable(session),
+        "score": round(found.score, 2),
+        "flags": [[flag.kind, flag.structure, round(flag.severity, 2), flag.words] for flag in found.flags],
+        "structures": [[ALL, ""], *([s.name, s.colour] for s in table.structures)],
+        "values": [[_rounded(column[n]) for column in columns] for n in range(len(columns[0]))],
+        "pictures": pictures,
+    }
+
+
+def write_case(file: Path, record: Case) -> None:
+    """Writes a record as JSON with a checksum, all of it or nothing."""
+    write_text(file, json.dumps(record | {SEAL: _seal(record)}))
+
+
+def read_cases(files: Iterable[Path]) -> list[Case]:
+    """The records in files that `write_case` wrote. InputError, naming the file, for one that is damaged or of another version."""
+    records = []
+    for file in files:
+        try:
+            record = json.loads(read_text(file))
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or record.pop(SEAL, "") != _seal(record) or record.get("format") != FORMAT:
+            raise InputError(f"{file}: is no case of a page as this version writes it; delete it, and predict that scan again")
+        records.append(record)
+    return records
+
+
+def _seal(record: Case) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def refuse(file: Path, made: Path) -> None:
+    """Raises InputError where no page can be written, or what is there is none of ours; the folder `made` need not be there yet."""
+    folder = file.absolute().parent
+    check_own(f"--qc {file}", file, "page", MARK)
+    if not folder.is_dir() and folder != made:
+        raise InputError(f"--qc {file}: there is no folder {folder}; make it, or give another place")
+    check_place(file)
+
+
+def write_page(file: Path, records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()) -> None:
+    """Writes `page`, all of it or nothing."""
+    write_text(file, page(records, title, id, notes))
+
+
+def page(records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()) -> str:
+    """The HTML of all cases, the worst first, with `notes` above them.
+
+    `id` is the run's, e.g. its folder: a browser keeps ratings under it, so that they are still there when the page is made again with
+    more cases. InputError for two cases of one name, or of two label tables.
+    """
+    records = sorted(records, key=lambda record: (-record["score"], record["subject"], record["session"], record["name"]))
+    structures = records[0]["structures"] if records else []
+    names = set()
+    for record in records:
+        if record["name"] in names:
+            raise InputError(f"two cases are called {record['name']!r}; give each its own name")
+        if record["structures"] != structures:
+            raise InputError(f"{record['name']} has other structures than {records[0]['name']}; make a page for each label table")
+        names.add(record["name"])
+    number = {name: n for n, (name, _) in enumerate(structures)}
+    data = {
+        "id": hashlib.sha256(id.encode(errors="replace")).hexdigest()[:16],
+        "title": _printable(title),
+        "ratings": RATINGS,
+        "kinds": list(KINDS),
+        "structures": structures,
+        "z": Z,
+        "cases": [
+            {key: record[key] for key in ("name", "subject", "session", "score", "values")}
+            | {"flags": [[kind, number[structure]] for kind, structure, _, _ in record["flags"]]}
+            for record in records
+        ],
+    }
+    files = resources.files(__package__) / "assets"
+    skeleton, css, script = ((files / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js"))
+    parts = {
+        "title": escape(_printable(title)),
+        "mark": MARK,
+        "policy": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "css": css,
+        "notes": "".join(f"<p class=note>{escape(_printable(note))}</p>" for note in notes),
+        "window": escape(" × ".join(map(str, WINDOW))),
+        "mm": f"{MM:g}",
+        "kinds": "".join(f"<dt>{kind}</dt><dd>{escape(words)}</dd>" for kind, words in KINDS.items()),
+        "colours": "".join(f'<li><i style="background:{escape(colour)}"></i>{escape(name)}</li>' for name, colour in structures[1:]),
+        "cases": "\n".join(_article(n, record) for n, record in enumerate(records)),
+        # No "<" in it, so that no name can end the element.
+        "data": json.dumps(data).replace("<", "\\u003c"),
+        "script": script,
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], skeleton)  # one pass: what is put in is not looked at again
+
+
+def _article(n: int, record: Case) -> str:
+    called = escape(record["subject"])
+    session = f" <small><bdi>{escape(record['session'])}</bdi></small>" if record["session"] else ""
+    file = f"<p class=name><bdi>{escape(record['name'])}</bdi></p>" if record["name"] != record["subject"] else ""
+    flags = [
+        f"<li{' class=worst' * (severity >= WORST)}><b>{escape(kind)}</b> <span>{escape(words)}</span></li>"
+        for kind, _, severity, words in record["flags"]
+    ]
+    more = f"<details><summary>{len(flags) - SHOWN} more</summary><ul>{''.join(flags[SHOWN:])}</ul></details>" if flags[SHOWN:] else ""
+    buttons = "".join(f"<button type=button data-rating={r} aria-pressed=false>{r}</button>" for r in RATINGS)
+    return f"""<article data-case={n} tabindex=-1 aria-labelledby=case{n}>
+<header><h2 id=case{n}><bdi>{called}</bdi>{session}</h2>{file}
+<span class=value></span><span class=score>score {record["score"]:.1f}</span></header>
+<div class=strip>{"".join(_figure(picture, called) for picture in record["pictures"])}</div>
+<div class=below><div class=flags><ul>{"".join(flags[:SHOWN]) or "<li class=none>no flags</li>"}</ul>{more}</div>
+<div class=rate role=group aria-label="Rating of {called}">{buttons}<input type=text placeholder=comment aria-label="Comment on {called}">
+<details class=volumes><summary>volumes</summary></details></div></div></article>"""
+
+
+def _figure(picture: dict[str, Any], called: str) -> str:
+    size = f"width={int(picture['width'])} height={int(picture['height'])} decoding=async"
+    alt = f"{called}: three {escape(picture['plane'])} slices of the scan"
+    return (
+        f'<figure><img {size} alt="{alt}" src="data:image/jpeg;base64,{escape(picture["scan"])}">'
+        f'<img {size} class=lines alt="" src="data:image/png;base64,{escape(picture["lines"])}"></figure>'
+    )
+
+
+def _printable(text: str) -> str:
+    """Without what neither HTML nor UTF-8 can hold: control characters, and bytes of file names that are no text."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def _rounded(value: float) -> float | None:
+    """Four digits, which is more than a volume has; JSON has no NaN."""
+    return float(f"{value:.4g}") if np.isfinite(value) else None

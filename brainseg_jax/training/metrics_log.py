@@ -1,0 +1,135 @@
+"""What a run says: metrics.jsonl and TensorBoard files, a live line on a terminal, plain lines elsewhere; from process 0 only."""
+
+import json
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import named, read_bytes, write_text
+
+try:
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import masked_crc32c
+    from tensorboardX.summary import scalar
+except ImportError:  # the extra "view" is not installed
+    Event = None
+
+METRICS = 2**28  # bytes that are read of a metrics.jsonl, at most: more than a million lines
+
+
+class Writer:
+    """Numbers to files and words to people. Other processes than the first get one that does nothing."""
+
+    def __init__(self, folder: Path, steps: int, start: int, out: TextIO | None = None):
+        self.active = jax.process_index() == 0
+        self.console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True, quiet=not self.active)
+        if not self.active:
+            return
+        self.file = folder / "metrics.jsonl"
+        _forget_after(self.file, start)
+        self.board = Board(folder / "tb", start + 1 if start else 0) if Event else None
+        self.bar = None
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[line]}"),
+                console=self.console,
+                transient=True,
+            )
+            self.task = self.bar.add_task("", total=steps, completed=start, line="")
+            self.bar.start()
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text, markup=False)
+
+    def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, {"step", "kind", "time", name: value}, and the same to TensorBoard as kind/name."""
+        if not self.active:
+            return
+        # Opened for each line: nothing is left in a buffer, which would fail a second time where a disk is full.
+        with named(self.file), self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3)} | values) + "\n")
+        if self.board:
+            self.board.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def progress(self, step: int, line: str, eta: float) -> None:
+        """How the run stands: on a terminal in place, elsewhere as a line with the time left, in seconds."""
+        if not self.active:
+            return
+        if self.bar:
+            self.bar.update(self.task, completed=step, line=line)
+        else:
+            self.say(f"step {step}  {line}  {_duration(eta)} left")
+
+    def close(self) -> None:
+        """Leaves the terminal as it was; files are closed after each line."""
+        if self.active and self.bar:
+            self.bar.stop()
+
+
+class Board:
+    """A file of TensorBoard's, in `folder`; numbers that were written from step `since` on, in earlier files, are hidden.
+
+    tensorboardX's own writer does it in a thread, where a full disk is a traceback and not an error of the run.
+    """
+
+    def __init__(self, folder: Path, since: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._append([Event(file_version="brain.Event:2"), Event(step=since, session_log=SessionLog(status=SessionLog.START))])
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers by name."""
+        self._append([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
+
+    def _append(self, events: list[Any]) -> None:
+        """Records of TensorFlow's: length, its checksum, content, its checksum."""
+        with named(self.file), self.file.open("ab") as stream:
+            for event in events:
+                event.wall_time = time.time()
+                content = event.SerializeToString()
+                length = struct.pack("<Q", len(content))
+                stream.write(b"".join((length, _checksum(length), content, _checksum(content))))
+
+
+def _checksum(content: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(content))
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, none where there is no file; a last line that a killed run left unfinished is left out.
+
+    Raises InputError where another one is damaged, and for what is no file or longer than any run's.
+    """
+    rows, lines = [], read_bytes(file, METRICS).splitlines() if file.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"step": row["step"], "kind": row["kind"]})
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise InputError(f"{file}: line {number} is damaged; bring it back from a backup, or take this line out") from None
+    return rows
+
+
+def _forget_after(file: Path, start: int) -> None:
+    """Drops what an interrupted run wrote after the checkpoint it now goes on from: it will be written again."""
+    rows = [row for row in read_metrics(file) if row["step"] <= start] if start else []
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
