@@ -13,17 +13,17 @@ def answer_ctrl_c() -> None:
     """From here on Ctrl-C before a command can answer it is one line, too, and 130: what commands import takes seconds."""
 
     def stopped(kind, error, trace):
-        from brainseg_jax.core.errors import asked_to_stop
+        from brainseg_jax.core.errors import is_interrupt
 
-        if not asked_to_stop(error):
+        if not is_interrupt(error):
             return sys.__excepthook__(kind, error, trace)
         print("stopped", file=sys.stderr)
         raise SystemExit(130)
 
     sys.excepthook = stopped
-    from brainseg_jax.core.errors import raise_later
+    from brainseg_jax.core.errors import defer_ctrl_c
 
-    sys.unraisablehook = raise_later
+    sys.unraisablehook = defer_ctrl_c
 
 
 if sys.argv[:1] == ["-m"]:  # while Python looks for the command of `python -m`

@@ -6,7 +6,7 @@ python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:thirtythree,
         --config.init.checkpoint=runs/pretrain_swin_full/checkpoints/STEP
     Our recipe for a cohort, from pretraining; without the last flag from scratch.
 python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:skull,paper --config.data.manifest=people.tsv \
-        --config.data.target=ADNI --config.data.masks=100 --config.init.checkpoint=…
+        --config.data.target=ADNI --config.data.num_labelled=100 --config.init.checkpoint=…
     The paper's recipe as its code has it: all masks of the other data sets, 100 of the target.
 python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four,2mm --config.data.manifest=people.tsv
     Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.

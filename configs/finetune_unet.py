@@ -1,4 +1,4 @@
-"""A residual U-Net, nnU-Net's ResEnc: skull stripping, 4 structures, 33 structures, or a table of your own (brainseg_jax/config/recipes.py).
+"""A residual U-Net, nnU-Net's ResEnc: skull stripping, 4 structures, 33 structures, or a table of your own (config/recipes.py).
 
 Nothing pretrains it: it is trained from scratch, or goes on from another U-Net of this package.
 
@@ -7,7 +7,7 @@ python -m brainseg_jax.main --config=configs/finetune_unet.py:four
 python -m brainseg_jax.main --config=configs/finetune_unet.py:thirtythree,full --config.data.manifest=people.tsv
     Our recipe for a cohort.
 python -m brainseg_jax.main --config=configs/finetune_unet.py:skull,paper --config.data.manifest=people.tsv \
-        --config.data.target=ADNI --config.data.masks=100
+        --config.data.target=ADNI --config.data.num_labelled=100
     The data, loss and optimizer of the paper's code, which has no U-Net: to compare with the other two networks under its recipe.
 python -m brainseg_jax.main --config=configs/finetune_unet.py:four,2mm --config.data.manifest=people.tsv
     Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.

@@ -34,7 +34,7 @@ def trial(c: ConfigDict) -> None:
     c.steps = 30
     c.log_every = 1
     c.data.batch = 2  # contrast needs another crop
-    c.optim.peak = 1e-4
+    c.optim.lr = 1e-4
     c.optim.warmup = 0.2
     c.mesh.data = 1
 
@@ -61,7 +61,7 @@ def paper(c: ConfigDict) -> None:
     c.data.crops_per_volume = 2
     c.augment.chance = 0.1
     c.swin.merging = "legacy"  # MONAI's of that time
-    c.ssl.cut = "paper"
+    c.ssl.cutout = "paper"
     c.ssl.heads = "tokens"
     c.optim.warmup = 1 / 30  # 10,000 steps
     c.optim.b2 = 0.999

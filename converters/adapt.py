@@ -37,12 +37,12 @@ def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> 
 
 def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
     """The network for images of `new` channels (see `transfer.spread`). Raises InputError for heads that reconstruct the image, too."""
-    from brainseg_jax.weights.transfer import spread
+    from brainseg_jax.weights.transfer import spread_channels
 
     if any(path.split("/")[0] not in ("encoder", "decoder", "head") for path in leaves):
         raise InputError("--to-channels: the heads of pretraining reconstruct the image they were trained on; leave it out")
     try:
-        return spread(leaves, old, new)
+        return spread_channels(leaves, old, new)
     except InputError as refusal:
         raise InputError(f"--to-channels {new}: {refusal}") from None
 

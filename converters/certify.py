@@ -132,12 +132,12 @@ def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarra
     import jax
 
     from brainseg_jax import models
-    from brainseg_jax.core.pytree import paths, tree
+    from brainseg_jax.core.pytree import paths, unflatten
 
     config = config.copy_and_resolve_references()
     config.dtype = dtype
     with jax.enable_x64(dtype == "float64"):
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree(leaves))
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), unflatten(leaves))
         x = np.asarray(image, dtype)
         encoder = models.ENCODERS[config.encoder](config)
         found: dict[str, Any] = {}

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.core.errors import InputError, exit_code, leave
+from brainseg_jax.core.errors import InputError, exit_code, exit_process
 from brainseg_jax.core.files import check_place
 from converters import certify
 from converters.incoming import convert_file
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def command() -> None:
     """This process as the command."""
-    leave(main())
+    exit_process(main())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from brainseg_jax.config.keys import FORMAT, base, with_sources
-from brainseg_jax.core.errors import InputError, few
+from brainseg_jax.core.errors import InputError, first_few
 from converters import certify, swin_unetr, unetr
 from converters.adapt import adapted
 from converters.conversion import UNSEEN, Conversion, digest, summary
@@ -56,10 +56,10 @@ def convert_file(options: argparse.Namespace) -> Conversion:
         "adapted": done,
     }
     # Orbax and JAX are slow to load, and no refusal above needs them.
-    from brainseg_jax.core.pytree import tree
+    from brainseg_jax.core.pytree import unflatten
     from brainseg_jax.weights import checkpoint
 
-    checkpoint.write(out, tree(leaves), {"config": with_sources(config, set(), source.name), "format": FORMAT, "source": facts})
+    checkpoint.write(out, unflatten(leaves), {"config": with_sources(config, set(), source.name), "format": FORMAT, "source": facts})
     kind = f"{source}: {found.dialect.what}, dialect {found.dialect.name}" + (f", keys as of MONAI {releases}" if releases else "")
     report = [
         kind,
@@ -206,10 +206,10 @@ def _not_covered(dialect: Dialect, account: Account, surplus: list[str], missing
     faults = []
     if unknown := [*account.unknown, *surplus]:
         faults.append(
-            f"of its {total} keys {len(unknown)} {'has' if len(unknown) == 1 else 'have'} no use in {dialect.what} ({few(unknown)})"
+            f"of its {total} keys {len(unknown)} {'has' if len(unknown) == 1 else 'have'} no use in {dialect.what} ({first_few(unknown)})"
         )
     if missing:
-        faults.append(f"of {dialect.what} it lacks {few(missing)}")
+        faults.append(f"of {dialect.what} it lacks {first_few(missing)}")
     return f"{' and '.join(faults)}; find the file of an unchanged network, or add --partial to convert the rest and list what is left out"
 
 
@@ -220,5 +220,5 @@ def _told(found: Found) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for key, reason in account.dead.items():
         reasons.setdefault(reason, []).append(key)
-    lines += [f"  not used: {few(keys)}: {reason}" for reason, keys in reasons.items()]
+    lines += [f"  not used: {first_few(keys)}: {reason}" for reason, keys in reasons.items()]
     return [*lines, *(f"  left out: {key}" for key in found.left), *(f"  {note}" for note in found.notes)]

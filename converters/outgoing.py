@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import FORMAT, c_get, check_format, from_resolved
+from brainseg_jax.config.keys import FORMAT, check_format, from_resolved, get_key
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.weights import safetensors
 from converters import certify, swin_unetr
@@ -57,7 +57,7 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
     except InputError as refusal:
         raise InputError(f"{source}: {refusal}") from None
     unused = synthesise(dialect.dead, tensors, monai)
-    told = {key: c_get(config, key) for key in UNSEEN if key.split(".")[0] in (config.encoder, config.objective, "data")}
+    told = {key: get_key(config, key) for key in UNSEEN if key.split(".")[0] in (config.encoder, config.objective, "data")}
     safetensors.write(out, tensors | unused, {"format": "pt", METADATA: json.dumps(told)})
     for_monai = f" for MONAI {monai}" if dialect.since else ""
     report = [
@@ -122,7 +122,7 @@ def _fault(dialect: Dialect, config: ConfigDict, leaves: Leaves) -> str:
         return "such files are read only"
     parts = sorted({path.split("/")[0] for path in leaves})
     for key, value in dialect.fixed.items():
-        if (mine := c_get(config, key)) != value:
+        if (mine := get_key(config, key)) != value:
             return f"{key} is {mine} where it has {value}"
     if parts != sorted(dialect.parts):
         return f"the checkpoint has {', '.join(parts)} where it has {', '.join(sorted(dialect.parts))}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brainseg_jax.core.errors import InputError, few, meant
+from brainseg_jax.core.errors import InputError, did_you_mean, first_few
 from brainseg_jax.weights import safetensors
 from converters import paper, swin_unetr, torchfile, unetr
 from converters.rules import Dialect, Tensors
@@ -47,7 +47,7 @@ def read(path: Path, wanted: str = "") -> Source:
         raise InputError(f"{path}: holds no weights; a file of torch.save(model.state_dict(), file) is expected")
     name = _chosen(path, list(found), wanted)
     others = [other for other in found if other not in (name, "")]
-    also = f"; --weights takes {few(others)} instead" if others else ""
+    also = f"; --weights takes {first_few(others)} instead" if others else ""
     choice = f"weights: {name or 'those of the file itself'}{also}" if others or name not in WRAPPERS else ""
     return Source(_without_prefixes(found[name]), told, name, choice)
 
@@ -74,10 +74,12 @@ def _sets(content: dict[str, Any], name: str = "", depth: int = 3) -> dict[str, 
 
 def _chosen(path: Path, names: list[str], wanted: str) -> str:
     if wanted and wanted not in names:
-        raise InputError(f"--weights {wanted}: {path} has none of this name{meant(wanted, names)}; it has {few(filter(None, names), 9)}")
+        raise InputError(
+            f"--weights {wanted}: {path} has none of this name{did_you_mean(wanted, names)}; it has {first_few(filter(None, names), 9)}"
+        )
     usual = [name for name in WRAPPERS if name in names]
     if not wanted and not usual and len(names) > 1:
-        raise InputError(f"{path}: holds {len(names)} sets of weights; say which with --weights: {few(names, 9)}")
+        raise InputError(f"{path}: holds {len(names)} sets of weights; say which with --weights: {first_few(names, 9)}")
     return wanted or (usual or names)[0]
 
 
@@ -87,17 +89,17 @@ def detect(tensors: Tensors, wanted: str = "") -> Dialect:
     fitting = [d for d in DIALECTS if not lacks[d.name]]
     if wanted:
         if lacks[wanted]:
-            looks = f"it looks like {fitting[0].name}" if fitting else f"its {len(tensors)} keys are like {few(tensors)}"
+            looks = f"it looks like {fitting[0].name}" if fitting else f"its {len(tensors)} keys are like {first_few(tensors)}"
             raise InputError(f"is no {wanted}, which has {lacks[wanted][0]}; {looks}; leave out --dialect, or check the file")
         return next(d for d in fitting if d.name == wanted)
     if not fitting and any(key.startswith(NNUNET) for key in tensors):
         raise InputError("holds a U-Net of nnU-Net's, whose weights cannot be converted yet; predict with nnU-Net itself")
     if not fitting:
         nearest = min(DIALECTS, key=lambda d: len(lacks[d.name]) / len(d.marks))
-        hint = f"nearest is {nearest.what}, but {few(lacks[nearest.name])} is missing: get the whole file"
+        hint = f"nearest is {nearest.what}, but {first_few(lacks[nearest.name])} is missing: get the whole file"
         if len(lacks[nearest.name]) == len(nearest.marks):
             hint = "give weights of MONAI's UNETR or SwinUNETR, of its research contributions' Swin pretraining, or of the paper's code"
-        raise InputError(f"its {len(tensors)} keys, like {few(tensors)}, are of no network known here; {hint}")
+        raise InputError(f"its {len(tensors)} keys, like {first_few(tensors)}, are of no network known here; {hint}")
     return fitting[0]
 
 

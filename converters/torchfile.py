@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import opened
+from brainseg_jax.core.files import open_regular
 
 LIMIT = 2**34  # bytes all entries may take unpacked
 PICKLE = 2**24  # bytes of the pickle; three thousand tensors with their optimizer take about one million
@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
     a tuple; types and devices are their names. Every entry used has passed its checksum. Raises InputError, naming the file and the
     remedy, for whatever else the file holds.
     """
-    with opened(path, "give a file of torch.save's") as file:
+    with open_regular(path, "give a file of torch.save's") as file:
         try:
             return _checkpoint(file)
         except MemoryError:

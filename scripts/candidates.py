@@ -45,7 +45,7 @@ from brainseg_jax.data.labels import Table, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read
 from brainseg_jax.data.synthesis.priors import Prior
-from brainseg_jax.inference.prediction import Predictor, find, predictor, prepare
+from brainseg_jax.inference.prediction import Predictor, predictor, prepare, segment_grid
 from brainseg_jax.training import provenance
 from brainseg_jax.weights import checkpoint, single_file
 
@@ -241,10 +241,10 @@ def report(args: argparse.Namespace) -> str:
     """
     check_people(args.people)
     rows = read_manifest(args.manifest)
-    rows = [row for row in (apply_splits(rows, args.splits) if args.splits else rows) if row.labels and not row.alone]
+    rows = [row for row in (apply_splits(rows, args.splits) if args.splits else rows) if row.labels and not row.labels_only]
     people = [row for row in rows if row.split == "val"][: args.people]
     known = [row for row in rows if row.split == "train"][:LOOKED_AT]
-    anatomies = [row for row in read_manifest(args.anatomies) if row.split == "test" and row.alone]
+    anatomies = [row for row in read_manifest(args.anatomies) if row.split == "test" and row.labels_only]
     if not (people and known):
         raise InputError(f"{args.manifest}: nobody with labels is in split {'val' if known else 'train'}; give the splits with --splits")
     if not anatomies:
@@ -300,7 +300,7 @@ def trained(out: Path, name: str) -> Trained | None:
     steps = known_steps(out / STEPS)
     if name not in steps:
         raise InputError(f"{out / STEPS}: does not have {name}, which is trained; bring back the file that its training wrote")
-    return Trained(by, count(params), size, of_card(card, newest).optim.peak, int(newest.name), card["steps"], of_turns(steps[name]))
+    return Trained(by, count(params), size, of_card(card, newest).optim.lr, int(newest.name), card["steps"], of_turns(steps[name]))
 
 
 def altered(people: Sequence[Row], anatomies: Sequence[Row], prior: Prior) -> Iterator[tuple[str, Row, Head, Table]]:
@@ -321,7 +321,7 @@ def predicting(networks: dict[str, Trained], row: Row) -> dict[str, float]:
     for turn in range(LOOKS + 1):
         for name, of in networks.items():
             began = time.perf_counter()
-            find(of.by, ready)
+            segment_grid(of.by, ready)
             if turn:  # the first one compiles
                 seconds[name].append(time.perf_counter() - began)
     return {name: min(of) for name, of in seconds.items()}

@@ -24,7 +24,7 @@ from matplotlib import pyplot
 from reports import command, publish, spread
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.config.keys import from_resolved, known, used
+from brainseg_jax.config.keys import from_resolved, known_entries, used_value
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.training import provenance
@@ -66,9 +66,9 @@ def read(folder: Path) -> Run:
         for line in csv.DictReader(lines, delimiter="\t"):
             if line["id"] != "0":
                 dice[line["subject"]][line["structure"]] = float(line["dice"] or "nan")
-    resolved = known(provenance.read(folder / "config.json"), str(folder / "config.json"))
+    resolved = known_entries(provenance.read(folder / "config.json"), str(folder / "config.json"))
     config = from_resolved(resolved)
-    config.dtype = used(resolved, "dtype")
+    config.dtype = used_value(resolved, "dtype")
     return Run(folder, config, provenance.read(folder / "run.json"), dict(dice))
 
 

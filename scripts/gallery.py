@@ -26,10 +26,10 @@ from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.config.keys import of_file
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import exit_code
-from brainseg_jax.core.files import whole
+from brainseg_jax.core.files import atomic_write
 from brainseg_jax.data import cache, dataset, labels
 from brainseg_jax.data.augment.prepare import prepare_train
-from brainseg_jax.data.synthesis.generator import maker_of
+from brainseg_jax.data.synthesis.generator import generator_of
 from brainseg_jax.qc import images
 
 CONFIG = Path(__file__).parents[1] / "configs" / "finetune_unet.py"
@@ -49,7 +49,7 @@ PARTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "noise": (2, {}, {"augment.noise.chance": 1.0}),
     "turned, scaled, moved": (1, {}, {"augment.affine.chance": 1.0}),
     "bent": (2, {}, {"augment.elastic.chance": 1.0}),
-    "cut": (0, {}, {"augment.cut.chance": 1.0}),
+    "cut": (0, {}, {"augment.field_of_view.chance": 1.0}),
 }
 
 Volume = dict[str, np.ndarray]
@@ -81,7 +81,7 @@ def draw(options: argparse.Namespace) -> int:
 def made_by(config: ConfigDict, seed: int) -> Made:
     """What the config makes and augments of a volume's labels in training, or, where its share is 0, of its image."""
     target = labels.read_table(config.data.labels)
-    prepare = jax.jit(prepare_train(config, labels.swap(target), maker_of(config, target)))
+    prepare = jax.jit(prepare_train(config, labels.swap(target), generator_of(config, target)))
 
     def made(number: int, volume: Volume) -> np.ndarray:
         batch = {name: jnp.asarray(part[None]) for name, part in volume.items()} | {"alone": jnp.array([True])}
@@ -143,7 +143,7 @@ def save(file: Path, image: np.ndarray) -> None:
     shades = np.linspace(0, 255, LEVELS).round().astype(np.uint8)
     palette = np.column_stack([shades, shades, shades, np.full_like(shades, 255)])
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole(file) as part:
+    with atomic_write(file) as part:
         part.write_bytes(images.png(np.rint(np.clip(image, 0, 1) * (LEVELS - 1)).astype(np.uint8), palette))
     print(f"{file}: written, {file.stat().st_size // 1000} kB")
 

@@ -116,7 +116,7 @@ def made(row: Row) -> dict[str, Any]:
     facts = {"commit": provenance.environment()["commit"], "jax": jax.__version__, "crops": crops, "attention": row.attention}
     try:
         config = plan.settled(plan.changed(recipe, attention=row.attention, **batch))
-        return facts | plan.planned(config, Place(gpus.card(row.gpu), row.devices))
+        return facts | plan.planned(config, Place(gpus.gpu(row.gpu), row.devices))
     except Exception as error:  # whatever the compiler says is what this row says
         return facts | {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     finally:
@@ -129,7 +129,7 @@ def document(found: dict[str, Any]) -> str:
     commits = sorted({found[row.name]["commit"][:12] for row in there})
     parts = [HEAD.format(there=len(there), all=len(list(rows())), commits=", ".join(commits))]
     for gpu in CARDS:
-        card = gpus.CARDS[gpu]
+        card = gpus.GPUS[gpu]
         parts.append(
             f"\n## {card.title}\n\nPeaks: {card.bfloat16 / 1e12:.0f} TFLOP/s in bfloat16, {card.bandwidth / 1e12:.2f} TB/s, "
             f"{card.link / 1e9:.0f} GB/s to the other GPUs of its host ({card.source}).\n\n{COLUMNS}"
@@ -221,7 +221,7 @@ def feeding(found: dict[str, Any], loader: dict[str, Any]) -> str:
         "(docs/benchmarks/loader.md), beside what one GPU of four takes by the roofline, at its fastest. Cropping is on the host; crops go",
         "to the device in 8 bits, those of the paper's recipes in float16; augmentation is in the step. A cluster's disks and networks are",
         "not in it.\n",
-        "| recipe | crops/s of a core | " + " | ".join(f"{gpus.CARDS[gpu].title}: crops/s, cores for it" for gpu in CARDS) + " |",
+        "| recipe | crops/s of a core | " + " | ".join(f"{gpus.GPUS[gpu].title}: crops/s, cores for it" for gpu in CARDS) + " |",
         "|---|---|" + "---|" * len(CARDS),
     ]
     for recipe in RECIPES:
@@ -261,7 +261,7 @@ def study(found: dict[str, Any]) -> str:
                     total + tasks * plan["crops"] * s / plan["batch"] / 3600 for total, s in zip((low, high), plan["seconds"], strict=True)
                 )
             if low == low:
-                lines.append(f"| {devices} × {gpus.CARDS[gpu].title} | {low:.0f}–{high:.0f} ({devices * low:.0f}–{devices * high:.0f}) |")
+                lines.append(f"| {devices} × {gpus.GPUS[gpu].title} | {low:.0f}–{high:.0f} ({devices * low:.0f}–{devices * high:.0f}) |")
     lines.append("\nA check against the paper's own clock, four RTX 3090 in float16, with early stopping (100 epochs at most):\n")
     lines += ["| recipe | our range for all 100 epochs, GPU hours | its Table III, GPU hours |", "|---|---|---|"]
     over = []

@@ -21,7 +21,7 @@ from matplotlib import pyplot
 from reports import command, publish
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.config.keys import known, of_card, used
+from brainseg_jax.config.keys import known_entries, of_card, used_value
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.data import dataset
 from brainseg_jax.data.augment.prepare import prepare_eval
@@ -66,7 +66,7 @@ def describe(run: Path, out: Path, credit: str) -> str:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
     config, facts = of_card(card, run), provenance.read(run / "run.json")
-    config.dtype = used(known(card["config"], str(run)), "dtype")
+    config.dtype = used_value(known_entries(card["config"], str(run)), "dtype")
     data = dataset.prepare(config.data, None, lambda _: None, lambda _: lambda done, total: None, config.channels)
     provenance.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
@@ -130,12 +130,12 @@ def judge(params: Any, config: Any, data: dataset.Dataset, mean: np.ndarray) -> 
 
 def measures(rows: list[dict[str, Any]], panels: dict[str, str], config: Any) -> str:
     """Of held-out crops: every measure at the first evaluation, at the last, and by guessing; nothing where there is one measure only."""
-    held_out = [row for row in rows if row["kind"] == "eval"]
+    validation = [row for row in rows if row["kind"] == "eval"]
     guessing = {"rotation_accuracy": 1 / 4, "contrast_top1": 1 / (2 * config.data.batch - 1)}
     lines = ["", "| held out | at the beginning | at the end | by guessing |", "|---|---|---|---|"]
     for name, what in panels.items():
         guess = f"{guessing[name]:.2f}" if name in guessing else ""
-        lines.append(f"| {what} | {held_out[0][name]:.3f} | {held_out[-1][name]:.3f} | {guess} |")
+        lines.append(f"| {what} | {validation[0][name]:.3f} | {validation[-1][name]:.3f} | {guess} |")
     grid = " × ".join(str(n // 2 ** (len(config.swin.depths) + 1)) for n in config.data.crop)
     lines += [
         "",

@@ -25,7 +25,7 @@ from reports import command, spread
 
 from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.cli.evaluate import on_grid
-from brainseg_jax.config.keys import c_get, of_card
+from brainseg_jax.config.keys import get_key, of_card
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.core.progress import progress
 from brainseg_jax.core.pytree import count
@@ -33,7 +33,7 @@ from brainseg_jax.data.labels import lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.evaluation.metrics import score
-from brainseg_jax.inference.prediction import Predictor, find_each, labelled, predictor, prepare, voxel_volumes
+from brainseg_jax.inference.prediction import Predictor, native_labels, predictor, prepare, segment_grid_each, voxel_volumes
 from brainseg_jax.qc.findings import COHORT, cohort_of
 from brainseg_jax.weights import checkpoint, single_file
 
@@ -88,7 +88,7 @@ def judged(args: argparse.Namespace, params: Any, card: dict[str, Any]) -> list[
     rows = [
         row
         for row in apply_splits(read_manifest(args.manifest), args.splits)
-        if row.split in ("val", "test") and row.labels and not row.alone
+        if row.split in ("val", "test") and row.labels and not row.labels_only
     ]
     if not rows:
         raise InputError(f"{args.manifest}: none of the held-out people has labels; give the manifest of the run")
@@ -111,8 +111,8 @@ def look(tasks: list[Predictor], rows: list[Row]) -> dict[str, tuple[Predictor, 
         scan = read(row.image)
         reference = on_grid(read_labels(row.labels[0]), scan.voxels.shape, scan.affine, str(row.labels[0]))
         ready = prepare(tasks[0], [scan, *map(read, row.also)], list(map(str, row.images)))
-        for (by, found), more in zip(seen.values(), find_each(tasks, ready), strict=True):
-            classes = labelled(by, more, ready)
+        for (by, found), more in zip(seen.values(), segment_grid_each(tasks, ready), strict=True):
+            classes = native_labels(by, more, ready)
             found.ml.append(voxel_volumes(classes, by.table, scan.affine))
             found.entropy.append(more.entropy)
             if row.split == "test":
@@ -138,7 +138,7 @@ def of(found: Seen) -> dict[str, list[float]]:
 
 def described(args: argparse.Namespace, config: ConfigDict, params: Any, card: dict[str, Any], dtype: type) -> list[str]:
     """What the file is, for people."""
-    width = config.unet.features if config.encoder == "resenc" else c_get(config, f"{config.encoder}.width")
+    width = config.unet.features if config.encoder == "resenc" else get_key(config, f"{config.encoder}.width")
     of = (
         f"{config.encoder}, {config.decoder}"
         if config.objective == "segmentation"

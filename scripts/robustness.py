@@ -58,7 +58,7 @@ def report(args: argparse.Namespace) -> str:
     shifts.check_people(args.people)
     networks = args.checkpoint or NETWORKS.values()
     rows = apply_splits(read_manifest(args.manifest), args.splits)
-    rows = [row for row in rows if row.split == "test" and row.labels and not row.alone][: args.people]
+    rows = [row for row in rows if row.split == "test" and row.labels and not row.labels_only][: args.people]
     show, done, lines = progress("segmenting altered scans"), 0, []
     for network in networks:
         by = predictor([network])

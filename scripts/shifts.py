@@ -17,7 +17,7 @@ from brainseg_jax.data.labels import HEAD, Table, lookup, missing, read_table, v
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.preprocess import on_grid, spec, standardize, standardize_labels
-from brainseg_jax.data.synthesis.generator import maker, tissues_of
+from brainseg_jax.data.synthesis.generator import generator, tissues_of
 from brainseg_jax.data.synthesis.priors import Prior
 from brainseg_jax.evaluation.metrics import score
 from brainseg_jax.inference.prediction import Predictor, prepare, segment
@@ -158,7 +158,7 @@ def made(row: Row, draw: int, prior: Prior | None) -> Head:
     config.synth.strip.chance = config.synth.face.chance = config.synth.air_noise.chance = 0.0
     config.synth.prior.share = 1.0
     classes = lookup(scan.voxels, read_table(row.scheme[0]), read_table(HEAD), str(row.labels[0]))
-    make = maker(config, read_table("intracranial"))._replace(prior=prior)
+    make = generator(config, read_table("intracranial"))._replace(prior=prior)
     image, _ = jax.jit(make.whole)(jax.random.fold_in(jax.random.key(int(row.hashed[:7], 16)), draw), classes)
     return Head(np.asarray(image[..., 0]), scan.voxels, scan.affine)
 

@@ -174,7 +174,7 @@ def small():
         config = keys.base()
         config.update_from_flattened_dict(SMALL | changes)
         defaults = keys.flat(keys.base())
-        config.update_from_flattened_dict({key: defaults[key] for key in keys.idle(config) if key not in changes})
+        config.update_from_flattened_dict({key: defaults[key] for key in keys.idle_keys(config) if key not in changes})
         return config
 
     return make

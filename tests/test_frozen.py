@@ -17,8 +17,8 @@ from brainseg_jax import load
 from brainseg_jax.config import keys
 from brainseg_jax.config.keys import base, from_resolved, with_sources
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.training.loop import same_experiment, train
-from brainseg_jax.training.program import settle
+from brainseg_jax.training.loop import check_same_experiment, train
+from brainseg_jax.training.program import resolve_auto
 
 FROZEN = Path(__file__).with_name("frozen")
 SPEC = importlib.util.spec_from_file_location("frozen_make", FROZEN / "make.py")
@@ -39,7 +39,7 @@ def asked() -> tuple[ConfigDict, dict]:
     config = base()
     config.update_from_flattened_dict(MAKE.CONFIG)
     resolved = with_sources(config, set(), "frozen.py")
-    settle(config, True, resolved)
+    resolve_auto(config, True, resolved)
     return config, resolved
 
 
@@ -100,7 +100,7 @@ def test_a_run_that_ended_says_so_also_without_what_it_began_with(frozen, capsys
 
 def test_a_key_that_came_later_makes_no_other_experiment(frozen, monkeypatch):
     _, resolved = asked()
-    same_experiment(Path("ended"), resolved)
+    check_same_experiment(Path("ended"), resolved)
     old = json.loads(Path("ended/config.json").read_text())
 
     def later() -> ConfigDict:
@@ -109,20 +109,18 @@ def test_a_key_that_came_later_makes_no_other_experiment(frozen, monkeypatch):
         return c
 
     monkeypatch.setattr(keys, "base", later)
-    same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": False, "from": "default"}})
+    check_same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": False, "from": "default"}})
     assert from_resolved(old).optim.nesterov is False
     with pytest.raises(InputError, match=r"holds another experiment \(optim\.nesterov: False → True\)"):
-        same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": True, "from": "command line"}})
+        check_same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": True, "from": "command line"}})
 
 
 def test_a_key_of_another_name_is_still_read(frozen, monkeypatch):
+    """Runs of 0.1.0 call the learning rate optim.peak."""
     _, resolved = asked()
     old = json.loads(Path("ended/config.json").read_text())
-    old["optim.top"] = old.pop("optim.peak")
-    Path("ended/config.json").write_text(json.dumps(old))
-    with pytest.raises(InputError, match=r"^ended/config\.json: has the key 'optim\.top', and there is no such key.*version"):
-        same_experiment(Path("ended"), resolved)
-    monkeypatch.setattr(keys, "RENAMED", {"optim.top": "optim.peak"})
-    same_experiment(Path("ended"), resolved)
-    assert from_resolved(old).optim.peak == MAKE.CONFIG["optim.peak"]
-    assert keys.unknown("optim.top") == "it is called optim.peak now"
+    check_same_experiment(Path("ended"), resolved)
+    assert from_resolved(old).optim.lr == old["optim.peak"]["value"] == MAKE.CONFIG["optim.peak"]
+    monkeypatch.setattr(keys, "RENAMED", {})
+    with pytest.raises(InputError, match=r"^ended/config\.json: has the key '\S+', and there is no such key.*version"):
+        check_same_experiment(Path("ended"), resolved)

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.runtime import known_flags, known_options, of_jax
+from brainseg_jax.core.runtime import known_flags, known_options, private_of_jax
 from brainseg_jax.models.attention import flash
 from brainseg_jax.parallel import processes
 from brainseg_jax.planning import compilation
 from brainseg_jax.planning.compilation import Place
-from brainseg_jax.planning.gpus import card
+from brainseg_jax.planning.gpus import gpu
 
 LEVEL = "--xla_backend_optimization_level=0"
 
@@ -50,14 +50,14 @@ def test_a_plan_sets_a_flag_that_xla_knows_and_leaves_others_as_they_were(monkey
 
 
 def test_what_jax_has_is_found():
-    assert of_jax("jax:jit", "") is jax.jit
-    assert of_jax("jax.numpy", "") is jnp
+    assert private_of_jax("jax:jit", "") is jax.jit
+    assert private_of_jax("jax.numpy", "") is jnp
 
 
 @pytest.mark.parametrize("address", ["jax._src.no_such_module:name", "jax._src.distributed:no_such_name", "jax.no.such"])
 def test_what_jax_has_no_more_is_said_in_a_line(address):
     with pytest.raises(InputError) as error:
-        of_jax(address, "this needs it")
+        private_of_jax(address, "this needs it")
     assert str(error.value) == f'this needs it, and JAX {jax.__version__} has no {address.replace(":", ".")}; pip install "jax<0.13"'
 
 
@@ -72,10 +72,10 @@ def test_a_plan_without_what_it_compiles_by_is_a_line(gone, small):
     compilation.devices.cache_clear()
     gone("jax.experimental.topologies")
     with pytest.raises(InputError, match=r"planning compiles for GPUs .* has no jax.experimental.topologies"):
-        compilation.devices(Place(card("h100"), 1))
+        compilation.devices(Place(gpu("h100"), 1))
     gone("jax._src.cudnn.fused_attention_stablehlo")
     with pytest.raises(InputError, match=r"attention=xla does not.* has no jax._src.cudnn.fused_attention_stablehlo\.check_cudnn_version"):
-        compilation.compiled(small(attention="cudnn", dtype="bfloat16"), Place(card("h100"), 1), 8)
+        compilation.compiled(small(attention="cudnn", dtype="bfloat16"), Place(gpu("h100"), 1), 8)
 
 
 @pytest.mark.parametrize("there", ["nothing", "another state"])
@@ -85,8 +85,10 @@ def test_without_jaxs_service_a_process_is_alone_and_several_are_refused(gone, m
     else:
         monkeypatch.setattr("jax._src.distributed.global_state", ModuleType("without a client"))
     monkeypatch.setattr(processes, "global_state", processes.service())
-    with processes.joined(None), processes.together(), processes.stop_requests(0) as (asked, _):
-        assert processes.gather("a") == ["a"] and processes.from_first(lambda: 3) == processes.in_turns(lambda: 3) == 3
+    with processes.joined(None), processes.barrier(), processes.stop_requests(0) as (asked, _):
+        assert (
+            processes.all_gather("a") == ["a"] and processes.broadcast_from_first(lambda: 3) == processes.run_once_per_host(lambda: 3) == 3
+        )
         assert not asked(1)
     with (
         pytest.raises(InputError, match=r"^2 processes talk by jax._src.distributed.global_state.* --processes=1$"),

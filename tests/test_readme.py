@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.config.keys import check, unknown
+from brainseg_jax.config.keys import check, unknown_key
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -81,7 +81,7 @@ def test_python_commands_name_what_exists(words):
             file, _, variant = value.partition(":")
             check(runpy.run_path(str(ROOT / file))["get_config"](*filter(None, [variant])))
         elif flag.startswith("config."):
-            assert unknown(flag.removeprefix("config.")) == ""
+            assert unknown_key(flag.removeprefix("config.")) == ""
 
 
 @pytest.mark.parametrize("words", [w for w in PYTHON if w[1].startswith("scripts/") or "converters.convert" in w], ids=" ".join)
@@ -98,7 +98,7 @@ def test_keys_named_in_the_text_exist():
     for key in re.findall(r"--config\.([\w.]+)", TEXT):
         if key.isupper():
             continue
-        assert unknown(key) == "", key
+        assert unknown_key(key) == "", key
 
 
 @pytest.mark.parity

@@ -11,11 +11,20 @@ import jax
 
 from brainseg_jax.config.keys import from_resolved, with_sources
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data.loader import Share
-from brainseg_jax.parallel.processes import agree, check_devices, chosen, from_first, gather, in_turns, joined, together
+from brainseg_jax.data.loader import ProcessShare
+from brainseg_jax.parallel.processes import (
+    all_gather,
+    assert_same_on_all,
+    barrier,
+    broadcast_from_first,
+    check_devices,
+    joined,
+    run_once_per_host,
+    start_from,
+)
 from brainseg_jax.parallel.sharding import check_batch, make_mesh
-from brainseg_jax.training import loop as module
-from brainseg_jax.training.loop import alone, train
+from brainseg_jax.training import loop
+from brainseg_jax.training.loop import exclusive_run_dir, train
 
 
 def refusal(what):
@@ -31,7 +40,7 @@ def words(folder, me):
     """What helpers for telling one another give."""
 
     def faulty():
-        with together():
+        with barrier():
             if me == 1:
                 raise InputError("no scan here")
 
@@ -41,16 +50,16 @@ def words(folder, me):
         return (folder / "turns").read_text()
 
     def hold():
-        with alone(folder / f"run of {me}", Share(me, 2)):
+        with exclusive_run_dir(folder / f"run of {me}", ProcessShare(me, 2)):
             pass
 
     return {
-        "gathered": gather(f"word of {me}"),
-        "first": from_first(lambda: {"by": me}),
+        "gathered": all_gather(f"word of {me}"),
+        "first": broadcast_from_first(lambda: {"by": me}),
         "fault": refusal(faulty),
-        "turns": in_turns(take_turn),
-        "agreed": refusal(lambda: agree({"a": 1, "b": [2]})),
-        "disagreed": refusal(lambda: agree({"a": 1, "data.batch": 2 + me})),
+        "turns": run_once_per_host(take_turn),
+        "agreed": refusal(lambda: assert_same_on_all({"a": 1, "b": [2]})),
+        "disagreed": refusal(lambda: assert_same_on_all({"a": 1, "data.batch": 2 + me})),
         "devices": refusal(lambda: check_devices(5)),
         "mesh": refusal(lambda: make_mesh(2, 1, jax.devices())),
         "batch": refusal(lambda: check_batch(4, 1, make_mesh(4, 1, jax.devices()), 4)),
@@ -65,7 +74,7 @@ def main(folder: Path) -> None:
     """
     configs = {name: from_resolved(config) for name, config in json.loads((folder / "configs.json").read_text()).items()}
     go = lambda name, config: train(config, with_sources(config, set(), "test.py"), folder / name)  # noqa: E731
-    with joined(chosen("", None, None, os.environ)):
+    with joined(start_from("", None, None, os.environ)):
         me, written = jax.process_index(), []
         told = {"processes": jax.process_count(), "devices": jax.device_count(), "here": jax.local_device_count()}
         told |= {"words": words(folder, me), "manifest": refusal(lambda: go("refused", configs[f"other manifest {me}"]))}
@@ -76,7 +85,7 @@ def main(folder: Path) -> None:
                 written.extend([str(path.relative_to(folder))] if path.is_relative_to(folder) else [])
 
         sys.addaudithook(watch)
-        real, seen = module.means, []
+        real, seen = loop.means, []
 
         def means(window):
             # After its second step process 1 alone meets Ctrl-C; slowly, since JAX looks for signals once a second.
@@ -86,12 +95,12 @@ def main(folder: Path) -> None:
             time.sleep(0.25)
             return real(window)
 
-        module.means = means
+        loop.means = means
         try:
             go("run", configs["run"])
         except KeyboardInterrupt as interrupt:
             told["interrupted"] = str(interrupt)
-        module.means = real
+        loop.means = real
         go("tuned", configs["tuned"])
         told["written"] = list(written)
         (folder / f"told{me}.json").write_text(json.dumps(told))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
-from brainseg_jax.core.errors import InputError, few
+from brainseg_jax.core.errors import InputError, first_few
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,5 +26,5 @@ class Parser(argparse.ArgumentParser):
         known, said = self._option_string_actions, re.split(r"[\s,=]+", message)
         given = (word.partition("=")[0] for word in takewhile(lambda word: word != "--", self.words))
         unknown = [flag for flag in given if re.match("--?[A-Za-z]", flag) and flag not in [*known, *said]]
-        also = f"; no such flag: {few(unknown)}" if unknown else ""
+        also = f"; no such flag: {first_few(unknown)}" if unknown else ""
         raise InputError(f"{message}{also}; see {self.prog} --help")

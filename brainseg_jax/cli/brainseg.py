@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 import brainseg_jax
-from brainseg_jax.core.errors import InputError, exit_code, leave, meant
+from brainseg_jax.core.errors import InputError, did_you_mean, exit_code, exit_process
 
 # Of each command its module, whose `command` runs it, and what it does.
 COMMANDS = {
@@ -24,7 +24,7 @@ def main() -> None:
     brainseg_jax.answer_ctrl_c()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
-        leave(exit_code(lambda: _answer(name)))
+        exit_process(exit_code(lambda: _answer(name)))
     sys.argv[:2] = [f"brainseg {name}"]
     import_module(COMMANDS[name][0]).command()
 
@@ -37,5 +37,5 @@ def _answer(word: str) -> int:
         lines = [f"  {name:{width}}  {does}" for name, (_, does) in COMMANDS.items()]
         print("\n".join(["usage: brainseg COMMAND ...", "", *lines, "", "brainseg COMMAND --help says more of one; brainseg --version"]))
     else:
-        raise InputError(f"there is no command {word!r}{meant(word, COMMANDS)}; see brainseg --help")
+        raise InputError(f"there is no command {word!r}{did_you_mean(word, COMMANDS)}; see brainseg --help")
     return 0

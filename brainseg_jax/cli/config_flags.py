@@ -1,12 +1,13 @@
 """What the commands share: `--config` and `--devices`, one line for what the user can mend, and answers to mistyped flags."""
 
+import re
 from collections.abc import Callable
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from brainseg_jax.config.keys import of_file, unknown
-from brainseg_jax.core.errors import InputError, exit_code, leave
+from brainseg_jax.config.keys import RENAMED, of_file, unknown_key
+from brainseg_jax.core.errors import InputError, exit_code, exit_process
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
 flags.FLAGS["config"].parser.parse = lambda name: of_file(name).lock()  # which says in one line what is wrong with a config
@@ -16,13 +17,13 @@ DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have to
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: what the user can mend is one line on stderr and exit code 2, Ctrl-C one line and 130."""
     stopped = "stopped; the same command starts again, with what it has in its cache"
-    leave(exit_code(lambda: app.run(main, flags_parser=_parse), stopped))
+    exit_process(exit_code(lambda: app.run(main, flags_parser=_parse), stopped))
 
 
 def check_given(argv: list[str]) -> None:
     """Raises InputError for words that are no flags, and for a missing --config."""
     if len(argv) > 1:
-        raise InputError(f"{argv[1]!r} is no flag; values are given as --config.KEY=VALUE")
+        raise InputError(f"{argv[1]!r} is an unrecognised argument; values are given as --config.KEY=VALUE")
     if CONFIG.value is None:
         raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
 
@@ -30,12 +31,13 @@ def check_given(argv: list[str]) -> None:
 def _parse(argv: list[str]) -> list[str]:
     given = [word.lstrip("-").partition("=") for word in argv if word.startswith("-")]
     for flag, equals, value in given:
-        if flag.startswith("config.") and (fault := unknown(flag.removeprefix("config."))):
+        if flag.startswith("config.") and (fault := unknown_key(flag.removeprefix("config."))):
             raise InputError(f"--{flag}: {fault}")
         if flag == "config" and equals and not value:
             raise InputError("--config is empty; e.g. --config=configs/pretrain_vit.py")
     if [flag for flag, *_ in given].count("config") > 1:
         raise InputError("--config is given twice; give one experiment")
+    argv = [re.sub(r"(?<=^--config\.)[\w.]+", lambda match: RENAMED.get(match[0], match[0]), word) for word in argv]
     try:
         return flags.FLAGS(argv)
     except (TypeError, ValueError, flags.Error) as error:

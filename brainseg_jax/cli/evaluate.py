@@ -24,7 +24,7 @@ from rich.text import Text
 
 from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.core import runtime
-from brainseg_jax.core.errors import InputError, exit_code, few, leave, meant, reason, warnings
+from brainseg_jax.core.errors import InputError, did_you_mean, exit_code, exit_process, first_few, one_line, warnings
 from brainseg_jax.core.files import check_own, check_place, without_formulas, write_table
 from brainseg_jax.data.dataset import read_for
 from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
@@ -72,7 +72,7 @@ def evaluate(options: argparse.Namespace) -> int:
                 results[subject], more = job()
                 heard += more
             except Exception as error:
-                failures.append(f"{subject}: {reason('the pair', error)}")
+                failures.append(f"{subject}: {one_line('the pair', error)}")
     except KeyboardInterrupt:
         if results:
             write_scores(options.o, tables, results)
@@ -128,22 +128,22 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
     rows = apply_splits(rows, options.splits) if options.splits else rows
     split = options.split or "test"
     labelled = [row for row in rows if row.split == split and row.labels]
-    if labelled and all(row.alone for row in labelled):
+    if labelled and all(row.labels_only for row in labelled):
         raise InputError(f"{options.manifest}: all labels of split {split!r} are without an image to segment; choose another --split")
-    chosen = [row for row in labelled if not row.alone]
+    chosen = [row for row in labelled if not row.labels_only]
     if not chosen:
         remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
         raise InputError(f"{options.manifest}: no scan of split {split!r} has labels; {remedy}")
     by = predictor([name for name in options.checkpoint.split(",") if name])
     by.check_images(len(rows[0].images), str(options.manifest))
-    by = by.mirrored() if options.tta else by
+    by = by.with_flip() if options.tta else by
     target = read_table(options.labels) if options.labels else by.table
     chosen = [read_for(row, target, "background") for row in chosen]
     sides = "the checkpoint's table", "the manifest's scheme"
     schemes = {row.scheme[0]: comparison(by.table, row.scheme[0], target, options.exclude, sides) for row in chosen}
     measured = options.metrics, options.tolerance
     jobs = {name: partial(score_scan, by, row, schemes[row.scheme[0]], *measured) for name, row in named(chosen).items()}
-    notes = ["", seen(by.trained_on(), chosen)]
+    notes = ["", seen_in_training(by.trained_on(), chosen)]
     if bare := len(labelled) - len(chosen):
         notes.append(f"left out: {bare} label map{'s' * (bare > 1)} without an image to segment")
     if split == "val":
@@ -158,7 +158,7 @@ def named(rows: Sequence[Row]) -> dict[str, Row]:
     return {name if often[name] == 1 else "/".join(part for part in row.key if part): row for name, row in zip(short, rows, strict=True)}
 
 
-def seen(trained_on: set[str], rows: Sequence[Row]) -> str:
+def seen_in_training(trained_on: set[str], rows: Sequence[Row]) -> str:
     """How many of the people the networks know. They are told by data set and subject: the same names in both manifests."""
     if not trained_on:
         return "the checkpoint does not say whom it was trained on"
@@ -166,7 +166,7 @@ def seen(trained_on: set[str], rows: Sequence[Row]) -> str:
     known = sorted(subject for (_, subject), before in people.items() if before)
     return (
         f"{len(known)} of {len(people)} people were in the training data of the checkpoint or of what it began with"
-        f"{f': {few(known)}' if known else ''} (told by the manifest's dataset and subject)"
+        f"{f': {first_few(known)}' if known else ''} (told by the manifest's dataset and subject)"
     )
 
 
@@ -189,7 +189,7 @@ def comparison(
     for key in excluded:
         if key.lower() not in number:
             raise InputError(
-                f"--exclude: label table {table.name} has no {key!r}{meant(key, number)}; give its ids, names or abbreviations"
+                f"--exclude: label table {table.name} has no {key!r}{did_you_mean(key, number)}; give its ids, names or abbreviations"
             )
     left_out = {number[key.lower()] for key in excluded}
     reported = tuple(n for n in range(len(table.structures) + 1) if n not in left_out)
@@ -202,7 +202,7 @@ def comparison(
             raise InputError(f"{side} {source.name} has nothing of what is compared, {table.name}; choose other --labels")
         if lacking:
             remedy = f"leave out what cannot be compared with --exclude {','.join([*excluded, *(str(s.id) for s in lacking)])}"
-            raise InputError(f"{side} {source.name} has no {few((s.name for s in lacking), 4)}; {remedy}, or choose other --labels")
+            raise InputError(f"{side} {source.name} has no {first_few((s.name for s in lacking), 4)}; {remedy}, or choose other --labels")
         sides.append(source)
     return Comparison(*sides, table, reported)
 
@@ -220,7 +220,7 @@ def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
         raise InputError("--pred and --ref are both needed, two files or two folders; or a list, --pairs")
     pairs, alone = pair(options.pred, options.ref, options.subject_regex)
     if alone and not options.partial:
-        raise InputError(f"{len(alone)} files have no partner: {few(alone)}; add --partial to leave them out")
+        raise InputError(f"{len(alone)} files have no partner: {first_few(alone)}; add --partial to leave them out")
     return pairs, alone
 
 
@@ -235,7 +235,7 @@ def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS
     expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
     spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
     scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
-    return scores, said({scan.prediction: prediction, scan.reference: reference})
+    return scores, summary_line({scan.prediction: prediction, scan.reference: reference})
 
 
 def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
@@ -250,10 +250,10 @@ def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = M
     expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
     spacing = tuple(np.linalg.norm(first.affine[:3, :3], axis=0).tolist())
     scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
-    return scores, said(scans | {row.labels[0]: reference})
+    return scores, summary_line(scans | {row.labels[0]: reference})
 
 
-def said(scans: dict[Path, Scan]) -> list[str]:
+def summary_line(scans: dict[Path, Scan]) -> list[str]:
     """What there is to say of how files were read, a line each."""
     return [f"{path}: {remark}" for path, scan in scans.items() for remark in scan.remarks]
 
@@ -309,7 +309,7 @@ def remarks(tables: Comparison, results: dict[str, Scores], tolerance: float = 1
         never = [structures[n - 1] for n in tables.reported[1:] if {_absent(scores, n) for scores in results.values()} == {side}]
         if never:
             remedy = f"if its tool has none, leave them out with --exclude {','.join(str(s.id) for s in never)}, or correct {flag}"
-            lines.append(f"note: no {side} has {few((s.name for s in never), 4)}; {remedy}")
+            lines.append(f"note: no {side} has {first_few((s.name for s in never), 4)}; {remedy}")
     return lines
 
 
@@ -375,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tolerance", type=_tolerance, default=1.0, metavar="MM", help="nsd's (%(default)s)")
     parser.add_argument("--subject-regex", default="", help="finds the subject in paths below both folders, in its first group")
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="segment with this checkpoint; several, with commas: together")
-    parser.add_argument("--tta", action="store_true", help="with --checkpoint: also look at each scan in the mirror, partners exchanged")
+    parser.add_argument("--tta", action="store_true", help="with --checkpoint: test-time augmentation: flips each scan left-right too")
     parser.add_argument("--manifest", type=Path, help="with --checkpoint: the scans, their labels and splits")
     parser.add_argument("--split", help="with --checkpoint: which scans of it (test)")
     parser.add_argument("--splits", type=Path, metavar="TSV", help="with --checkpoint: a run's split.tsv, where the manifest has no splits")
@@ -385,4 +385,4 @@ def _parser() -> argparse.ArgumentParser:
 
 def command() -> None:
     """This process as the command."""
-    leave(main())
+    exit_process(main())

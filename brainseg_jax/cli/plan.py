@@ -23,11 +23,11 @@ from brainseg_jax.planning import compilation, gpus, roofline
 from brainseg_jax.planning.compilation import Compiled, Place
 from brainseg_jax.planning.hlo import Facts
 from brainseg_jax.planning.search import largest
-from brainseg_jax.training.memory import MARGIN, GiB, share
+from brainseg_jax.training.memory import MARGIN, GiB, memory_fraction
 
 flags.declare_key_flag("config")  # or --help leaves it out
 flags.declare_key_flag("devices")
-GPU = flags.DEFINE_string("gpu", "", f"The card: {', '.join(gpus.CARDS)}.")
+GPU = flags.DEFINE_string("gpu", "", f"The card: {', '.join(gpus.GPUS)}.")
 HOSTS = flags.DEFINE_integer("hosts", 1, "Over how many hosts they are spread.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch that fits, with and without recomputing.")
 VOLUMES = flags.DEFINE_integer("training_volumes", 0, "Training volumes, from which a run that is given in epochs has its length.")
@@ -37,7 +37,7 @@ JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 def main(argv: list[str]) -> int:
     """Compiles what the flags say, and prints what it needs."""
     check_given(argv)
-    place = Place(gpus.card(GPU.value), DEVICES.value or 1, HOSTS.value)
+    place = Place(gpus.gpu(GPU.value), DEVICES.value or 1, HOSTS.value)
     if fault := compilation.missing():
         raise InputError(fault)
     compilation.without_gpus()
@@ -62,11 +62,11 @@ def main(argv: list[str]) -> int:
 def settled(config: ConfigDict) -> ConfigDict:
     """The config as a GPU would train it: computing in bfloat16 unless it says otherwise, with the classes of its labels. Checked."""
     from brainseg_jax.config.keys import check, check_idle
-    from brainseg_jax.training.program import settle
+    from brainseg_jax.training.program import resolve_auto
 
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        settle(config, on_cpu=False)
+        resolve_auto(config, on_cpu=False)
     check(config)
     check_idle(config)
     return config
@@ -81,9 +81,9 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
 
 def steps_of(config: ConfigDict, volumes: int) -> int:
     """Steps of the run; 0 if it is given in epochs of an unknown number of volumes."""
-    from brainseg_jax.training.loop import length
+    from brainseg_jax.training.loop import num_steps
 
-    return length(config, volumes) if config.steps or volumes else 0
+    return num_steps(config, volumes) if config.steps or volumes else 0
 
 
 def planned(config: ConfigDict, place: Place, volumes: int = 0) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def described(config: ConfigDict, made: Compiled, steps: int) -> dict[str, Any]:
         "remat": config.remat,
         "dtype": config.dtype,
         "fits": made.fits,
-        "memory": m._asdict() | {"needed": m.needed, "margin": int(MARGIN), "share": share(), "device": card.memory},
+        "memory": m._asdict() | {"needed": m.needed, "margin": int(MARGIN), "share": memory_fraction(), "device": card.memory},
         "kernels": kernels(made.dearest),
         "collectives": collectives(made.dearest),
         "flops": analytic(config) | {"compiled_per_device": made.dearest.flops, "bytes_per_device": made.dearest.bytes},
@@ -156,7 +156,7 @@ def analytic(config: ConfigDict) -> dict[str, int]:
     import jax
 
     from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis.generator import maker_of
+    from brainseg_jax.data.synthesis.generator import generator_of
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.parallel import sharding
     from brainseg_jax.planning.flops import flops
@@ -165,7 +165,7 @@ def analytic(config: ConfigDict) -> dict[str, int]:
     config = changed(config, attention="auto")  # whose products can all be seen
     objective = OBJECTIVES[config.objective](config)
     table = labels.read_table(config.data.labels) if objective.labels else None
-    built = program(config, objective, sharding.make_mesh(1, 1, jax.devices()), 1000, table, maker_of(config, table))
+    built = program(config, objective, sharding.make_mesh(1, 1, jax.devices()), 1000, table, generator_of(config, table))
     rngs = {name: jax.random.key(0) for name in objective.streams}
     forward = flops(lambda params, batch: objective.apply({"params": params}, batch, True, rngs=rngs), built.like.params, sample_of(config))
     return {"step": flops(built.step, built.like, built.batch), "forward_of_a_crop": forward}
@@ -195,7 +195,7 @@ def of_largest_as_it_is(config: ConfigDict, place: Place, volumes: int) -> dict[
         print(f"{n * step} crops: {gib(needed)} GiB of each device", file=sys.stderr)
         return needed
 
-    return plans[largest(need, share() * place.card.memory - MARGIN) or 1]
+    return plans[largest(need, memory_fraction() * place.card.memory - MARGIN) or 1]
 
 
 def smallest(config: ConfigDict, place: Place) -> int:

@@ -1,8 +1,8 @@
 """`python -m brainseg_jax.predict --i SCAN|FOLDER|LIST.csv|BIDS --o OUT --checkpoint C`: label maps, each on its scan's own grid.
 
 What is done is not done again, one bad scan does not lose the others (exit code 3), and with `--part` any number of jobs share a folder.
-`--qc` makes a page of all cases in that folder. JAX is imported only where there is something to do. From Python the same is a function,
-`brainseg_jax.predict(scan, checkpoint)`.
+`--qc` writes the QC report of all cases in that folder. JAX is imported only where there is something to do. From Python the same is a
+function, `brainseg_jax.predict(scan, checkpoint)`.
 """
 
 import argparse
@@ -25,8 +25,18 @@ from typing import Any, NamedTuple
 import brainseg_jax
 from brainseg_jax.cli.predict_options import parser
 from brainseg_jax.core import runtime
-from brainseg_jax.core.errors import InputError, exit_code, leave, reason, warnings
-from brainseg_jax.core.files import SEAL, beginning, check_own, check_place, read_text, regular, without_formulas, write_table, write_text
+from brainseg_jax.core.errors import InputError, exit_code, exit_process, one_line, warnings
+from brainseg_jax.core.files import (
+    SEAL,
+    check_own,
+    check_place,
+    check_regular,
+    read_beginning,
+    read_text,
+    without_formulas,
+    write_table,
+    write_text,
+)
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.data.layouts import VOLUMES, stem
@@ -39,7 +49,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what ends the run, since 
 MOMENT = 5.0  # seconds within which a label map's sidecar is written
 SHOWN = 5  # failures that are printed; all stand in failures.csv
 
-Told = dict[str, Any]  # a sidecar's content
+Sidecar = dict[str, Any]  # a sidecar's content
 
 
 class Job(NamedTuple):
@@ -75,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Segments every scan that is not done, writes the tables and the page, and says what could not be segmented."""
+    """Segments every scan that is not done, writes the tables and the QC report, and says what could not be segmented."""
     source, networks = inputs.find(options.i, options.also, options.contrast_enhanced), checkpoints(options)
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
@@ -84,36 +94,37 @@ def run(options: argparse.Namespace) -> int:
         job = load(job, networks)
         job.by.check_images(len(source.rows[0].images), f"--i {options.i}")
         cases = cases_of(job, job.by.table.name)
-        before = {} if options.overwrite else {case: told for case in cases if (told := done(job, case))}
+        before = {} if options.overwrite else {case: sidecar for case in cases if (sidecar := done(job, case))}
         cases = tuple(case._replace(fault=damage(job, case, before[case])) if case in before else case for case in cases)
         results = {case: before[case] for case in cases if case in before}  # a damaged case has a fault now, and is none of them
-        for case, told in results.items():
-            if lost_names(case, told):
+        for case, sidecar in results.items():
+            if lost_names(case, sidecar):
                 write_names(case.names, job.table)
     else:
         cases = tuple(results)
     before, reasons = len(results), of_part(job.folder / inputs.FAILURES[0], options.part)
     if source.kind == "bids":
-        describe(source, job.folder)
+        write_dataset_description(source, job.folder)
     failures = segment_all(job, cases, results, reasons)
-    told = {case: results[case] for case in cases if case in results}
+    sidecars = {case: results[case] for case in cases if case in results}
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
     if source.left_out:
         print(f"contrast-enhanced scans left out: {len(source.left_out)}; --contrast-enhanced takes them too")
     if options.vol:
-        write_volumes(volumes := of_part(options.vol, options.part), told)
-        print(f"{volumes}: volumes of {len(told)}")
+        write_volumes(volumes := of_part(options.vol, options.part), sidecars)
+        print(f"{volumes}: volumes of {len(sidecars)}")
     from brainseg_jax.qc.findings import SERIOUS
 
-    for line in warnings([remark for one in told.values() for remark in one["Remarks"]], SHOWN):
+    for line in warnings([remark for one in sidecars.values() for remark in one["Remarks"]], SHOWN):
         print(line)
-    if wrong := [case.labels for case, one in told.items() if one["Score"] >= SERIOUS]:
+    if wrong := [case.labels for case, one in sidecars.items() if one["Score"] >= SERIOUS]:
         shown = ", ".join(map(str, wrong[:SHOWN])) + ", …" * (len(wrong) > SHOWN)
-        print(f"looks wrong, or is of another kind than the network knows: {shown}; {'see the page' if options.qc else '--qc shows why'}")
+        where = "see the QC report" if options.qc else "--qc shows why"
+        print(f"looks wrong, or is of another kind than the network knows: {shown}; {where}")
     if options.qc:
         from brainseg_jax.qc import case_records
 
-        print(f"{options.qc}: {case_records.write_page(options.qc, job.folder, cases)}")
+        print(f"{options.qc}: {case_records.write_report(options.qc, job.folder, cases)}")
     if failures:
         print(f"{len(failures)} of {len(cases)} scans could not be segmented, reasons in {reasons}:", file=sys.stderr)
         print("\n".join([*failures[:SHOWN], *["…"] * (len(failures) > SHOWN)]), file=sys.stderr)
@@ -132,13 +143,13 @@ def check_places(job: Job) -> None:
     if options.qc:
         from brainseg_jax.qc import report
 
-        report.refuse(options.qc, job.folder)
+        report.check_place_of_report(options.qc, job.folder)
 
 
 def check_free(job: Job, file: Path) -> None:
     """Raises InputError where the table of volumes has the name of another table that is written in the run."""
     reasons = file.parent.resolve() == job.folder.resolve() and any(map(file.match, inputs.FAILURES))
-    names = {case.names.resolve() for case in inputs.place(job.source, job.options.o, "")}
+    names = {case.names.resolve() for case in inputs.output_places(job.source, job.options.o, "")}
     # BIDS has the task in the name, which only the network knows: none may be there.
     spelt = re.sub("_seg-[0-9a-zA-Z]*_", "_seg-_", file.name) if job.source.kind == "bids" else file.name
     if reasons or file.resolve().with_name(spelt) in names:
@@ -149,10 +160,10 @@ def check_free(job: Job, file: Path) -> None:
 def load(job: Job, networks: list[str]) -> Job:
     """The job with its networks."""
     start(job.options)
-    from brainseg_jax.inference.prediction import predictor, written
+    from brainseg_jax.inference.prediction import output_table, predictor
 
-    by = predictor(networks).asked(job.options.task, job.options.tta, job.options.islands)
-    return job._replace(by=by, table=written(by.table, job.options.ids))
+    by = predictor(networks).asked(job.options.task, job.options.tta, job.options.keep_small_components)
+    return job._replace(by=by, table=output_table(by.table, job.options.ids))
 
 
 def start(options: argparse.Namespace) -> None:
@@ -168,7 +179,7 @@ def start(options: argparse.Namespace) -> None:
 
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
-    """The checkpoints that answer together; without any a network that comes with the package."""
+    """The ensemble's checkpoints; without any the network that comes with the package."""
     own = [str(network_file(name)) for name in options.checkpoint.split(",") if name]
     if own and options.network:
         raise InputError(f"--network {options.network} and --checkpoint {options.checkpoint}: two networks are named; leave one out")
@@ -180,7 +191,7 @@ def digest(checkpoint: str) -> str:
     try:
         file = Path(checkpoint)
         file = file / SEAL if file.is_dir() else file
-        regular(file)
+        check_regular(file)
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, InputError):
@@ -192,40 +203,40 @@ def digest(checkpoint: str) -> str:
 
 def cases_of(job: Job, task: str) -> tuple[Case, ...]:
     """This part's scans, and where their outputs go."""
-    return inputs.share(inputs.place(job.source, job.options.o, task), job.folder, *job.options.part)
+    return inputs.share(inputs.output_places(job.source, job.options.o, task), job.folder, *job.options.part)
 
 
-def finished(job: Job) -> dict[Case, Told] | None:
-    """The cases and their sidecars, if earlier runs have left nothing to do, which can be told without the networks."""
+def finished(job: Job) -> dict[Case, Sidecar] | None:
+    """The cases and their sidecars, if earlier runs have left nothing to do, which can be sidecar without the networks."""
     for task in inputs.tasks(job.source, job.folder):
         cases = cases_of(job, task)
-        told = {case: done(job, case) for case in cases}
-        sound = (one and not damage(job, case, one) and not lost_names(case, one) and recorded(job, case) for case, one in told.items())
+        sidecar = {case: done(job, case) for case in cases}
+        sound = (one and not damage(job, case, one) and not lost_names(case, one) and recorded(job, case) for case, one in sidecar.items())
         if not job.options.overwrite and all(sound):
-            return told
+            return sidecar
     return None
 
 
-def done(job: Job, case: Case) -> Told | None:
+def done(job: Job, case: Case) -> Sidecar | None:
     """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
     try:
         if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
             return None
-        told = json.loads(read_text(case.sidecar))
+        sidecar = json.loads(read_text(case.sidecar))
         kinds = {"Entropy": (int, float), "Score": (int, float), "Remarks": list, "SHA256": dict}
-        whole = all(isinstance(told[key], kind) for key, kind in kinds.items())
-        whole = whole and all(tuple(volume) == COLUMNS[3:] for volume in told["Volumes"])
-        return told if whole and told["MadeFrom"] == made_from(job, case) else None
+        whole = all(isinstance(sidecar[key], kind) for key, kind in kinds.items())
+        whole = whole and all(tuple(volume) == COLUMNS[3:] for volume in sidecar["Volumes"])
+        return sidecar if whole and sidecar["MadeFrom"] == fingerprint(job, case) else None
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def damage(job: Job, case: Case, told: Told) -> str:
+def damage(job: Job, case: Case, sidecar: Sidecar) -> str:
     """What is wrong with the files of a scan whose sidecar says that it is done, and the remedy, or "".
 
     A label map that was corrected by hand is sound. As long as its bytes are those that were written, no file is unpacked.
     """
-    written = told["SHA256"]
+    written = sidecar["SHA256"]
     if job.options.post and written.get(case.soft.name, now := digest(str(case.soft))) != now:
         return f"{case.soft}: is not as it was written; delete it and run again"
     if digest(str(case.labels)) == written.get(case.labels.name):
@@ -241,9 +252,9 @@ def damage(job: Job, case: Case, told: Told) -> str:
     return ""
 
 
-def lost_names(case: Case, told: Told) -> bool:
+def lost_names(case: Case, sidecar: Sidecar) -> bool:
     """Whether the table of names is not as it was written with the label map."""
-    return told["SHA256"].get(case.names.name) != digest(str(case.names))
+    return sidecar["SHA256"].get(case.names.name) != digest(str(case.names))
 
 
 def _cause(refusal: InputError) -> str:
@@ -252,19 +263,19 @@ def _cause(refusal: InputError) -> str:
 
 
 def recorded(job: Job, case: Case) -> bool:
-    """Whether the page has what it needs of a scan that is done; not where the label map was corrected since."""
+    """Whether the QC report has what it needs of a scan that is done; not where the label map was corrected since."""
     if not job.options.qc:
         return True
     from brainseg_jax.qc import case_records
 
-    file = inputs.record(case.sidecar, job.folder)
-    return case_records.valid(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
+    file = inputs.record_file(case.sidecar, job.folder)
+    return case_records.valid_record(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
 
 
-def made_from(job: Job, case: Case) -> str:
+def fingerprint(job: Job, case: Case) -> str:
     """A hash of all that decides the labels: the checkpoints, the options that bear on them, and size and time of the scan's files."""
     options, files = job.options, [image.stat() for image in case.row.images]
-    facts = [VERSION, job.digests, options.task, options.tta, options.islands, options.ids]
+    facts = [VERSION, job.digests, options.task, options.tta, options.keep_small_components, options.ids]
     facts += [fact for status in files for fact in (status.st_size, status.st_mtime_ns)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -272,10 +283,10 @@ def made_from(job: Job, case: Case) -> str:
 # ---- scans
 
 
-def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], reasons: Path) -> list[str]:
+def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Sidecar], reasons: Path) -> list[str]:
     """Segments the cases that have no result, gives them one, and returns why others have none, which also stands in the file `reasons`.
 
-    A case that only lacks what the page shows gets it from the label map that is there.
+    A case that only lacks what the QC report shows gets it from the label map that is there.
     """
     todo = [case for case in cases if case not in results or not recorded(job, case)]
     if not todo:
@@ -286,10 +297,10 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], re
     from brainseg_jax.inference import prediction
 
     if lacking := sum(case in results for case in todo):
-        print(f"label maps that are there already and are taken as they are for the page: {lacking}")
+        print(f"label maps that are there already and are taken as they are for the QC report: {lacking}")
     show, failures = progress("segmenting scans"), []
     show(len(cases) - len(todo), len(cases))
-    scans = ahead(partial(read_case, job, results), todo)
+    scans = prefetch(partial(read_case, job, results), todo)
     if lacking < len(todo):
         with suppress(Exception):  # what is too large for the machine is said of each scan
             prediction.compile_ahead(job.by)  # meanwhile the first scan is read
@@ -299,18 +310,18 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Told], re
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise  # the others would be computed for nothing
-            failures.append(Failure(case.row, reason(case.row.image, error)))
+            failures.append(Failure(case.row, one_line(case.row.image, error)))
             reasons.parent.mkdir(parents=True, exist_ok=True)
             write_failures(reasons, failures)
             with suppress(OSError):  # of a name that no file can have
-                inputs.record(case.sidecar, job.folder).unlink(missing_ok=True)  # it may be of an earlier scan or label map
+                inputs.record_file(case.sidecar, job.folder).unlink(missing_ok=True)  # it may be of an earlier scan or label map
         show(n, len(cases))
     if not failures:
         reasons.unlink(missing_ok=True)
     return [failure.reason for failure in failures]
 
 
-def ahead(read: Callable[[Case], Any], cases: Iterable[Case]) -> Iterator[tuple[Case, Future]]:
+def prefetch(read: Callable[[Case], Any], cases: Iterable[Case]) -> Iterator[tuple[Case, Future]]:
     """Each case with what `read` gives for it, the next one being read meanwhile, and the first one from now on."""
     pool, cases = ThreadPoolExecutor(1), iter(cases)
     submit = lambda case: (case, pool.submit(read, case))  # noqa: E731
@@ -327,7 +338,7 @@ def ahead(read: Callable[[Case], Any], cases: Iterable[Case]) -> Iterator[tuple[
     return each()
 
 
-def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any, Any]:
+def read_case(job: Job, results: dict[Case, Sidecar], case: Case) -> tuple[str, Any, Any]:
     """What labels are made from, the scan for its pictures, and it standardised; or, where there is a result, its label map's classes.
 
     Raises InputError for what cannot be segmented, and where somebody else's file would be overwritten.
@@ -346,7 +357,7 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
             raise InputError(f"{others[0]}: exists, and {lacks}; move it away, or add --overwrite")
     images = case.row.images
     try:
-        mark = made_from(job, case)
+        mark = fingerprint(job, case)
     except OSError:
         mark = ""  # reading says what is wrong
     scan = read(images[0])
@@ -359,7 +370,7 @@ def read_case(job: Job, results: dict[Case, Told], case: Case) -> tuple[str, Any
 
 def shared_names(file: Path) -> bool:
     """Whether a file is a table of names as this command writes it."""
-    return beginning(file, 1000).startswith("\t".join(NAMES).encode())
+    return read_beginning(file, 1000).startswith("\t".join(NAMES).encode())
 
 
 def classes_of(job: Job, case: Case, scan: Any) -> Any:
@@ -387,10 +398,10 @@ def followed(file: Path, sidecar: Path) -> bool:
     return True
 
 
-def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, ready: Any) -> Told:
+def finish_case(job: Job, case: Case, sidecar: Sidecar | None, mark: str, scan: Any, ready: Any) -> Sidecar:
     """Writes what a scan lacks, each file wholly or not at all, and last its sidecar, which is returned: what has one is done.
 
-    `told` is the sidecar that is there already; `mark`, `scan` and `ready` are what `read_case` gives. Raises InputError where there is
+    `sidecar` is the sidecar that is there already; `mark`, `scan` and `ready` are what `read_case` gives. Raises InputError where there is
     no brain; nothing is written then.
     """
     import numpy as np
@@ -401,28 +412,28 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     from brainseg_jax.qc.findings import examine
 
     image, table, cohort = case.row.image, job.table, job.by.cohort()
-    if told:
-        findings = examine(ready, scan.affine, table, cohort, told["Entropy"])
-        now = told | judged(findings, table, [one["soft_ml"] for one in told["Volumes"]])
-        now["SHA256"] = told["SHA256"] | {case.labels.name: digest(str(case.labels))}
-        if now != told:
+    if sidecar:
+        findings = examine(ready, scan.affine, table, cohort, sidecar["Entropy"])
+        now = sidecar | qc_fields(findings, table, [one["soft_ml"] for one in sidecar["Volumes"]])
+        now["SHA256"] = sidecar["SHA256"] | {case.labels.name: digest(str(case.labels))}
+        if now != sidecar:
             write_json(case.sidecar, now)
-        told = now
-        case_records.write(case, job.folder, told, scan, ready, table, findings, cohort)
-        return told
+        sidecar = now
+        case_records.write(case, job.folder, sidecar, scan, ready, table, findings, cohort)
+        return sidecar
     classes, ml, found = prediction.segment(job.by, ready)
-    input_checks.refuse_empty(job.by.table, ml, str(image))
+    input_checks.check_not_empty(job.by.table, ml, str(image))
     findings = examine(classes, np.array(ready.record["source_affine"]), table, cohort, found.entropy)
     raw = job.source.root if job.source.kind == "bids" else None
     of = [f"bids:raw:{path.relative_to(raw).as_posix()}" if raw else str(path) for path in case.row.images]
     about = {"Sources": of, "SpatialReference": of[0]}
-    told = about | {
+    sidecar = about | {
         "Description": description(job),
         "MadeFrom": mark,
         "Entropy": round(found.entropy, 4),
         "Remarks": ready.record["remarks"],
     }
-    told |= judged(findings, table, found.volumes[1:].tolist())
+    sidecar |= qc_fields(findings, table, found.volumes[1:].tolist())
     if job.options.post:
         nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
@@ -431,17 +442,17 @@ def finish_case(job: Job, case: Case, told: Told | None, mark: str, scan: Any, r
     nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
     try:
         if job.options.qc:
-            case_records.write(case, job.folder, told, scan, classes, table, findings, cohort)
+            case_records.write(case, job.folder, sidecar, scan, classes, table, findings, cohort)
         written = (case.labels, *[case.soft] * job.options.post)
-        told["SHA256"] = {file.name: digest(str(file)) for file in written} | {case.names.name: named}
-        write_json(case.sidecar, told)
+        sidecar["SHA256"] = {file.name: digest(str(file)) for file in written} | {case.names.name: named}
+        write_json(case.sidecar, sidecar)
     except BaseException:  # a full disk, Ctrl-C: without a sidecar it would be somebody else's
         case.labels.unlink(missing_ok=True)
         raise
-    return told
+    return sidecar
 
 
-def judged(findings: Any, table: Any, soft: list[float]) -> Told:
+def qc_fields(findings: Any, table: Any, soft: list[float]) -> Sidecar:
     """What a sidecar says of the label map that is there now, which may have been corrected by hand, beside the sums of probabilities."""
     volumes = [
         {"structure": structure.name, "id": structure.id, "voxel_ml": round(float(ml), 4), "soft_ml": round(ml_of_soft, 4)}
@@ -454,7 +465,7 @@ def description(job: Job) -> str:
     """What made the labels, in a sentence without its end."""
     versions = f"brainseg_jax {brainseg_jax.__version__}, JAX {importlib.metadata.version('jax')}"
     of = job.options.checkpoint or Path(checkpoints(job.options)[0]).name
-    mirror = ", mirror images too" * job.options.tta + ", islands left" * job.options.islands
+    mirror = ", left-right flips too" * job.options.tta + ", small components kept" * job.options.keep_small_components
     return f"{len(job.table.structures)} structures ({job.table.name}) by {of}{mirror}; {versions}"
 
 
@@ -467,9 +478,9 @@ def write_names(file: Path, table: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_volumes(file: Path, results: dict[Case, Told]) -> None:
+def write_volumes(file: Path, results: dict[Case, Sidecar]) -> None:
     """One table of all volumes, a line for each scan and structure: those of its voxels, and the sums of its probability."""
-    scans = (((row.subject, row.session, row.image.name), told["Volumes"]) for (row, *_), told in results.items())
+    scans = (((row.subject, row.session, row.image.name), sidecar["Volumes"]) for (row, *_), sidecar in results.items())
     lines = ((*scan, *volume.values()) for scan, volumes in scans for volume in volumes)
     write_table(file, COLUMNS, without_formulas(lines), _delimiter(file))
 
@@ -483,7 +494,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def describe(source: Source, folder: Path) -> None:
+def write_dataset_description(source: Source, folder: Path) -> None:
     """Says that a folder holds BIDS derivatives, and of which data set, unless it says something already."""
     file = folder / "dataset_description.json"
     if not file.exists():
@@ -507,4 +518,4 @@ def of_part(file: Path, part: tuple[int, int]) -> Path:
 def command() -> None:
     """This process as the command."""
     runtime.with_huge_pages()
-    leave(main())
+    exit_process(main())

@@ -22,7 +22,7 @@ def _count(text: str) -> int:
 
 def _page(text: str) -> Path:
     if not text.endswith(".html"):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .html, as a page does")
+        raise argparse.ArgumentTypeError(f"{text} does not end in .html, as a QC report does")
     return Path(text)
 
 
@@ -43,16 +43,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
     which = "a network of the package: any (the default), for any contrast, with or without a skull; or t1, for T1 only"
     parser.add_argument("--network", choices=tuple(NETWORKS), help=which)
-    network = "a network of your own; several, with commas, answer together"
+    network = "a network of your own; several, with commas, are an ensemble"
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
     parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
     parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
-    page = "writes a page to look at all cases of the output folder: pictures, flags, ratings"
-    parser.add_argument("--qc", type=_page, metavar="PAGE", help=f"{page} (.html)")
+    report = "writes the QC report of all cases of the output folder: pictures, flags, ratings"
+    parser.add_argument("--qc", type=_page, metavar="REPORT", help=f"{report} (.html)")
     parser.add_argument("--post", action="store_true", help="writes soft maps too: the probability of each class, as one 4-D file")
-    parser.add_argument("--tta", action="store_true", help="also looks at each scan in the mirror; takes twice as long")
-    islands = "leaves small pieces that lie apart from their structure, which otherwise become what is around them"
-    parser.add_argument("--islands", action="store_true", help=islands)
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation: segments each scan flipped left-right too; takes twice as long"
+    )
+    small = "leaves small connected components that lie apart from their structure, which otherwise become what is around them"
+    parser.add_argument("--keep-small-components", "--islands", action="store_true", help=small)
     ids = "FreeSurfer's ids or those of the label table (FreeSurfer's, if every structure has one)"
     parser.add_argument("--ids", choices=("freesurfer", "table"), default="auto", help=ids)
     parser.add_argument("--cpu", action="store_true", help="leaves the GPU alone")

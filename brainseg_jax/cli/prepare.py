@@ -15,14 +15,14 @@ from pathlib import Path
 from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.config.recipes import TASKS
 from brainseg_jax.core import progress
-from brainseg_jax.core.errors import InputError, exit_code, few, leave, warnings
-from brainseg_jax.core.files import check_place, whole
+from brainseg_jax.core.errors import InputError, exit_code, exit_process, first_few, warnings
+from brainseg_jax.core.files import atomic_write, check_place
 from brainseg_jax.core.runtime import cache_folder
 from brainseg_jax.data.cache import VOLUMES, build, remarks, write_failures
 from brainseg_jax.data.dataset import check_learned, read_for
 from brainseg_jax.data.labels import SCHEMES, read_table
-from brainseg_jax.data.layouts import MAKERS, enhanced, stem, volumes
-from brainseg_jax.data.leakage import leaks
+from brainseg_jax.data.layouts import LAYOUTS, enhanced, stem, volumes
+from brainseg_jax.data.leakage import check_leakage
 from brainseg_jax.data.manifest import FRACTIONS, SPLITS, Row, assign_splits, check_rows, read_manifest, write_manifest, write_splits
 from brainseg_jax.data.preprocess import spec
 
@@ -52,7 +52,7 @@ def add_manifest(commands: argparse._SubParsersAction) -> None:
     """The flags of `manifest`."""
     command = commands.add_parser("manifest", help="a data set's folder becomes a manifest with splits", allow_abbrev=False)
     command.set_defaults(run=manifest)
-    command.add_argument("layout", choices=MAKERS, help="how the folder is laid out")
+    command.add_argument("layout", choices=LAYOUTS, help="how the folder is laid out")
     command.add_argument("root", metavar="ROOT", type=Path, help="the data set's folder")
     command.add_argument("--out", required=True, type=Path, help="the manifest to write, e.g. people.tsv")
     command.add_argument("--labels", type=Path, help="the folder of label maps, where they lie apart")
@@ -71,12 +71,12 @@ def manifest(args: argparse.Namespace) -> None:
     check_flags(args)
     if args.scheme and args.scheme not in SCHEMES:
         args.scheme = str(Path(args.scheme).absolute())  # a manifest's paths are taken from its own folder, not from here
-    flags = [name for name in inspect.signature(MAKERS[args.layout]).parameters if name != "root"]
-    rows = MAKERS[args.layout](args.root, **{name: value for name in flags if (value := getattr(args, name)) is not None})
+    flags = [name for name in inspect.signature(LAYOUTS[args.layout]).parameters if name != "root"]
+    rows = LAYOUTS[args.layout](args.root, **{name: value for name in flags if (value := getattr(args, name)) is not None})
     if args.split != "none":
         rows = assign_splits(rows, seed=args.seed or 0, fractions=args.fractions, rule=args.split)
     check_rows(rows, args.root)
-    leaking = warnings(leaks(rows, args.root))
+    leaking = warnings(check_leakage(rows, args.root))
     done = write(args.out, rows, args.split != "none", args.force)
     noted = remarked(rows, args)
     next_ = [] if any(line.startswith(LACKING) for line in noted) else ["", f"next: {following(rows, args.out)}"]
@@ -86,7 +86,7 @@ def manifest(args: argparse.Namespace) -> None:
 def check_flags(args: argparse.Namespace) -> None:
     """Raises InputError for a flag that has no use here, a scheme that is missing or unknown, and an --out that is no place for a table."""
     layout = args.layout
-    takes = inspect.signature(MAKERS[layout]).parameters
+    takes = inspect.signature(LAYOUTS[layout]).parameters
     for name in ("labels", "scheme", "dataset", "subject_regex", "contrast_enhanced"):
         if getattr(args, name) is not None and name not in takes:
             raise InputError(f"--{name.replace('_', '-')}: the layout {layout} has no use for it; leave it out")
@@ -114,7 +114,7 @@ def write(out: Path, rows: Sequence[Row], split: bool, force: bool) -> list[str]
     beside = out.with_name(f"{out.stem}_split.tsv")
     done = []
     with ExitStack() as stack:
-        parts = {path: stack.enter_context(whole(path)) for path in ((out, beside) if split else (out,))}
+        parts = {path: stack.enter_context(atomic_write(path)) for path in ((out, beside) if split else (out,))}
         write_manifest(parts[out], rows)
         digest = f", sha256 {write_splits(parts[beside], rows)}" if split else ""
         for path, part in parts.items():
@@ -152,7 +152,7 @@ def remarked(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
 
 def listed(paths: Sequence[Path], root: Path) -> str:
     """The first of the paths, as seen from a folder, and how many more there are."""
-    return few(os.path.relpath(path, root) for path in paths)
+    return first_few(os.path.relpath(path, root) for path in paths)
 
 
 def following(rows: Sequence[Row], out: Path) -> str:
@@ -203,7 +203,7 @@ def add_cache(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--dtype", choices=("uint8", "float16"), default="uint8", help="(%(default)s)")
     tasks = ", ".join(f"{table} for {task}" for task, table in TASKS.items())
     command.add_argument("--labels", metavar="TABLE", help=f"for fine-tuning, its data.labels: {tasks}, or a .tsv file of yours")
-    command.add_argument("--lacking", choices=("refuse", "background"), help="with --labels: its data.lacking (refuse)")
+    command.add_argument("--lacking", choices=("refuse", "background"), help="with --labels: its data.missing_labels (refuse)")
     command.add_argument("--workers", type=_positive, help="processes (by default one for each core)")
 
 
@@ -222,8 +222,8 @@ def cache(args: argparse.Namespace) -> int:
         raise InputError(
             f"{args.manifest}: all {len(every)} scans are of split 'excluded', which is left out; give those to use another one"
         )
-    leaking = leaks(rows, args.manifest)
-    rows = [row for row in rows if not row.alone]
+    leaking = check_leakage(rows, args.manifest)
+    rows = [row for row in rows if not row.labels_only]
     target = read_table(args.labels) if args.labels else None
     if target and not any(row.labels for row in rows):
         remedy = "fill in its columns labels and scheme, or leave --labels out to make what pretraining reads"
@@ -233,7 +233,7 @@ def cache(args: argparse.Namespace) -> int:
         try:
             rows = [read_for(row, target, args.lacking or "refuse") for row in rows if row.labels]
         except InputError as refusal:
-            raise InputError(str(refusal).replace("--config.data.lacking=", "--lacking ")) from None
+            raise InputError(str(refusal).replace("--config.data.missing_labels=", "--lacking ")) from None
     else:
         rows = [row._replace(labels=(), scheme=()) for row in rows]
     chosen = spec(args.spec, args.spacing, args.size, args.dtype)
@@ -266,4 +266,4 @@ def _positive(text: str) -> int:
 
 def command() -> None:
     """This process as the command."""
-    leave(main())
+    exit_process(main())

@@ -1,6 +1,6 @@
 """`python -m brainseg_jax.probe --checkpoint=runs/pretrain_vit/checkpoints/150`: what a pretrained encoder knows about tissue.
 
-A linear classifier reads the class of a voxel off the frozen encoder's maps, fitted on a few labelled volumes and judged on held-out
+A linear classifier reads the class of a voxel off the frozen encoder's maps, fitted on a few labelled volumes and judged on unseen
 people: pretraining is measured by what it is for, not by its own loss (linear probing: Alain & Bengio 2016). Beside it stand what the
 voxel's surroundings and place tell without an encoder, and the same encoder before it learned anything.
 
@@ -31,7 +31,7 @@ Features = Float[np.ndarray, "n f"]
 Classes = Integer[np.ndarray, "n"]
 
 PER_CLASS = 1000  # voxels of each class that are drawn of a volume to fit
-PER_VOLUME = 20_000  # voxels that are drawn of a held-out volume, wherever they lie
+PER_VOLUME = 20_000  # voxels that are drawn of a validation volume, wherever they lie
 RIDGE = 1e-3  # of the mean variance of a feature, which is 1
 
 
@@ -100,9 +100,9 @@ def probe(
 ) -> tuple[dict[str, tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]], tuple[str, ...]]:
     """({what is read: (recall, Dice) of each class}, the structures' names) for a checkpoint's encoder.
 
-    Training volumes are drawn as `data.masks` draws them, so that pretrainings meet the same ones, standardised as for the checkpoint; of
-    each volume the central crop is read. Label maps without an image are left out, and that is said. Raises InputError for a checkpoint
-    without encoder, and where too few volumes have labels.
+    Training volumes are drawn as `data.num_labelled` draws them, so that pretrainings meet the same ones, standardised as for the
+    checkpoint; of each volume the central crop is read. Label maps without an image are left out, and that is said. Raises InputError for a
+    checkpoint without encoder, and where too few volumes have labels.
     """
     import jax
     import jax.numpy as jnp
@@ -122,13 +122,13 @@ def probe(
     config.data.manifest = manifest or config.data.manifest
     if manifest:
         config.data.splits = ""
-    config.data.masks, config.data.lacking = volumes, "background"
+    config.data.num_labelled, config.data.missing_labels = volumes, "background"
     target = labels.read_table(table)
     try:
-        data = dataset.prepare(config.data, target, print, progress.progress, config.channels, use=lambda row: not row.alone)
+        data = dataset.prepare(config.data, target, print, progress.progress, config.channels, use=lambda row: not row.labels_only)
     except InputError as refusal:
-        raise InputError(str(refusal).replace("data.masks", "--volumes")) from None
-    if bare := sum(row.alone for row in read_manifest(data.manifest)):
+        raise InputError(str(refusal).replace("data.num_labelled", "--volumes")) from None
+    if bare := sum(row.labels_only for row in read_manifest(data.manifest)):
         print(f"label maps without an image, which are left out: {bare}")
     encoder = models.ENCODERS[config.encoder](config)
     image = jnp.zeros((1, *config.data.crop, config.channels))
@@ -167,7 +167,7 @@ def probe(
 def main(argv: list[str]) -> None:
     """Prints the table."""
     if len(argv) > 1:
-        raise InputError(f"{argv[1]!r} is no flag; values are given as --flag=value")
+        raise InputError(f"{argv[1]!r} is an unrecognised argument; values are given as --flag=value")
     if not CHECKPOINT.value:
         raise InputError("--checkpoint is missing; e.g. --checkpoint=runs/pretrain_vit/checkpoints/150")
     if min(VOLUMES.value, HELD_OUT.value) < 1:
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
     for name, (recall, dice) in rows.items():
         each = "  ".join(f"{100 * d:5.1f}" for d in dice[1:])
         print(f"{name:{width}}  {100 * np.nanmean(recall):5.1f} %  {100 * np.nanmean(dice[1:]):4.1f} %  {each}")
-    print("recall: mean over classes, background included; Dice: mean over structures; both over drawn voxels of the held-out volumes")
+    print("recall: mean over classes, background included; Dice: mean over structures; both over drawn voxels of the validation volumes")
 
 
 def command() -> None:

@@ -33,18 +33,20 @@ def main(argv: list[str]) -> None:
 
     from brainseg_jax.parallel import processes
     from brainseg_jax.training.loop import train
-    from brainseg_jax.training.program import settle
+    from brainseg_jax.training.program import resolve_auto
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
-    with processes.joined(processes.chosen(COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ)):
+    with processes.joined(processes.start_from(COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ)):
         config = CONFIG.value
         # A cache may lie on a disk of each node's own. Nothing has been asked of the devices so far.
         values = {key: value for key, value in flat(config).items() if key != "data.cache"}
-        processes.agree({"jax": jax.__version__, "brainseg_jax": brainseg_jax.__version__, "--workdir": WORKDIR.value} | values)
+        processes.assert_same_on_all(
+            {"jax": jax.__version__, "brainseg_jax": brainseg_jax.__version__, "--workdir": WORKDIR.value} | values
+        )
         processes.check_devices(DEVICES.value)
         path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         resolved = with_sources(config, set(config_flags.get_override_values(flags.FLAGS["config"])), path)
-        settle(config, jax.default_backend() == "cpu", resolved)
+        resolve_auto(config, jax.default_backend() == "cpu", resolved)
         name = Path(path).stem + (f"_{variant.replace(',', '_')}" if variant else "")
         train(config, resolved, Path(WORKDIR.value or f"runs/{name}"))
 

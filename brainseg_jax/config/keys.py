@@ -51,9 +51,11 @@ def base() -> ConfigDict:
     c.data.dtype = "uint8"  # of the cached volume: uint8 or float16
     c.data.cache = ""  # folder for standardised volumes; empty: $XDG_CACHE_HOME/brainseg_jax or ~/.cache/brainseg_jax
     c.data.labels = ""  # for segmentation, the label table whose structures are the classes: a name in data/tables/, or a TSV file
-    c.data.lacking = "refuse"  # structures of it that a scan's labels do not tell apart: "refuse" the scan, or take them as "background"
+    c.data.missing_labels = (
+        "refuse"  # structures of it that a scan's labels do not tell apart: "refuse" the scan, or take them as "background"
+    )
     c.data.target = ""  # a data set of the manifest: the others are sources, which give all their masks; empty: all are targets
-    c.data.masks = -1  # training scans of the target with labels that are used, drawn by split_seed, more including fewer; -1: all
+    c.data.num_labelled = -1  # training scans of the target with labels that are used, drawn by split_seed, more including fewer; -1: all
     c.data.channel_names = ()  # what the images are, e.g. ("T1w", "FLAIR"), for predict to ask for; empty: not said
     c.data.max_failures = 0.1  # share of scans that may be unusable before the run stops
     c.data.crop = (160, 160, 160)  # voxels the model sees
@@ -100,12 +102,12 @@ def base() -> ConfigDict:
     c.augment.low_resolution = ConfigDict()
     c.augment.low_resolution.chance = 0.0
     c.augment.low_resolution.mm = 5.0  # largest thickness of a slice
-    c.augment.cut = ConfigDict()
-    c.augment.cut.chance = 0.0
-    c.augment.cut.share = 0.25  # largest part of an axis that is missing at one end
+    c.augment.field_of_view = ConfigDict()
+    c.augment.field_of_view.chance = 0.0
+    c.augment.field_of_view.share = 0.25  # largest part of an axis that is missing at one end
 
     # Scans made from label maps, of training crops (data/synthesis/generator.py). Rows of labels only are made always; they do not count as
-    # data.masks, which leaves out those of a person whose scans it leaves out. Chances are of made scans.
+    # data.num_labelled, which leaves out those of a person whose scans it leaves out. Chances are of made scans.
     c.synth = ConfigDict()
     c.synth.share = 0.0  # of crops with an image that are made from their labels instead
     c.synth.spread = 0.1  # largest standard deviation of a tissue
@@ -169,7 +171,7 @@ def base() -> ConfigDict:
     c.mae.normalize_targets = False  # predict each patch standardised by its own mean and variance
 
     c.ssl = ConfigDict()
-    c.ssl.cut = "share"  # boxes of noise or another crop until ssl.share of a view is overwritten; "paper": see objectives/ssl.py
+    c.ssl.cutout = "share"  # boxes of noise or another crop until ssl.share of a view is overwritten; "paper": see objectives/ssl.py
     c.ssl.share = 0.3
     c.ssl.heads = "pooled"  # rotation and contrast read the mean of the deepest map; "tokens": its first and second voxel (published)
     c.ssl.decoder = "vae"  # of the reconstruction, by published names: "vae" convolves and interpolates, "deconv" convolves transposed
@@ -184,14 +186,14 @@ def base() -> ConfigDict:
     c.segmentation.blend = "gaussian"  # how overlapping windows are weighted: "gaussian" or "constant" (the paper)
 
     c.optim = ConfigDict()
-    c.optim.peak = 4e-4  # learning rate after warm-up
+    c.optim.lr = 4e-4  # learning rate after warm-up
     c.optim.warmup = 0.05  # share of the run in which it rises from 0, linearly; then it falls to 0 along half a cosine
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
     c.optim.weight_decay = 0.05
     c.optim.decay = (r".*kernel",)  # which parameters decay, as regular expressions of their paths
     c.optim.clip = 1.0  # largest global norm of the gradient; 0: no clipping
-    c.optim.rates = ()  # (pattern, factor) pairs: parameters that learn slower or, with factor 0, not at all
+    c.optim.lr_multipliers = ()  # (pattern, factor) pairs: parameters that learn slower or, with factor 0, not at all
     c.optim.layer_decay = 1.0  # each block of the encoder learns by this factor slower than the next deeper one; 1: all alike
     c.optim.unfreeze = 0.0  # share of the run in which the encoder is frozen; then its blocks are freed, the deepest first
     c.optim.accumulate = 1  # parts a batch is cut into, one after the other, to save memory
@@ -203,7 +205,7 @@ def base() -> ConfigDict:
 
     c.log_every = 10  # steps between lines
     c.eval_every = 0.25  # share of the run between evaluations (with checkpoint and picture); at its end there is always one
-    c.eval_volumes = 64  # held-out volumes used at most; each gives its central crop
+    c.eval_volumes = 64  # validation volumes used at most; each gives its central crop
     c.save_every = 0  # steps between further checkpoints; 0: only at evaluations
     c.best = "loss"  # the evaluation metric, smallest is best, whose best checkpoint is kept beside the latest
     c.patience = 0  # evaluations without a better one of it after which the run ends early; 0: it never does
@@ -212,10 +214,29 @@ def base() -> ConfigDict:
 
 # Keys are a file format: config.json and the cards of checkpoints hold them. A new key's default is what was done before there was the key.
 FORMAT = 1  # of cards and run records; they say it since there is more than one form. Raise it when an older version would misread them
-RENAMED: dict[str, str] = {}  # old name of a key: the name it has now
+# The old name of a key: the name it has now. The command line, config files, cards and records may say either.
+RENAMED = {
+    "optim.peak": "optim.lr",
+    "optim.rates": "optim.lr_multipliers",
+    "data.masks": "data.num_labelled",
+    "data.lacking": "data.missing_labels",
+    "augment.cut.chance": "augment.field_of_view.chance",
+    "augment.cut.share": "augment.field_of_view.share",
+    "ssl.cut": "ssl.cutout",
+}
 
 # Keys that may differ when a run is resumed: they change what is printed and where things lie, not what is computed.
-FREE = ("attention", "log_every", "save_every", "data.cache", "data.threads", "data.workers", "data.max_failures", "mesh.data", "mesh.fsdp")
+RESUMABLE = (
+    "attention",
+    "log_every",
+    "save_every",
+    "data.cache",
+    "data.threads",
+    "data.workers",
+    "data.max_failures",
+    "mesh.data",
+    "mesh.fsdp",
+)
 
 CHOICES = {
     "objective": ("mae", "ssl", "segmentation"),
@@ -226,14 +247,14 @@ CHOICES = {
     "data.spec": ("default", "paper"),
     "data.split_rule": ("subject", "paper"),
     "data.dtype": ("uint8", "float16"),
-    "data.lacking": ("refuse", "background"),
+    "data.missing_labels": ("refuse", "background"),
     "init.channels": ("refuse", "repeat"),
     "segmentation.loss": ("present", "log", "paper"),
     "segmentation.blend": ("gaussian", "constant"),
     "augment.noise.kind": ("gaussian", "rician"),
     "vit.positions": ("sincos", "separable", "table"),
     "swin.merging": ("legacy", "merging", "mergingv2"),
-    "ssl.cut": ("share", "paper"),
+    "ssl.cutout": ("share", "paper"),
     "ssl.heads": ("pooled", "tokens"),
     "ssl.decoder": ("vae", "deconv"),
 }
@@ -244,7 +265,7 @@ POSITIVE = (
     *("vit.patch", "vit.width", "vit.depth", "vit.heads", "vit.hidden", "mae.width", "mae.depth", "mae.heads"),
     *("channels", "unetr.width", "swin.width", "swin.depths", "swin.heads", "swin.window", "ssl.embedding", "ssl.temperature"),
     *("unet.features", "unet.blocks", "unet.decoder_blocks"),
-    *("optim.peak", "optim.accumulate", "log_every", "eval_volumes", "vit.eps"),
+    *("optim.lr", "optim.accumulate", "log_every", "eval_volumes", "vit.eps"),
 )
 NOT_NEGATIVE = (
     *("seed", "steps", "epochs", "data.split_seed", "data.workers", "augment.scale", "augment.shift"),
@@ -252,10 +273,10 @@ NOT_NEGATIVE = (
     *("augment.contrast.gamma", "augment.bias.log", "augment.blur.mm", "augment.noise.sigma"),
     *("classes", "optim.weight_decay", "optim.clip", "save_every", "ssl.weights", "patience"),
 )
-SHARES = (
+FRACTIONS = (
     *("augment.mirror.sides", "augment.mirror.others", "augment.affine.chance", "augment.elastic.chance", "augment.contrast.chance"),
     *("augment.contrast.curve", "augment.bias.chance", "augment.blur.chance", "augment.noise.chance", "augment.low_resolution.chance"),
-    *("augment.cut.chance", "augment.cut.share"),
+    *("augment.field_of_view.chance", "augment.field_of_view.share"),
     *(
         "synth.share",
         "synth.prior.share",
@@ -269,7 +290,7 @@ SHARES = (
     *("data.max_failures", "augment.chance", "mae.mask_ratio", "ssl.share", "vit.drop_path", "swin.drop_path"),
     *("segmentation.overlap", "optim.warmup", "optim.layer_decay", "optim.unfreeze", "eval_every"),
 )
-BELOW_ONE = ("optim.b1", "optim.b2", "augment.affine.scaling", "augment.affine.shear", "augment.cut.share")
+BELOW_ONE = ("optim.b1", "optim.b2", "augment.affine.scaling", "augment.affine.shear", "augment.field_of_view.share")
 TRIPLES = {"data.size": int, "data.crop": int, "data.fractions": (int, float), "ssl.weights": (int, float)} | dict.fromkeys(
     ("augment.affine.rotation", "augment.affine.scaling", "augment.affine.shear", "augment.affine.translation"), (int, float)
 )
@@ -283,7 +304,7 @@ ACTS_WITH = (
     (("ssl.",), "objective", ("ssl",)),
     (("vit.drop_path",), "objective", ("segmentation",)),
     (("segmentation.", "unetr.", "synth.", "classes"), "objective", ("segmentation",)),
-    (("data.labels", "data.lacking", "data.target", "data.masks"), "objective", ("segmentation",)),
+    (("data.labels", "data.missing_labels", "data.target", "data.num_labelled"), "objective", ("segmentation",)),
     (("unetr.",), "decoder", ("unetr",)),
     (("data.subjects",), "data.manifest", ("",)),
     (("data.fractions",), "data.split_rule", ("subject",)),
@@ -297,13 +318,16 @@ DECODER_OF = {"vit": "unetr", "swin": "swin_unetr", "resenc": "unet"}
 def check(c: ConfigDict) -> None:
     """Raises InputError, naming the key and what it may be, for a value that cannot work."""
     for key, choices in CHOICES.items():
-        if c_get(c, key) not in choices:
-            raise InputError(f"{key} is {c_get(c, key)!r}; use one of {', '.join(choices)}")
+        if get_key(c, key) not in choices:
+            raise InputError(f"{key} is {get_key(c, key)!r}; use one of {', '.join(choices)}")
     for key, kind in TRIPLES.items():
-        value = c_get(c, key)
+        value = get_key(c, key)
         if len(value) != 3 or not all(isinstance(v, kind) for v in value):
-            raise InputError(f"{key} is {value}; give three numbers, e.g. {c_get(base(), key)}")
-    for key, patterns in (("optim.decay", c.optim.decay), ("optim.rates", [rule[0] for rule in pairs(c.optim.rates)])):
+            raise InputError(f"{key} is {value}; give three numbers, e.g. {get_key(base(), key)}")
+    for key, patterns in (
+        ("optim.decay", c.optim.decay),
+        ("optim.lr_multipliers", [rule[0] for rule in lr_multipliers(c.optim.lr_multipliers)]),
+    ):
         for pattern in patterns:
             try:
                 re.compile(pattern)
@@ -312,18 +336,18 @@ def check(c: ConfigDict) -> None:
     for keys, good, rule in (
         (POSITIVE, lambda v: 0 < v < math.inf, "must be greater than 0, and finite"),
         (NOT_NEGATIVE, lambda v: 0 <= v < math.inf, "must not be negative, and finite"),
-        (SHARES, lambda v: 0 <= v <= 1, "is a share: from 0 to 1"),
+        (FRACTIONS, lambda v: 0 <= v <= 1, "is a share: from 0 to 1"),
         (BELOW_ONE, lambda v: 0 <= v < 1, "must be at least 0 and less than 1"),
     ):
         for key in keys:
-            value = c_get(c, key)
+            value = get_key(c, key)
             if not all(good(v) for v in (value if isinstance(value, tuple) else (value,))):
                 raise InputError(f"{key} is {value}; it {rule}")
     names = tuple(c.data.channel_names)
     if names and not (all(isinstance(name, str) for name in names) and len(set(names)) == len(names) == c.channels):
         raise InputError(f"data.channel_names is {names}; give a name for each of channels {c.channels}, or none")
-    if bad := [rule for rule in pairs(c.optim.rates) if not 0 <= rule[1] < math.inf]:
-        raise InputError(f"optim.rates has {bad[0]!r}; the factor must not be negative, and finite, e.g. 0.1")
+    if bad := [rule for rule in lr_multipliers(c.optim.lr_multipliers) if not 0 <= rule[1] < math.inf]:
+        raise InputError(f"optim.lr_multipliers has {bad[0]!r}; the factor must not be negative, and finite, e.g. 0.1")
     if c.optim.warmup == 1:
         raise InputError("optim.warmup is 1, which leaves nothing to cool down; use a share below 1")
     if (c.steps > 0) == (c.epochs > 0):
@@ -334,8 +358,8 @@ def check(c: ConfigDict) -> None:
         nearest = tuple(max(1, n // c.vit.patch) * c.vit.patch for n in c.data.crop)
         raise InputError(f"data.crop {c.data.crop} is no multiple of vit.patch {c.vit.patch}; use e.g. {nearest}")
     for width, heads in (("vit.width", "vit.heads"), ("mae.width", "mae.heads")):
-        if c_get(c, width) % c_get(c, heads):
-            raise InputError(f"{width} {c_get(c, width)} does not divide by {heads} {c_get(c, heads)}; choose another number of heads")
+        if get_key(c, width) % get_key(c, heads):
+            raise InputError(f"{width} {get_key(c, width)} does not divide by {heads} {get_key(c, heads)}; choose another number of heads")
     if c.encoder == "swin" and c.attention in ("cudnn", "pallas"):
         raise InputError(f"attention is {c.attention!r}, which takes no biases, and a Swin's windows have them; use auto")
     if c.attention == "cudnn" and c.dtype == "float32":
@@ -349,8 +373,8 @@ def check(c: ConfigDict) -> None:
                 "use e.g. 12, 24, 36 or 48"
             )
     for parts in ("data.crops_per_volume", "optim.accumulate"):
-        if c.data.batch % c_get(c, parts):
-            raise InputError(f"data.batch {c.data.batch} does not divide by {parts} {c_get(c, parts)}; change one of the two")
+        if c.data.batch % get_key(c, parts):
+            raise InputError(f"data.batch {c.data.batch} does not divide by {parts} {get_key(c, parts)}; change one of the two")
     tokens = 1
     for n in c.data.crop:
         tokens *= n // c.vit.patch
@@ -379,14 +403,14 @@ def check(c: ConfigDict) -> None:
 def check_idle(c: ConfigDict) -> None:
     """Raises InputError, naming the reason, for a key that was changed from its default and does nothing in this experiment."""
     defaults = flat(base())
-    for key, why in idle(c).items():
-        if c_get(c, key) != defaults[key]:
+    for key, why in idle_keys(c).items():
+        if get_key(c, key) != defaults[key]:
             raise InputError(f"{key} does nothing with {why}; leave it out")
 
 
-def idle(c: ConfigDict) -> dict[str, str]:
+def idle_keys(c: ConfigDict) -> dict[str, str]:
     """The keys that do nothing in this experiment, each with the value of another key that is the reason."""
-    rules = [(keys, other, c_get(c, other)) for keys, other, wanted in ACTS_WITH if c_get(c, other) not in wanted]
+    rules = [(keys, other, get_key(c, other)) for keys, other, wanted in ACTS_WITH if get_key(c, other) not in wanted]
     of = lambda key, group: key == group or (group.endswith(".") and key.startswith(group))  # noqa: E731
     return {key: f"{other}={value}" for keys, other, value in rules for key in flat(c) if any(of(key, group) for group in keys)}
 
@@ -401,7 +425,7 @@ def check_ssl(c: ConfigDict) -> None:
         raise InputError(f"data.crop {c.data.crop}: ssl takes multiples of {multiple}, more than one; use e.g. {(2 * multiple,) * 3}")
     if c.data.batch == 1 and c.ssl.weights[1]:
         raise InputError("data.batch 1 leaves contrast no other crop to tell apart; use 2 or more, or ssl.weights=(1.0, 0.0, 1.0)")
-    if c.ssl.cut == "share" and c.ssl.share > 0.75:
+    if c.ssl.cutout == "share" and c.ssl.share > 0.75:
         raise InputError(f"ssl.share {c.ssl.share} takes too many boxes to draw; use at most 0.75")
     if c.optim.accumulate > 1:
         raise InputError(
@@ -435,13 +459,13 @@ def check_segmentation(c: ConfigDict) -> None:
         raise InputError(
             f"synth.share is {c.synth.share} and channels is {c.channels}; scans are made of one channel, so use synth.share=0"
         )
-    if c.data.masks < -1:
-        raise InputError(f"data.masks is {c.data.masks}; give a number of scans, or -1 for all")
+    if c.data.num_labelled < -1:
+        raise InputError(f"data.num_labelled is {c.data.num_labelled}; give a number of scans, or -1 for all")
     if not c.init.parts or set(c.init.parts) - {"encoder", "decoder", "head"} or len(set(c.init.parts)) < len(c.init.parts):
         raise InputError(f"init.parts is {tuple(c.init.parts)}; use some of encoder, decoder, head, each once")
     for key, bad in (("segmentation.overlap", 1), ("optim.unfreeze", 1), ("optim.layer_decay", 0)):
-        if c_get(c, key) == bad:
-            raise InputError(f"{key} is {bad}, which is just outside what it may be; use e.g. {c_get(base(), key)}")
+        if get_key(c, key) == bad:
+            raise InputError(f"{key} is {bad}, which is just outside what it may be; use e.g. {get_key(base(), key)}")
 
 
 def check_unet(c: ConfigDict) -> None:
@@ -513,12 +537,25 @@ def of_file(name: str) -> ConfigDict:
         raise InputError(
             f"{file}: its get_config gives {type(made).__name__} and no ConfigDict; begin it with c = base(), end it with return c"
         )
+    with made.unlocked():
+        for old, new in RENAMED.items():
+            if old in flat(made):
+                made.update_from_flattened_dict({new: get_key(made, old)})
+                _delete(made, old)
     keys, known = flat(made).keys(), flat(base()).keys()
     if strange := sorted(keys - known):
-        raise InputError(f"{file}: its get_config sets {strange[0]}: {unknown(strange[0])}")
+        raise InputError(f"{file}: its get_config sets {strange[0]}: {unknown_key(strange[0])}")
     if lacking := sorted(known - keys):
         raise InputError(f"{file}: its get_config gives no {lacking[0]}; begin it with c = base(), which has every key")
     return made
+
+
+def _delete(c: ConfigDict, key: str) -> None:
+    """Takes a dotted key away, and groups that hold nothing then."""
+    group, _, name = key.rpartition(".")
+    del (get_key(c, group) if group else c)[name]
+    if group and not len(get_key(c, group)):
+        _delete(c, group)
 
 
 def _line_of(file: str, error: Exception) -> str:
@@ -529,28 +566,26 @@ def _line_of(file: str, error: Exception) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
-def pairs(rates: Any) -> list[tuple[str, float]]:
-    """The (pattern, factor) pairs of optim.rates; InputError if they are something else."""
+def lr_multipliers(rates: Any) -> list[tuple[str, float]]:
+    """The (pattern, factor) pairs of optim.lr_multipliers; InputError if they are something else."""
     for rule in rates:
         if not isinstance(rule, tuple) or len(rule) != 2 or not isinstance(rule[1], int | float):
-            raise InputError(f"optim.rates has {rule!r}; give (pattern, factor) pairs, e.g. (('encoder/.*', 0.1),)")
+            raise InputError(f"optim.lr_multipliers has {rule!r}; give (pattern, factor) pairs, e.g. (('encoder/.*', 0.1),)")
     return list(rates)
 
 
-def c_get(c: ConfigDict, key: str) -> Any:
+def get_key(c: ConfigDict, key: str) -> Any:
     """The value under a dotted key."""
     for part in key.split("."):
         c = c[part]
     return c
 
 
-def unknown(key: str) -> str:
+def unknown_key(key: str) -> str:
     """What is wrong with a dotted key, in a few words, or "" if there is such a key."""
     keys = list(flat(base()))
-    if key in keys:
+    if RENAMED.get(key, key) in keys:
         return ""
-    if key in RENAMED:
-        return f"it is called {RENAMED[key]} now"
     close = difflib.get_close_matches(key, keys, n=1) or [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"there is no such key{f' (did you mean {close[0]}?)' if close else ''}; all are in brainseg_jax/config/keys.py"
 
@@ -573,7 +608,7 @@ def with_sources(c: ConfigDict, overridden: set[str], file: str) -> dict[str, di
     return json.loads(json.dumps(resolved))
 
 
-def known(resolved: Any, place: str) -> dict[str, dict[str, Any]]:
+def known_entries(resolved: Any, place: str) -> dict[str, dict[str, Any]]:
     """The entries of `with_sources`, as a card or config.json keeps them, by today's names of their keys.
 
     Raises InputError, beginning with `place`, for what is none, for a key that nobody knows, and for the form of a newer version.
@@ -588,7 +623,7 @@ def known(resolved: Any, place: str) -> dict[str, dict[str, Any]]:
             continue
         if key not in keys:
             raise InputError(
-                f"{place}: has the key {key!r}, and {unknown(key)}; use the version of brainseg_jax that wrote it, or a newer one"
+                f"{place}: has the key {key!r}, and {unknown_key(key)}; use the version of brainseg_jax that wrote it, or a newer one"
             )
         if not isinstance(entry, dict) or "value" not in entry:
             raise InputError(f"{place}: has no value under {key!r}; it is damaged, bring it back from a backup")
@@ -599,7 +634,7 @@ def known(resolved: Any, place: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def used(resolved: dict[str, dict[str, Any]], key: str) -> Any:
+def used_value(resolved: dict[str, dict[str, Any]], key: str) -> Any:
     """What a run used, where it was asked to choose by the place ("auto"); else what it was asked for."""
     return resolved[key].get("used", resolved[key]["value"])
 
@@ -613,12 +648,12 @@ def check_format(number: Any, place: str) -> None:
 def from_resolved(resolved: Any, place: str = "config") -> ConfigDict:
     """The config that `with_sources` wrote down; a key that it lacks has its default. Raises InputError as `known`."""
     c = base()
-    for key, entry in known(resolved, place).items():
+    for key, entry in known_entries(resolved, place).items():
         try:
             c.update_from_flattened_dict({key: as_tuple(entry["value"])})
         except (TypeError, ValueError):
             raise InputError(
-                f"{place}: {key} is {entry['value']!r}, where something like {c_get(c, key)!r} is meant; is it damaged?"
+                f"{place}: {key} is {entry['value']!r}, where something like {get_key(c, key)!r} is meant; is it damaged?"
             ) from None
     return c
 
@@ -634,12 +669,12 @@ def as_tuple(value: Any) -> Any:
     return tuple(as_tuple(v) for v in value) if isinstance(value, list) else value
 
 
-def differing(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
+def differing_keys(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
     """Keys whose difference makes another experiment, as "key: old → new", by what was used.
 
     Where one lacks a key, as old records do, it has its default. Keys that do nothing make none.
     """
     defaults = json.loads(json.dumps(flat(base())))
-    value = lambda resolved, key: used(resolved, key) if key in resolved else defaults.get(key)  # noqa: E731
-    keys = sorted((old.keys() | new.keys()) - set(FREE) - set(idle(from_resolved(new))))
+    value = lambda resolved, key: used_value(resolved, key) if key in resolved else defaults.get(key)  # noqa: E731
+    keys = sorted((old.keys() | new.keys()) - set(RESUMABLE) - set(idle_keys(from_resolved(new))))
     return [f"{key}: {value(old, key)} → {value(new, key)}" for key in keys if value(old, key) != value(new, key)]

@@ -21,7 +21,7 @@ def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], a
     c.objective = "segmentation"
     c.classes = 0
     c.data.labels = TASKS[variant.partition(",")[0]]
-    c.optim.peak = 2e-4
+    c.optim.lr = 2e-4
     c.optim.b2 = 0.999
     network(c)
     change(c)
@@ -40,7 +40,7 @@ def augmented(c: ConfigDict) -> None:
     c.augment.blur.chance = 0.2
     c.augment.noise.chance = 0.2
     c.augment.low_resolution.chance = 0.2
-    c.augment.cut.chance = 0.05
+    c.augment.field_of_view.chance = 0.05
 
 
 def trial(c: ConfigDict) -> None:
@@ -80,7 +80,7 @@ def paper(c: ConfigDict) -> None:
     c.segmentation.loss = "paper"
     c.segmentation.blend = "constant"
     c.augment.chance = 0.0
-    c.optim.peak = 1e-4
+    c.optim.lr = 1e-4
     c.optim.warmup = 0.5
     c.optim.weight_decay = 1e-5
     c.optim.decay = (".*",)
@@ -107,7 +107,7 @@ def small(c: ConfigDict) -> None:
     c.steps = 2000
     c.eval_volumes = 8
     c.data.batch = 2
-    c.optim.peak = 1e-3
+    c.optim.lr = 1e-3
 
 
 def heads(c: ConfigDict) -> None:
@@ -143,7 +143,7 @@ def any_scan(c: ConfigDict) -> None:
     c.augment.noise.sigma = 0.08
     c.augment.low_resolution.chance = 0.4
     c.augment.low_resolution.mm = 7.0
-    c.augment.cut.chance = 0.1
+    c.augment.field_of_view.chance = 0.1
 
 
 def narrow(c: ConfigDict) -> None:

@@ -16,13 +16,13 @@ class InputError(Exception):
     """A file, a value or a command that cannot be used. Commands print it as one line, without a traceback, and exit with 2."""
 
 
-def meant(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What follows a name that is not known: in brackets the known one that is closest to it, or nothing."""
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def few(names: Iterable[object], most: int = 3) -> str:
+def first_few(names: Iterable[object], most: int = 3) -> str:
     """The first of the names, and how many more there are."""
     names = [str(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -34,7 +34,7 @@ def warnings(lines: Sequence[str], most: int = 10) -> list[str]:
     return [f"warning: {line}" for line in lines[:most]] + [f"warning: … and {more} more of this kind"] * (more > 0)
 
 
-def reason(name: object, error: Exception) -> str:
+def one_line(name: object, error: Exception) -> str:
     """One line on why one of many files could not be treated, whatever was raised: `name` is what the line calls it."""
     if isinstance(error, InputError):
         return " ".join(str(error).splitlines())
@@ -53,7 +53,7 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal or a log in ASCII is no reason to stop
-    usual, sys.unraisablehook = sys.unraisablehook, raise_later
+    usual, sys.unraisablehook = sys.unraisablehook, defer_ctrl_c
     try:
         try:
             return command()
@@ -69,7 +69,7 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
             raise
         print(f"error: {error.filename or 'output'}: {error.strerror}; check the place, its permissions and room", file=sys.stderr)
     except BaseException as error:
-        if not asked_to_stop(error):
+        if not is_interrupt(error):
             raise
         # A command that saved before it stopped says so.
         print((isinstance(error, KeyboardInterrupt) and str(error)) or stopped, file=sys.stderr)
@@ -77,12 +77,12 @@ def exit_code(command: Callable[[], int], stopped: str = "stopped") -> int:
     return 2
 
 
-def asked_to_stop(error: BaseException | None) -> bool:
+def is_interrupt(error: BaseException | None) -> bool:
     """Whether an error is Ctrl-C or came of it: jaxlib, where it comes while that is being imported, makes an ImportError of it."""
-    return error is not None and (isinstance(error, KeyboardInterrupt) or asked_to_stop(error.__cause__))
+    return error is not None and (isinstance(error, KeyboardInterrupt) or is_interrupt(error.__cause__))
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """Ends the process with what `exit_code` gave. All is done and said then, and Ctrl-C comes too late."""
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if code != 130:
@@ -94,7 +94,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def raise_later(lost: Any) -> None:
+def defer_ctrl_c(lost: Any) -> None:
     """Ctrl-C that came within a callback, JAX's of the garbage collector for one, which Python would only print: raised a moment later."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from brainseg_jax.core.errors import InputError, meant
+from brainseg_jax.core.errors import InputError, did_you_mean
 
 FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # what a cell begins with that spreadsheets compute
 ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's, whatever machine it is of
@@ -25,13 +25,13 @@ TEXT = 2**26  # bytes that are read of a table, list or record, at most: a quart
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place to write to; what was written there takes `path`'s place when the block ends without an error. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    part = path.with_name(f".{shorten(path.name, 200)}.{machine()}-{os.getpid()}.part")
+    part = path.with_name(f".{shorten_name(path.name, 200)}.{machine_id()}-{os.getpid()}.part")
     try:
-        with named(path, part):
+        with naming_errors(path, part):
             yield part
             part.replace(path)
     finally:
@@ -44,19 +44,19 @@ def _sweep(folder: Path) -> None:
     for part in folder.glob(".*.part"):
         with suppress(OSError):  # another process was faster
             if match := re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d{1,9})\.part", part.name):
-                gone = match[1] == machine() and not runs(int(match[2]))
+                gone = match[1] == machine_id() and not is_running(int(match[2]))
                 if gone or time.time() - part.stat().st_mtime > ABANDONED:
                     part.unlink()
 
 
 @cache
-def machine() -> str:
+def machine_id() -> str:
     """What tells machines apart that share a folder, and containers of one machine, whose process numbers are their own."""
     space = Path("/proc/self/ns/pid")
     return hashlib.sha256(f"{platform.node()} {space.stat().st_ino if space.exists() else ''}".encode()).hexdigest()[:8]
 
 
-def runs(process: int) -> bool:
+def is_running(process: int) -> bool:
     """Whether there is a process of this number."""
     try:
         os.kill(process, 0)
@@ -68,7 +68,7 @@ def runs(process: int) -> bool:
 
 
 @contextmanager
-def named(path: Path, part: Path | None = None) -> Iterator[None]:
+def naming_errors(path: Path, part: Path | None = None) -> Iterator[None]:
     """An OSError says `path`, the name that the user gave, where it says none, as for a full disk, or that of its temporary `part`."""
     try:
         yield
@@ -78,26 +78,26 @@ def named(path: Path, part: Path | None = None) -> Iterator[None]:
         raise
 
 
-def shorten(name: str, most: int) -> str:
+def shorten_name(name: str, most: int) -> str:
     """A file's name; where it has more than `most` bytes, its beginning and a hash of all of it."""
     spelt = name.encode("utf-8", "surrogateescape")
     mark = f"-{hashlib.sha256(spelt).hexdigest()[:8]}"
     return name if len(spelt) <= most else spelt[: most - len(mark)].decode(errors="ignore") + mark
 
 
-def plain(name: str, most: int = 200) -> str:
+def safe_name(name: str, most: int = 200) -> str:
     """A name as part of a file's name: of letters, digits and "-_." alone, not hidden, and of at most so many bytes."""
-    return shorten("".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip("."), most)
+    return shorten_name("".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip("."), most)
 
 
-def absent(path: Path, remedy: str = "check the path") -> str:
+def missing_file(path: Path, remedy: str = "check the path") -> str:
     """Why there is no file: its content was not fetched, where git-annex or the like left a link to it, or else nothing is there."""
     if path.is_symlink():
         return f"{path}: its content was not fetched, it is a link to nothing; get it, e.g. with datalad get"
     return f"{path}: no such file; {remedy}"
 
 
-def regular(path: Path, remedy: str = "give a file") -> os.stat_result:
+def check_regular(path: Path, remedy: str = "give a file") -> os.stat_result:
     """A file's status, before it is opened: to open a pipe would wait for ever, and a device may never end.
 
     Raises InputError for those, and OSError where there is none, or a folder.
@@ -111,27 +111,27 @@ def regular(path: Path, remedy: str = "give a file") -> os.stat_result:
 
 
 @contextmanager
-def opened(path: Path, remedy: str) -> Iterator[BinaryIO]:
+def open_regular(path: Path, remedy: str) -> Iterator[BinaryIO]:
     """A file to read from. What is wrong with it, and every InputError of the block, becomes one line that names it; `remedy` is for what
     is no file."""
     if "\0" in str(path):
         raise InputError(f"{path}: a path cannot hold a NUL byte; correct it")
     try:
-        regular(path, remedy)
+        check_regular(path, remedy)
         with path.open("rb") as file:
             try:
                 yield file
             except InputError as refusal:
                 raise InputError(f"{path}: {refusal}") from None
     except FileNotFoundError:
-        raise InputError(absent(path)) from None
+        raise InputError(missing_file(path)) from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder and no file; {remedy}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
 
 
-def beginning(path: Path, most: int) -> bytes:
+def read_beginning(path: Path, most: int) -> bytes:
     """The first bytes of a file, at most so many; none of what is no file."""
     if not path.is_file():
         return b""
@@ -141,8 +141,8 @@ def beginning(path: Path, most: int) -> bytes:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """What a file holds. Raises InputError for what is no file and for more than so many bytes, OSError as reading does."""
-    regular(path)
-    content = beginning(path, most + 1)  # not by its size: some files of the system say 0
+    check_regular(path)
+    content = read_beginning(path, most + 1)  # not by its size: some files of the system say 0
     if len(content) > most:
         raise InputError(f"{path}: holds more than {most >> 20} MiB, which no table, list or record does; check that it is the right file")
     return content
@@ -181,15 +181,15 @@ def read_cells(path: Path, columns: Sequence[str], required: Sequence[str], wher
         lines = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: {error}; check the quotes") from None
-    return cells_of(str(path), lines, columns, required, delimiter, rows)
+    return parse_cells(str(path), lines, columns, required, delimiter, rows)
 
 
-def split_lines(text: str) -> list[tuple[int, list[str]]]:
+def split_rows(text: str) -> list[tuple[int, list[str]]]:
     """The lines of a tab-separated text without quotes, as `cells_of` takes them."""
     return [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1)]
 
 
-def cells_of(
+def parse_cells(
     name: str, lines: list[tuple[int, list[str]]], columns: Sequence[str], required: Sequence[str], delimiter: str, rows: str
 ) -> list[tuple[int, dict[str, str]]]:
     """Number and cells of each line that is not blank, below the one that names the columns: all of `columns`, as stripped text.
@@ -205,7 +205,7 @@ def cells_of(
         raise InputError(f"{name}: column {header.index('') + 1} has no name; name it, or remove what separates it from the others")
     for column in header:
         if column not in columns:
-            raise InputError(f"{name}: column {column!r} is unknown{meant(column, columns)}; known are {listed}")
+            raise InputError(f"{name}: column {column!r} is unknown{did_you_mean(column, columns)}; known are {listed}")
         if header.count(column) > 1:
             raise InputError(f"{name}: column {column!r} stands twice; remove one of the two")
     if lacking := [column for column in required if column not in header]:
@@ -238,13 +238,13 @@ def check_own(name: str, path: Path, what: str, mark: str) -> None:
     """Raises InputError, calling it `name`, for a folder and for a file that is not ours: `mark` stands near the beginning of one."""
     if path.is_dir():
         raise InputError(f"{name}: is a folder; give the name of a {what}")
-    if path.exists() and mark.encode() not in beginning(path, 1000):
+    if path.exists() and mark.encode() not in read_beginning(path, 1000):
         raise InputError(f"{name}: exists, and is no {what} of this command; move it away, or give another name")
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes text in UTF-8, all of it or nothing; bytes of file names that are no text as \\udcXX."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.runtime import cores, ctrl_c_later, end_with_parent, signals_held
+from brainseg_jax.core.runtime import block_signals, cores, delay_ctrl_c, end_with_parent
 
 
-def each(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None, what: str) -> Iterator[Any]:
+def map_in_processes(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None, what: str) -> Iterator[Any]:
     """The results of `work(job)` as they are done, in `workers` processes (None: one for each core), or here where that is one.
 
     Raises InputError where a process dies, which `what`, e.g. "standardised scans", says what it did.
@@ -26,7 +26,7 @@ def each(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int | None, w
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
         try:
             # Ctrl-C only: a pool of which one process has died ends those that are still starting by SIGTERM.
-            with _main_unknown(), ctrl_c_later(), signals_held((signal.SIGINT,)):
+            with _main_unknown(), delay_ctrl_c(), block_signals((signal.SIGINT,)):
                 futures = [pool.submit(work, job) for job in jobs]
             processes = multiprocessing.active_children()
             for future in as_completed(futures):

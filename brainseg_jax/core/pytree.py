@@ -19,7 +19,7 @@ def paths(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def tree(leaves: dict[str, Any]) -> dict[str, Any]:
+def unflatten(leaves: dict[str, Any]) -> dict[str, Any]:
     """The nested dictionary of leaves by path: the inverse of `paths` for trees of dictionaries."""
     root: dict[str, Any] = {}
     for path, leaf in leaves.items():
@@ -31,7 +31,7 @@ def tree(leaves: dict[str, Any]) -> dict[str, Any]:
     return root
 
 
-def misfits(found: Any, wanted: Any) -> list[str]:
+def mismatches(found: Any, wanted: Any) -> list[str]:
     """On each leaf of either tree that is missing, surplus or of another shape: "norm/scale is (4,) where (3,) is wanted"."""
     there, here = ({name: tuple(leaf.shape) for name, leaf in paths(tree).items()} for tree in (found, wanted))
     names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]

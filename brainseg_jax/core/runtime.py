@@ -65,7 +65,7 @@ def known_options(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if compiles(name)}
 
 
-def of_jax(address: str, need: str) -> Any:
+def private_of_jax(address: str, need: str) -> Any:
     """What JAX has at a private or experimental address, `module:name`, which a later release may move without notice.
 
     InputError that says what needs it, and with what to go on.
@@ -85,7 +85,7 @@ def for_prediction() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def give_back_memory() -> None:
+def trim_memory() -> None:
     """Returns to the system what is free but was kept: after compiling a network's step up to a gigabyte, which the step would come on top
     of."""
     if platform.libc_ver()[0] == "glibc":
@@ -96,7 +96,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a command
 
 
 @contextmanager
-def signals_held(signals: Collection[int] = SIGNALS) -> Iterator[None]:
+def block_signals(signals: Collection[int] = SIGNALS) -> Iterator[None]:
     """Processes and threads that are started inside are not reached by what asks a command to stop, from their first moment on.
 
     A terminal and a cluster send it to all processes of a command at once, and it is the first one's to answer.
@@ -110,7 +110,7 @@ def signals_held(signals: Collection[int] = SIGNALS) -> Iterator[None]:
 
 
 @contextmanager
-def ctrl_c_later() -> Iterator[None]:
+def delay_ctrl_c() -> Iterator[None]:
     """Ctrl-C that comes meanwhile is answered at the end, so that what is begun inside is not left half begun.
 
     To hold the signal is not enough for that: it may reach another thread, of JAX's for one, and is raised in the main one all the same.

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from brainseg_jax.core.errors import InputError, reason
-from brainseg_jax.core.files import absent, opened, plain, regular, whole, without_formulas, write_table
-from brainseg_jax.core.process_pool import each
-from brainseg_jax.data.label_checks import doubts
+from brainseg_jax.core.errors import InputError, one_line
+from brainseg_jax.core.files import atomic_write, check_regular, missing_file, open_regular, safe_name, without_formulas, write_table
+from brainseg_jax.core.process_pool import map_in_processes
+from brainseg_jax.data.label_checks import check_label_map
 from brainseg_jax.data.labels import HEAD, Table, lookup, read_table
 from brainseg_jax.data.leakage import shared
 from brainseg_jax.data.manifest import Row
@@ -47,7 +47,7 @@ class Failure(NamedTuple):
     """A scan that was set aside, and why."""
 
     row: Row
-    reason: str
+    one_line: str
 
 
 def build(
@@ -72,7 +72,7 @@ def build(
     """
     folder.mkdir(parents=True, exist_ok=True)
     failures, files, missing = {}, {}, []
-    classes = [heads if heads and (row.split == "train" or row.alone) else target for row in rows]
+    classes = [heads if heads and (row.split == "train" or row.labels_only) else target for row in rows]
     for i, row in enumerate(rows):
         try:
             files[i] = [folder / name for name in file_names(row, spec, classes[i])]
@@ -82,7 +82,7 @@ def build(
             failures[i] = str(error)
     done = len(rows) - len(missing)
     progress(done, len(rows))
-    for i, why in each(_make, [(i, rows[i], spec, classes[i], files[i]) for i in missing], workers, "standardised scans"):
+    for i, why in map_in_processes(_make, [(i, rows[i], spec, classes[i], files[i]) for i in missing], workers, "standardised scans"):
         if why:
             failures[i] = why
             if len(failures) >= SUSPECT and len(failures) > max_failures * len(rows):
@@ -99,8 +99,8 @@ def file_names(row: Row, spec: Spec, target: Table | None = None) -> tuple[str, 
     The hash covers the version, the spec, and path, size and time of the scan's files; for labels of theirs, too, and both tables. Raises
     InputError for a file that is missing.
     """
-    name = plain("_".join(filter(None, (row.subject, row.session))), 80)
-    facts: list[Any] = [VERSION, asdict(spec), *map(_facts, row.images), *["alone"] * row.alone]
+    name = safe_name("_".join(filter(None, (row.subject, row.session))), 80)
+    facts: list[Any] = [VERSION, asdict(spec), *map(_facts, row.images), *["alone"] * row.labels_only]
     names = [f"{name}_{_digest(facts)}.npz"]
     if target and row.labels:
         facts += [_facts(row.labels[0]), read_table(row.scheme[0]), target]
@@ -161,13 +161,13 @@ def _make(job: Job) -> tuple[int, str]:
         made, scan = _image(row, spec, file)
         if label_file:
             label, found = _label(row, target, made, scan or read(row.image))
-            if target.name == HEAD and not row.alone:
+            if target.name == HEAD and not row.labels_only:
                 label = with_intensities(label, load(file)["image"][..., 0], target)
             _save(label_file[0], {"label": label}, {"image": file.name, "sha256": _sha256(row.labels[0]), "doubts": found})
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror}); make room, or set data.cache") from None
     except Exception as error:  # one bad scan is one bad scan, whatever is wrong with it
-        return i, reason(row.image, error)
+        return i, one_line(row.image, error)
     return i, ""
 
 
@@ -181,7 +181,7 @@ def _image(row: Row, spec: Spec, file: Path) -> tuple[dict[str, Any], Scan | Non
         with suppress(InputError):  # damaged: made anew
             return _open(file, arrays=True)[1]["standardized"], None
     scans = [read(path) for path in paths]
-    if row.alone:
+    if row.labels_only:
         scans = [_silhouette(scan, path) for scan, path in zip(scans, paths, strict=True)]
     made = standardize_all(scans, spec, list(map(str, paths)))
     digests = {name: digest for path in paths for name, digest in _sha256(path).items()}
@@ -206,13 +206,13 @@ def _label(row: Row, target: Table, made: dict[str, Any], image: Scan) -> tuple[
     # A head has a brain; what a table of the user's own knows, such as lesions, may be absent.
     if not label.any() and (target.name == HEAD or all(structure.freesurfer for structure in target.structures)):
         raise InputError(f"{path}: has no structure of {target.name} in the head; correct it, or leave it out of the manifest")
-    if row.alone:
+    if row.labels_only:
         return label, []  # doubts compare labels with an image
-    return label, doubts(on_grid(labels, image.voxels.shape, image.affine, str(path)), image.voxels, image.affine, table)
+    return label, check_label_map(on_grid(labels, image.voxels.shape, image.affine, str(path)), image.voxels, image.affine, table)
 
 
 def _save(file: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
-    with whole(file) as part, part.open("wb") as stream:
+    with atomic_write(file) as part, part.open("wb") as stream:
         np.savez(stream, record=np.array(json.dumps(record)), **arrays)
 
 
@@ -257,16 +257,16 @@ def _told(entry: Entry) -> dict[str, Any]:
 def _facts(path: Path) -> tuple[str, int, int]:
     """What tells a file from another and from itself at another time, without reading it."""
     try:
-        status = regular(path, "give a scan")
+        status = check_regular(path, "give a scan")
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(absent(path, "correct the manifest, or mount the disk it is on")) from None
+        raise InputError(missing_file(path, "correct the manifest, or mount the disk it is on")) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
     return str(path), status.st_size, status.st_mtime_ns
 
 
 def _sha256(path: Path) -> dict[str, str]:
-    with opened(path, "give a scan") as file:
+    with open_regular(path, "give a scan") as file:
         return {str(path): hashlib.file_digest(file, "sha256").hexdigest()}
 
 

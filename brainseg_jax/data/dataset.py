@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.core.errors import InputError, few, warnings
+from brainseg_jax.core.errors import InputError, first_few, warnings
 from brainseg_jax.core.files import write_text
 from brainseg_jax.core.runtime import cache_folder
 from brainseg_jax.data import cache, sample
 from brainseg_jax.data.labels import HEAD, Table, grouping, missing, read_table
-from brainseg_jax.data.leakage import leaks
+from brainseg_jax.data.leakage import check_leakage
 from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, split_table
 from brainseg_jax.data.preprocess import Spec, spec
 
@@ -34,7 +34,7 @@ class Dataset(NamedTuple):
 
     @property
     def volumes_sha256(self) -> str:
-        """Which volumes are trained on and which are held out, in their order: what the stream of batches depends on."""
+        """Which volumes are trained on and which validate, in their order: what the stream of batches depends on."""
         names = [
             (side, *entry.row.key, *(image.name for image in entry.row.also))
             for side, entries in (("train", self.train), ("val", self.val))
@@ -87,11 +87,11 @@ def prepare(
             f"{manifest}: its column image names {found} image{'s' * (found > 1)} a subject, and the config has channels {channels}; use "
             f"--config.channels={found}, or give each subject {channels}, separated by ';'"
         )
-    for line in warnings(leaks(rows, manifest)):
+    for line in warnings(check_leakage(rows, manifest)):
         say(line)
     sides = split_table(rows, manifest)
     wanted = [row for row in rows if row.split in ("train", "val") and use(row)]
-    check_made(wanted, target, heads, data.lacking, manifest)
+    check_made(wanted, target, heads, data.missing_labels, manifest)
     wanted = labelled(wanted, data, target, str(manifest), heads) if target else [row._replace(labels=(), scheme=()) for row in wanted]
     check_sides({row.split for row in wanted}, target, data, manifest)
     chosen = spec(data.spec, data.spacing, data.size, data.dtype)
@@ -107,7 +107,7 @@ def prepare(
     if failures:
         if report and len(failures) > data.max_failures * len(wanted):
             cache.write_failures(report, failures)
-        judge(len(wanted), entries, failures, data.max_failures, report, manifest)
+        check_failures(len(wanted), entries, failures, data.max_failures, report, manifest)
         say(f"{len(failures)} of {len(wanted)} scans set aside; the first: {failures[0].reason}")
     check_sides({entry.row.split for entry in entries}, target, data, manifest)
     for line in warnings(cache.remarks(entries, manifest)):
@@ -129,7 +129,7 @@ def write_down(data: Dataset, run: Path, begun: bool) -> None:
         cache.write_failures(run / FAILURES, data.failures)
 
 
-def mend_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], None]) -> None:
+def repair_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], None]) -> None:
     """Writes split.tsv anew, and says so, where it is not what it was when the run began, as its recorded hash tells.
 
     Raises InputError where the data of now have another split than those of then.
@@ -148,30 +148,30 @@ def mend_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], Non
 def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str, heads: Table | None = None) -> list[Row]:
     """The scans to fine-tune on and to validate with, each with the one label map that is read (the paper, section IV-C).
 
-    Of the data set `data.target` (of all, where it is empty) `data.masks` training scans are drawn: those whose hashed names come first, so
-    that ten masks are among twenty. Labels only are no scans: they are not counted, and all are used but those of a person whose scans are
-    left out. Other data sets are sources and give all their training scans, but none to validate with. Raises InputError for a target that
-    is not there, more masks than there are, and labels that do not tell apart what the task does.
+    Of the data set `data.target` (of all, where it is empty) `data.num_labelled` training scans are drawn: those whose hashed names come
+    first, so that ten masks are among twenty. Labels only are no scans: they are not counted, and all are used but those of a person whose
+    scans are left out. Other data sets are sources and give all their training scans, but none to validate with. Raises InputError for a
+    target that is not there, more masks than there are, and labels that do not tell apart what the task does.
     """
     names = sorted({row.dataset for row in rows})
     if data.target and data.target not in names:
         raise InputError(f"{manifest}: has no data set {data.target!r} in train or val; data.target may be one of {', '.join(names)}")
-    made = lambda row: heads if row.alone or row.split == "train" else None  # noqa: E731
-    rows = [read_for(row, target, data.lacking, made(row)) for row in rows if row.labels]
+    made = lambda row: heads if row.labels_only or row.split == "train" else None  # noqa: E731
+    rows = [read_for(row, target, data.missing_labels, made(row)) for row in rows if row.labels]
     of_target = {row for row in rows if row.dataset == data.target or not data.target}
-    train = [row for row in of_target if row.split == "train" and not row.alone]
-    if data.masks > len(train):
+    train = [row for row in of_target if row.split == "train" and not row.labels_only]
+    if data.num_labelled > len(train):
         remedy = "use at most as many" if train else "add some"
-        raise InputError(f"{manifest}: data.masks is {data.masks}, and {len(train)} training scans have labels; {remedy}")
+        raise InputError(f"{manifest}: data.num_labelled is {data.num_labelled}, and {len(train)} training scans have labels; {remedy}")
 
     def order(row: Row) -> bytes:
         return hashlib.sha256("\t".join((str(data.split_seed), *row.key)).encode()).digest()
 
-    left_out = set(sorted(train, key=order)[data.masks :]) if data.masks >= 0 else set()
+    left_out = set(sorted(train, key=order)[data.num_labelled :]) if data.num_labelled >= 0 else set()
     unseen = {row.person for row in left_out} - {row.person for row in train if row not in left_out}
-    left_out |= {row for row in rows if row.alone and row.person in unseen}
-    if data.masks == 0 and not any(row.split == "train" and row not in left_out for row in rows):
-        raise InputError(f"{manifest}: data.masks is 0, and no other data set has masks to train on; use more, or -1 for all")
+    left_out |= {row for row in rows if row.labels_only and row.person in unseen}
+    if data.num_labelled == 0 and not any(row.split == "train" and row not in left_out for row in rows):
+        raise InputError(f"{manifest}: data.num_labelled is 0, and no other data set has masks to train on; use more, or -1 for all")
     return [row for row in rows if row not in left_out and (row.split == "train" or row in of_target)]
 
 
@@ -197,16 +197,17 @@ def read_for(row: Row, target: Table, lacking: str, heads: Table | None = None) 
             faults.append(fault)
             lacks.pop(scheme, None)
     if not lacks:
-        why, other = str(faults[-1]).partition(";")[0], "" if row.alone else ", or use synth.share=0"
+        why, other = str(faults[-1]).partition(";")[0], "" if row.labels_only else ", or use synth.share=0"
         raise InputError(f"{row.labels[0]}: no scan can be made of it, {why}; give finer labels, leave it out{other}")
     best = min(lacks, key=lambda scheme: len(lacks[scheme]))
     labels = row.labels[row.scheme.index(best)]
     if lacking == "refuse" and len(lacks[best]) == len(target.structures):
         raise InputError(f"{labels}: labels of {best} have nothing of {target.name}; give labels that have, or use another table")
     if lacking == "refuse" and lacks[best]:
+        names = first_few((structure.name for structure in lacks[best]), 4)
         raise InputError(
-            f"{labels}: labels of {best} have no {few((structure.name for structure in lacks[best]), 4)}, which {target.name} has; use a "
-            "table without, or --config.data.lacking=background to take them as background"
+            f"{labels}: labels of {best} have no {names}, which {target.name} has; use a table without, or "
+            "--config.data.missing_labels=background to take them as background"
         )
     return row._replace(labels=(labels,), scheme=(best,))
 
@@ -219,15 +220,15 @@ def check_learned(target: Table) -> None:
 
 def check_made(rows: Sequence[Row], target: Table | None, heads: Table | None, lacking: str, manifest: Path) -> None:
     """Raises InputError for rows of labels only where no scans are made, which takes `heads`, and for a target that has more than these."""
-    if (alone := [row for row in rows if row.alone]) and not heads:
+    if (alone := [row for row in rows if row.labels_only]) and not heads:
         raise InputError(
             f"{manifest}: {alone[0].image} has no image; add one, leave the line out, or have scans made of it, which fine-tuning does "
             "with --config.synth.share=1"
         )
     if target and heads and (lacks := missing(heads, target)) and lacking == "refuse":
         raise InputError(
-            f"scans that are made have no {few((structure.name for structure in lacks), 4)}, which {target.name} has; use a coarser "
-            "data.labels, synth.share=0, or --config.data.lacking=background"
+            f"scans that are made have no {first_few((structure.name for structure in lacks), 4)}, which {target.name} has; use a coarser "
+            "data.labels, synth.share=0, or --config.data.missing_labels=background"
         )
 
 
@@ -240,7 +241,7 @@ def check_sides(sides: set[str], target: Table | None, data: ConfigDict, manifes
             raise InputError(f"{manifest}: no {what} in split {side}; add some, or change {where}")
 
 
-def judge(
+def check_failures(
     wanted: int, ready: Sequence[cache.Entry], failures: Sequence[cache.Failure], most: float, report: Path | None, manifest: Path
 ) -> None:
     """Raises InputError, naming the first of them and what can be done, where more than the share `most` of the `wanted` scans failed.

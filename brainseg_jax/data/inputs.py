@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import absent, plain, shorten
+from brainseg_jax.core.files import missing_file, safe_name, shorten_name
 from brainseg_jax.data.layouts import VOLUMES, bids, bids_scans, enhanced, folder, stem
 from brainseg_jax.data.manifest import Row, read_manifest
 
@@ -20,7 +20,7 @@ from brainseg_jax.data.manifest import Row, read_manifest
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
 LONGEST = 200  # bytes of a name, to which endings are added
 FAILURES = ("failures.csv", "failures_part-*-of-*.csv")  # why scans have no outputs: of a run, of its parts
-QC = "qc"  # the folder, below that of all outputs, with what a page shows of each case
+QC = "qc"  # the folder, below that of all outputs, with what the QC report shows of each case
 
 
 class Source(NamedTuple):
@@ -88,18 +88,18 @@ def _find(path: Path, contrast_enhanced: bool) -> Source:
             return Source(bids(path, contrast_enhanced=contrast_enhanced), path, "bids", left_out)
         return Source(folder(path), path, "folder")
     if not path.exists():
-        raise InputError(f"--i {absent(path) if path.is_symlink() else f'{path}: no such file or folder; check the path'}")
+        raise InputError(f"--i {missing_file(path) if path.is_symlink() else f'{path}: no such file or folder; check the path'}")
     if path.name.endswith(VOLUMES):
         return Source((Row(stem(path), "", path, (), (), "", ""),), path.parent, "scan")
     if path.suffix in (".csv", ".tsv"):
-        rows = tuple(row for row in read_manifest(path) if not row.alone)
+        rows = tuple(row for row in read_manifest(path) if not row.labels_only)
         if not rows:
             raise InputError(f"--i {path}: lists labels only, and no image to segment; add scans")
         return Source(rows, path.parent, "list")
     raise InputError(f"--i {path}: give a scan ({', '.join(VOLUMES)}), a folder, a list of scans (.csv or .tsv), or a BIDS data set")
 
 
-def place(source: Source, out: Path, task: str) -> tuple[Case, ...]:
+def output_places(source: Source, out: Path, task: str) -> tuple[Case, ...]:
     """Each scan with its outputs in the folder `out`; one scan may be given the name of its label map instead.
 
     MGH scans get .mgz, others .nii.gz. What an earlier run wrote into the same tree is no scan. Scans whose outputs would be the same file
@@ -145,12 +145,12 @@ def tasks(source: Source, out: Path) -> list[str]:
     return sorted({""} | {name[1] for name in names if name})
 
 
-def record(sidecar: Path, out: Path) -> Path:
-    """Where that which a page shows of a case is kept."""
+def record_file(sidecar: Path, out: Path) -> Path:
+    """Where what the QC report shows of a case is kept."""
     return out / QC / sidecar.relative_to(out).with_name(f"{sidecar.stem}_qc.json")
 
 
-def records(out: Path) -> Iterator[tuple[Path, Path]]:
+def record_files(out: Path) -> Iterator[tuple[Path, Path]]:
     """All such records of a folder, of whatever runs, each with its case's sidecar."""
     for path in sorted((out / QC).rglob("*_qc.json")):
         yield path, out / path.relative_to(out / QC).with_name(path.name.removesuffix("_qc.json") + ".json")
@@ -173,13 +173,13 @@ def _case(row: Row, source: Source, out: Path, task: str) -> Case:
         last = [entity for entity in entities if entity.partition("-")[0] in AFTER_SEG]
         first = [entity for entity in entities if entity not in last]
         name = "_".join([*first, f"seg-{re.sub('[^0-9a-zA-Z]', '', task)}", *last])
-        where, name = out / row.image.relative_to(source.root).parent, shorten(name, LONGEST)
+        where, name = out / row.image.relative_to(source.root).parent, shorten_name(name, LONGEST)
         return Case(row, where / f"{name}_dseg{ending}", where / f"{name}_probseg.nii.gz", where / f"{name}_dseg.tsv")
     if source.kind == "list":
         # A manifest's file names differ only together with data set, subject and session.
         person = "_".join(filter(None, (row.subject, row.session)))
-        name = plain(name if name.startswith(person) else f"{person}_{name}", LONGEST)
-        where = out / plain(row.dataset)
+        name = safe_name(name if name.startswith(person) else f"{person}_{name}", LONGEST)
+        where = out / safe_name(row.dataset)
     else:
-        where, name = out / row.image.relative_to(source.root).parent, shorten(name, LONGEST)
+        where, name = out / row.image.relative_to(source.root).parent, shorten_name(name, LONGEST)
     return Case(row, where / f"{name}_seg{ending}", where / f"{name}_post.nii.gz", out / "seg_labels.tsv")

@@ -22,7 +22,7 @@ COARSE = 60**3  # voxels on which the fit is judged
 ENDS = ("left–right", "back–front", "feet–head")
 
 
-def doubts(
+def check_label_map(
     labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], table: Table
 ) -> list[str]:
     """What speaks against a label map on its image's grid, each as a clause: "12 of 14 pairs …; remedy". Empty for a good one."""
@@ -30,7 +30,7 @@ def doubts(
         return []
     labels = np.clip(labels, 0, LAST).astype(np.uint16)
     (box,) = ndimage.find_objects((labels > 0).view(np.uint8))
-    found = [sides(labels[box], affine, table), interpolated(labels[box]), turned(labels, image, affine)]
+    found = [sides(labels[box], affine, table), interpolated(labels[box]), orientation_warning(labels, image, affine)]
     if all(structure.freesurfer for structure in table.structures):  # what else there may be, such as air itself, may lie there
         found.append(on_air(labels, image))
     return [doubt for doubt in found if doubt]
@@ -80,7 +80,7 @@ def interpolated(labels: Integer[np.ndarray, "x y z"]) -> str:
     )
 
 
-def turned(labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]) -> str:
+def orientation_warning(labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]) -> str:
     """A turn of the labels after which they fit the image better: after which their structures explain more of its grey values.
 
     Mirrored or turned, good maps explain at most 0.96 of what they do as they are, masks of a whole brain, which is symmetric, 0.994.

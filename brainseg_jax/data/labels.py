@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Integer, Shaped, UInt
 from scipy import ndimage
 
-from brainseg_jax.core.errors import InputError, meant
-from brainseg_jax.core.files import cells_of, read_table_text, split_lines
+from brainseg_jax.core.errors import InputError, did_you_mean
+from brainseg_jax.core.files import parse_cells, read_table_text, split_rows
 
 # seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels.
 # brain: a mask, with the CSF around the brain. head: what scans are made from (data/synthesis), with what lies outside the brain.
@@ -69,7 +69,9 @@ def read_table(scheme: str | Path) -> Table:
         return _shipped(str(scheme))
     path = Path(scheme)
     if path.suffix != ".tsv":
-        raise InputError(f"label table {str(scheme)!r} is unknown{meant(str(scheme), SCHEMES)}; use a .tsv file or one of {_list(SCHEMES)}")
+        raise InputError(
+            f"label table {str(scheme)!r} is unknown{did_you_mean(str(scheme), SCHEMES)}; use a .tsv file or one of {_list(SCHEMES)}"
+        )
     return parse_table(read_table_text(path, f"check the path, or use one of {_list(SCHEMES)}", "tab-separated text"), str(path))
 
 
@@ -77,7 +79,7 @@ def parse_table(text: str, name: str) -> Table:
     """The table written in `text`; `name` is what errors call it. InputError as of `read_table`."""
     structures: dict[int, Structure] = {}
     lines_of: dict[int | str, int] = {}
-    for line, cells in cells_of(name, split_lines(text), COLUMNS, REQUIRED, "\t", "structures"):
+    for line, cells in parse_cells(name, split_rows(text), COLUMNS, REQUIRED, "\t", "structures"):
         where = f"{name}: line {line}"
         structure = _structure(cells, where)
         for mark in (structure.id, structure.name):
@@ -95,7 +97,7 @@ def parse_table(text: str, name: str) -> Table:
     return Table(name, tuple(structures.values()))
 
 
-def connected(table: Table) -> list[int]:
+def connected_structures(table: Table) -> list[int]:
     """Class numbers of structures that are one piece of tissue in a healthy brain: those with one FreeSurfer id, which is of no CSF and of
     no hypointensity."""
     ids = ((n, s.freesurfer[0]) for n, s in enumerate(table.structures, 1) if s.tissue != "csf" and len(s.freesurfer) == 1)
@@ -223,7 +225,7 @@ def _structure(cells: dict[str, str], where: str) -> Structure:
         raise InputError(f"{where}: colour {colour!r} cannot be read; write it as #rrggbb, e.g. #cd3e4e")
     tissue = cells["tissue"] or "other"
     if tissue not in TISSUES:
-        raise InputError(f"{where}: tissue {tissue!r} is unknown{meant(tissue, TISSUES)}; use one of {_list(TISSUES)}")
+        raise InputError(f"{where}: tissue {tissue!r} is unknown{did_you_mean(tissue, TISSUES)}; use one of {_list(TISSUES)}")
     return Structure(id, cells["name"], cells["abbreviation"] or cells["name"], freesurfer, part_of, partner, colour, tissue, cells["note"])
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from brainseg_jax.core.errors import InputError, few
+from brainseg_jax.core.errors import InputError, first_few
 from brainseg_jax.data.manifest import Row
 
 VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -138,7 +138,7 @@ def folder(
     return _found(rows, root, what, labels, "files whose names begin as the scans' or, by --subject-regex, that are of their subjects")
 
 
-MAKERS: dict[str, Callable[..., tuple[Row, ...]]] = {"oasis1": oasis1, "adni": adni, "cc359": cc359, "bids": bids, "folder": folder}
+LAYOUTS: dict[str, Callable[..., tuple[Row, ...]]] = {"oasis1": oasis1, "adni": adni, "cc359": cc359, "bids": bids, "folder": folder}
 
 
 def volumes(folder: Path) -> list[Path]:
@@ -180,7 +180,9 @@ def finder(regex: str) -> Callable[[Path], str]:
 
 def _row(subject: str, session: str, image: Path, labels: list[Path], scheme: str, dataset: str) -> Row:
     if len(labels) > 1:
-        raise InputError(f"{image}: {len(labels)} label files fit ({few(p.name for p in labels)}); give a label folder with one kind only")
+        raise InputError(
+            f"{image}: {len(labels)} label files fit ({first_few(p.name for p in labels)}); give a label folder with one kind only"
+        )
     return Row(subject, session, image, tuple(labels), (scheme,) if labels and scheme else (), dataset, "")
 
 
@@ -230,9 +232,10 @@ def _owned(people: dict[Path, str], home: Path, find: Callable[[Path], str] | No
     for subject in sorted(others.keys() & scans.keys()):
         labels, bare = others[subject], [image for image in scans[subject] if image not in owned]
         if bare and len(scans[subject]) > 1:
+            names = first_few(path.name for path in scans[subject])
             raise InputError(
-                f"{labels[0]}: is of subject {subject!r}, who has {len(scans[subject])} scans ({few(p.name for p in scans[subject])}), and "
-                "its name begins with none of theirs; let it begin with its scan's name"
+                f"{labels[0]}: is of subject {subject!r}, who has {len(scans[subject])} scans ({names}), and its name begins with none "
+                "of theirs; let it begin with its scan's name"
             )
         if bare:
             owned[bare[0]] = labels

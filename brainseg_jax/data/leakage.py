@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from brainseg_jax.core.errors import InputError, few
+from brainseg_jax.core.errors import InputError, first_few
 from brainseg_jax.data.manifest import Row
 
 SIDES = ("train", "val", "test")
@@ -16,7 +16,7 @@ PIECE = 2**12  # bytes at the middle of files of one size that are compared firs
 T = TypeVar("T")
 
 
-def leaks(rows: Sequence[Row], source: str | Path) -> list[str]:
+def check_leakage(rows: Sequence[Row], source: str | Path) -> list[str]:
     """What to look into, a line each: people spelt in two ways, and images that two rows share.
 
     Raises InputError, naming `source`, where an image is on two sides of the split, or labels of which scans are made. Files are compared
@@ -24,7 +24,7 @@ def leaks(rows: Sequence[Row], source: str | Path) -> list[str]:
     """
     images = [(i, file) for i, row in enumerate(rows) for file in row.images]
     lines = [*_spellings(rows, source), *shared(rows, _same_files(images), source)]
-    if any(row.alone for row in rows):
+    if any(row.labels_only for row in rows):
         # A scan's labels may stand beside it on purpose, to have scans made of them, too; and several scans may have the same ones.
         groups = _same_files([(i, file) for i, row in enumerate(rows) for file in row.labels])
         shared(rows, (group for group in groups if any(rows[i].alone for i in group)), source, "label map")
@@ -36,7 +36,7 @@ def shared(rows: Sequence[Row], groups: Iterable[Sequence[int]], source: str | P
     lines = []
     for group in groups:
         members = [rows[i] for i in group]
-        shown = few(f"{row.image} ({row.subject}{f', {row.split}' * bool(row.split)})" for row in members)
+        shown = first_few(f"{row.image} ({row.subject}{f', {row.split}' * bool(row.split)})" for row in members)
         if len({row.split for row in members} & set(SIDES)) > 1:
             raise InputError(
                 f"{source}: the same {what} is on two sides of the split: {shown}; keep one of them, or give all of them one side"
@@ -52,7 +52,7 @@ def _spellings(rows: Sequence[Row], source: str | Path) -> list[str]:
         return []
     # As they are written, where they look alike.
     show = lambda group: " and ".join(ascii(subject) + f" of {name!a}" * bool(name) for name, subject in group)  # noqa: E731
-    named = few((show([people[i] for i in group]) for group in twice), 5)
+    named = first_few((show([people[i] for i in group]) for group in twice), 5)
     return [
         f'{source}: may be one person each, equal but for case, "sub-", leading zeros or accents\' coding: {named}; write a person and a '
         "data set in one way, or train and test may share people"

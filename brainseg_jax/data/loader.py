@@ -16,21 +16,21 @@ import grain
 import numpy as np
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import machine, runs
-from brainseg_jax.core.runtime import end_with_parent, signals_held
+from brainseg_jax.core.files import is_running, machine_id
+from brainseg_jax.core.runtime import block_signals, end_with_parent
 from brainseg_jax.data.cache import load
 
 Arrays = dict[str, np.ndarray]
 
 
-class Share(NamedTuple):
+class ProcessShare(NamedTuple):
     """Which part of every global batch is read here: process `index` of `count`."""
 
     index: int
     count: int
 
 
-ALL = Share(0, 1)
+ALL = ProcessShare(0, 1)
 
 
 def train_batches(
@@ -42,8 +42,8 @@ def train_batches(
     seed: int,
     start: int,
     patch: tuple[int, int, int] | None = None,
-    alone: Sequence[bool] = (),
-    share: Share = ALL,
+    labels_only: Sequence[bool] = (),
+    share: ProcessShare = ALL,
     threads: int = 4,
     workers: int = 0,
 ) -> Iterator[Arrays]:
@@ -52,12 +52,12 @@ def train_batches(
 
     Each volume that is read gives `crops_per_volume` crops, which stand together in a batch. With a `patch` larger than the crop (voxels)
     each comes with what lies around it, and "place" [b 3] says where in that box the crop begins; crops are the same with and without.
-    Where `alone` says of each file whether it has labels only, so does "alone" [b].
+    Where `labels_only` says of each file whether it has labels only, so does "labels_only" [b].
     """
     volumes = batch // crops_per_volume // share.count
     order = grain.MapDataset.range(len(files)).seed(seed).shuffle().repeat()
     data = grain.MapDataset.source(_Order(order, share, volumes))[start * volumes :]
-    data = data.map(_Crops(tuple(files), crop, patch or crop, crops_per_volume, seed, tuple(alone)))
+    data = data.map(_Crops(tuple(files), crop, patch or crop, crops_per_volume, seed, tuple(labels_only)))
     stream = data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:
         _forget_dead()
@@ -70,7 +70,7 @@ def train_batches(
 def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
     """Crops of a volume and volumes of a batch along one axis. Workers end when the generator is closed."""
     try:
-        with signals_held():  # the first batch starts the workers
+        with block_signals():  # the first batch starts the workers
             first = next(stream)
         for step in chain([first], stream):
             yield {name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()}
@@ -83,7 +83,7 @@ def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
             stream.close()
 
 
-def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: Share = ALL) -> Iterator[Arrays]:
+def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: ProcessShare = ALL) -> Iterator[Arrays]:
     """Every volume once, its central crop: {"image": [b x y z c], "weight": [b]}; the last batch is filled up with weight 0."""
     local = batch // share.count
     for first in range(0, len(files), batch):
@@ -95,10 +95,10 @@ def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: in
 
 def central_crop(volume: np.ndarray, crop: tuple[int, int, int]) -> np.ndarray:
     """The middle of a volume; of two middles the lower."""
-    return cut(volume, [(n - c) // 2 for n, c in zip(volume.shape[:3], crop, strict=True)], crop)
+    return crop_box(volume, [(n - c) // 2 for n, c in zip(volume.shape[:3], crop, strict=True)], crop)
 
 
-def cut(volume: np.ndarray, start: Sequence[int], crop: Sequence[int]) -> np.ndarray:
+def crop_box(volume: np.ndarray, start: Sequence[int], crop: Sequence[int]) -> np.ndarray:
     """A copy of the box of size `crop` that begins at `start`, of all channels there may be."""
     return np.ascontiguousarray(volume[tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))])
 
@@ -106,7 +106,7 @@ def cut(volume: np.ndarray, start: Sequence[int], crop: Sequence[int]) -> np.nda
 class _Order:
     """The endless order of reading, as a source for Grain: element j of this process → (its number in the global stream, volume)."""
 
-    def __init__(self, order: grain.MapDataset, share: Share, local: int):
+    def __init__(self, order: grain.MapDataset, share: ProcessShare, local: int):
         self.order, self.share, self.local = order, share, local
 
     def __len__(self) -> int:
@@ -129,9 +129,9 @@ class _Crops(grain.transforms.Map):
         patch: tuple[int, int, int],
         crops: int,
         seed: int,
-        alone: tuple[bool, ...],
+        labels_only: tuple[bool, ...],
     ):
-        self.files, self.crop, self.patch, self.crops, self.seed, self.alone = files, crop, patch, crops, seed, alone
+        self.files, self.crop, self.patch, self.crops, self.seed, self.labels_only = files, crop, patch, crops, seed, labels_only
 
     def map(self, element: tuple[int, int]) -> Any:
         number, volume = element
@@ -141,10 +141,10 @@ class _Crops(grain.transforms.Map):
         starts = rng.integers(0, size - crop + 1, size=(self.crops, 3))
         corners = np.clip(starts - (patch - crop) // 2, 0, size - patch)
         names = [name for name in ("image", "label") if name in arrays]
-        boxes = {name: np.stack([cut(arrays[name], corner, self.patch) for corner in corners.tolist()]) for name in names}
+        boxes = {name: np.stack([crop_box(arrays[name], corner, self.patch) for corner in corners.tolist()]) for name in names}
         place = {"place": (starts - corners).astype(np.int32)} if self.patch != self.crop else {}
-        alone = {"alone": np.full(self.crops, self.alone[volume])} if self.alone else {}
-        return boxes | place | alone
+        labels_only = {"labels_only": np.full(self.crops, self.labels_only[volume])} if self.labels_only else {}
+        return boxes | place | labels_only
 
 
 # Batches come from workers in shared memory. It is released when a run ends, also by Python's resource tracker if the run is killed; but
@@ -154,7 +154,7 @@ SHARED = Path("/dev/shm")
 
 def _mark(process: int) -> str:
     """How the shared memory of a run begins that is this process, on this machine."""
-    return f"brainseg_jax-{machine()}-{process}-"
+    return f"brainseg_jax-{machine_id()}-{process}-"
 
 
 def _start_worker(*_: int) -> None:
@@ -173,7 +173,7 @@ def release_shared() -> None:
 
 def _forget_dead() -> None:
     """Releases what runs of this user left in shared memory that are no more."""
-    for file in SHARED.glob(f"brainseg_jax-{machine()}-*"):
+    for file in SHARED.glob(f"brainseg_jax-{machine_id()}-*"):
         with suppress(OSError):  # another one was faster
-            if file.stat().st_uid == os.getuid() and not runs(int(file.name.split("-")[2])):
+            if file.stat().st_uid == os.getuid() and not is_running(int(file.name.split("-")[2])):
                 file.unlink()

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from brainseg_jax.core.errors import InputError, meant
+from brainseg_jax.core.errors import InputError, did_you_mean
 from brainseg_jax.core.files import read_cells, table_text, write_table, write_text
 
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split", "source")
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     """One scan. Paths are absolute; `scheme` names the label table of each of `labels`, or is empty; a person is (dataset, subject).
 
     `also`: further images of the same head (FLAIR beside T1), one for each channel after the first, in the order of the channels.
-    `alone`: there are labels only, of which scans are made; `image` is the first label map then.
+    `labels_only`: there are labels only, of which scans are made; `image` is the first label map then.
     """
 
     subject: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     dataset: str
     split: str
     also: tuple[Path, ...] = ()
-    alone: bool = False
+    labels_only: bool = False
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -74,7 +74,7 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
         images, labels, scheme = (tuple(map(str.strip, cells[name].split(";"))) if cells[name] else () for name in LISTS)
         if cells["source"] not in SOURCES:
             raise InputError(f"{path}: line {line}: source {cells['source']!r} is unknown; leave it empty, or use {SYNTH}")
-        if alone := cells["source"] == SYNTH:
+        if labels_only := cells["source"] == SYNTH:
             if images or not (labels and scheme):
                 raise InputError(
                     f"{path}: line {line}: source {SYNTH} is for labels and their scheme without an image; fill in these two only"
@@ -89,7 +89,9 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
         if scheme and len(scheme) != len(labels):
             raise InputError(f"{path}: line {line}: {len(labels)} labels but {len(scheme)} schemes; give each label file its scheme")
         rows.append(
-            Row(cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"], tuple(also), alone)
+            Row(
+                cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"], tuple(also), labels_only
+            )
         )
     check_rows(rows, path)
     return tuple(rows)
@@ -115,9 +117,9 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
     lines = []
     for row in rows:
         scheme = (spell(Path(name)) if name.endswith(".tsv") else name for name in row.scheme)
-        files = (*(";".join(map(spell, paths)) for paths in (() if row.alone else row.images, row.labels)), ";".join(scheme))
-        lines.append((row.subject, row.session, *files, row.dataset, row.split, SYNTH * row.alone))
-    known = len(COLUMNS) if any(row.alone for row in rows) else COLUMNS.index("source")
+        files = (*(";".join(map(spell, paths)) for paths in (() if row.labels_only else row.images, row.labels)), ";".join(scheme))
+        lines.append((row.subject, row.session, *files, row.dataset, row.split, SYNTH * row.labels_only))
+    known = len(COLUMNS) if any(row.labels_only for row in rows) else COLUMNS.index("source")
     write_table(path, COLUMNS[:known], [line[:known] for line in lines])
 
 
@@ -129,7 +131,7 @@ def check_rows(rows: Sequence[Row], source: str | Path) -> None:
     images, keys, sides = set(), {}, {}
     for row in rows:
         if row.split not in SPLITS:
-            close = meant(row.split, SPLITS)
+            close = did_you_mean(row.split, SPLITS)
             raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{close}; use one of {_list(SPLITS)}")
         if dots := {".", ".."} & {row.subject, row.session, row.dataset}:
             raise InputError(f"{source}: {min(dots)!r} of {row.image} is no name of a subject, session or data set; give it another")

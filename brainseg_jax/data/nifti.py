@@ -21,7 +21,7 @@ from jaxtyping import Float64, Shaped, UInt8
 from nibabel import orientations
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import opened, whole
+from brainseg_jax.core.files import atomic_write, open_regular
 from brainseg_jax.data import affine_checks
 from brainseg_jax.data.affine_checks import Form, sound
 from brainseg_jax.data.intensities import cleaned
@@ -201,7 +201,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, _Layout, int]]:
 
     Whatever goes wrong while it is read becomes one line that names the file.
     """
-    with opened(Path(path), "give a scan") as file:
+    with open_regular(Path(path), "give a scan") as file:
         try:
             with _plain(file) as stream:
                 layout = _layout(stream.read(540))
@@ -434,6 +434,6 @@ def _save(path: Path, header: Any, voxels: Iterable[bytes]) -> None:
     # MGH's binary block is its header and what follows the voxels; NIfTI's is followed by four bytes that say that nothing is added.
     head, tail = (block[:90] + bytes(284 - 90), block[90:]) if path.suffix in (".mgz", ".mgh") else (block + bytes(4), b"")
     packed = path.suffix in (".gz", ".mgz")
-    with whole(path) as part, part.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) if packed else file as stream:
+    with atomic_write(path) as part, part.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) if packed else file as stream:
         for chunk in chain([head], voxels, [tail]):
             stream.write(chunk)

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import write_text
-from brainseg_jax.core.process_pool import each
+from brainseg_jax.core.process_pool import map_in_processes
 from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
 from brainseg_jax.data.preprocess import along_axis
@@ -96,7 +96,7 @@ def make_cohort(
     # Before the first head: what a resumed run finds is then known to be of this recipe.
     write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": 0}))
     done = subjects - len(missing)
-    for _ in each(partial(_save_subject, folder, seed), missing, workers, "made the sample cohort"):
+    for _ in map_in_processes(partial(_save_subject, folder, seed), missing, workers, "made the sample cohort"):
         done += 1
         if progress is not None:
             progress(done, subjects)

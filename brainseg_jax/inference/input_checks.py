@@ -16,7 +16,7 @@ AIR, AIR_SHARE = (-1100, -900), 0.05  # Hounsfield units; MRI has no negative in
 NOISE = 0.15  # correlation of neighbouring voxels: 141 IXI heads have 0.92 and more, and still 0.34 with noise of 0.3 of their brightest
 
 
-def refuse(scan: Scan, name: str) -> None:
+def check_head_scan(scan: Scan, name: str) -> None:
     """Raises InputError for what can be seen to be no MRI of a head before it is segmented: too small, Hounsfield units, noise."""
     spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
     extent = spacing * scan.voxels.shape
@@ -32,7 +32,7 @@ def refuse(scan: Scan, name: str) -> None:
         raise InputError(f"{name}: is noise without a head, neighbouring voxels have nothing in common; check the image")
 
 
-def refuse_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) -> None:
+def check_not_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) -> None:
     """Raises InputError where the volumes (ml, background first) of what was found are no brain's, if the table is of more than parts."""
     cerebrum = {2, 3, 41, 42} <= {id for structure in table.structures for id in structure.freesurfer}
     total = volumes[1:].sum()

@@ -1,4 +1,4 @@
-"""The way back: values of a standardised grid, taken to voxels of the scan's own, linearly."""
+"""Values of a standardised grid, resampled to the scan's own voxels (native space), linearly."""
 
 from itertools import product
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from brainseg_jax.data.preprocess import Standardized, along_axis
 ALONG = 0.05  # voxels by which axes may run apart from end to end and still be taken for parallel
 
 
-class Way(NamedTuple):
+class GridTransform(NamedTuple):
     """From voxels of the scan to voxels of its standardised grid. `axes`: which axis of that grid each of the scan's runs along."""
 
     matrix: Float[np.ndarray, "4 4"]
@@ -20,19 +20,19 @@ class Way(NamedTuple):
     axes: tuple[int, ...] | None
 
 
-def way(ready: Standardized) -> Way:
-    """The way of a standardised scan. `axes` is None where the scan's own are not at right angles, as a standardised grid's are."""
+def grid_transform(ready: Standardized) -> GridTransform:
+    """The transform of a standardised scan. `axes` is None where the scan's own are not at right angles, as a standardised grid's are."""
     shape = tuple(ready.record["source_shape"])
     matrix = np.linalg.solve(ready.affine, ready.record["source_affine"])
     axes = np.abs(matrix[:3, :3]).argmax(axis=0)
     across = matrix[:3, :3].copy()
     across[axes, [0, 1, 2]] = 0
     along = sorted(axes) == [0, 1, 2] and (np.abs(across) @ shape).max() < ALONG
-    return Way(matrix, shape, tuple(axes.tolist()) if along else None)
+    return GridTransform(matrix, shape, tuple(axes.tolist()) if along else None)
 
 
-def taken_back(
-    soft: UInt8[np.ndarray, "x y z"], box: tuple[slice, ...], by: Way
+def resample_to_native(
+    soft: UInt8[np.ndarray, "x y z"], box: tuple[slice, ...], by: GridTransform
 ) -> tuple[tuple[slice, ...], Float[np.ndarray, "x2 y2 z2"]]:
     """The part of the scan's grid that `box` of the standardised grid bears on, and the values there, linear between voxels."""
     crop = tuple(slice(max(b.start - 1, 0), b.stop + 1) for b in box)
@@ -60,7 +60,7 @@ def taken_back(
     return tuple(parts), values
 
 
-def box_of(mask: Shaped[np.ndarray, "x y z"]) -> tuple[slice, ...] | None:
+def bounding_box(mask: Shaped[np.ndarray, "x y z"]) -> tuple[slice, ...] | None:
     """The smallest box around the voxels of a mask; None where there are none."""
     found = ndimage.find_objects(mask.view(np.uint8))
     return found[0] if found else None

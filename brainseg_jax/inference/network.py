@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from brainseg_jax import models
 from brainseg_jax.config.keys import of_card
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.pytree import misfits, paths
+from brainseg_jax.core.pytree import mismatches, paths
 from brainseg_jax.inference.sliding_window import Model
 from brainseg_jax.weights import checkpoint, single_file
 
@@ -98,5 +98,5 @@ def load(path: str | Path, dtype: str = "auto") -> Network:
 
 def _check_same(folder: Path, params: Any, wanted: Any) -> None:
     """Raises InputError, naming the first parameter that is missing, surplus or of another shape."""
-    if faults := misfits(params, wanted):
+    if faults := mismatches(params, wanted):
         raise InputError(f"{folder}: {faults[0]}; parameters and config do not belong together")

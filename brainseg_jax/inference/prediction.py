@@ -1,6 +1,6 @@
-"""From a scan to labels on its own grid, by trained networks: standardised as their checkpoints say, segmented by windows, taken back.
+"""From a scan to labels in native space, by trained networks: standardised as their checkpoints say, segmented by windows, resampled.
 
-What is taken back is every class's probability, linearly, and the likeliest is the label: borders of labels on a finer grid than the
+What is resampled is every class's probability, linearly, and the likeliest is the label: borders of labels on a finer grid than the
 networks' are smooth, where the nearest label would show its voxels. On a grid like the networks' it is their labels, to the voxel.
 """
 
@@ -15,13 +15,13 @@ from jaxtyping import Float, Integer, UInt, UInt8
 from scipy import ndimage
 
 from brainseg_jax.config.recipes import TASKS
-from brainseg_jax.core.errors import InputError, few, meant
+from brainseg_jax.core.errors import InputError, did_you_mean, first_few
 from brainseg_jax.data.augment.prepare import as_float
 from brainseg_jax.data.labels import SCHEMES, Table, freesurfer_ids, grouping, parse_table, read_table, swap, voxel_ids
 from brainseg_jax.data.nifti import Scan, read
 from brainseg_jax.data.preprocess import Spec, Standardized, spec_of, standardize_all
 from brainseg_jax.inference import input_checks, native_space, network, sliding_window
-from brainseg_jax.inference.small_components import dissolve
+from brainseg_jax.inference.small_components import relabel_small_components
 from brainseg_jax.pretrained import DEFAULT, network_file
 from brainseg_jax.qc.findings import COHORT, Cohort, Flag, examine
 from brainseg_jax.weights import single_file
@@ -32,12 +32,12 @@ Ids = Literal["freesurfer", "table", "auto"]
 
 
 class Predictor(NamedTuple):
-    """Networks that answer together (the mean of their probabilities), what they take, and what their classes are.
+    """An ensemble of networks (the mean of their probabilities), what they take, and what their classes are.
 
     `channels`: how many images of a subject they take, `called`: what these are, in their order, where the config said so.
     `table`: the classes that come out, `own`: those of the networks, both named for their task. `groups` adds the probabilities of the
-    second up to those of the first, background included; None where the two are the same. `mirror`: each network also sees the mirror
-    image. `islands`: small pieces that lie apart keep their label (see islands.py).
+    second up to those of the first, background included; None where the two are the same. `flip`: each network also sees the flipped
+    image. `keep_small_components`: they keep their label (see small_components.py).
     """
 
     models: tuple[sliding_window.Model, ...]
@@ -48,8 +48,8 @@ class Predictor(NamedTuple):
     blend: str
     cards: tuple[dict[str, Any], ...]
     groups: Float[np.ndarray, "k j"] | None = None
-    mirror: sliding_window.Mirror | None = None
-    islands: bool = False
+    flip: sliding_window.Flip | None = None
+    keep_small_components: bool = False
     channels: int = 1
     called: tuple[str, ...] = ()
 
@@ -71,15 +71,15 @@ class Predictor(NamedTuple):
         """What is usual in people for the classes that come out, as the first card that knows it says; None where none does."""
         return next((card[COHORT][self.table.name] for card in self.cards if self.table.name in card.get(COHORT, ())), None)
 
-    def asked(self, task: str, tta: bool, islands: bool) -> "Predictor":
-        """The same grouped into a task, unless that is "", looking in the mirror too, if `tta`, and leaving islands, if `islands`."""
-        by = (self.grouped(task) if task else self)._replace(islands=islands)
-        return by.mirrored() if tta else by
+    def asked(self, task: str, tta: bool, keep_small_components: bool) -> "Predictor":
+        """The same grouped into a task, unless that is "", with left-right flips (`tta`), and with small components left as they are."""
+        by = (self.grouped(task) if task else self)._replace(keep_small_components=keep_small_components)
+        return by.with_flip() if tta else by
 
-    def mirrored(self) -> "Predictor":
-        """The same with every network seeing the scan twice, as it is and in a mirror, left and right structures changing places."""
+    def with_flip(self) -> "Predictor":
+        """The same with every network seeing the scan twice, as it is and flipped, left and right structures changing places."""
         axis = next(axis for axis, letter in enumerate(self.spec.orientation) if letter in "LR")
-        return self._replace(mirror=sliding_window.Mirror(axis, swap(self.own)))
+        return self._replace(flip=sliding_window.Flip(axis, swap(self.own)))
 
     def grouped(self, task: str) -> "Predictor":
         """The same with the structures of a task ("skull", "four", "thirtythree"), or of a label table, by name or as a .tsv file.
@@ -89,18 +89,20 @@ class Predictor(NamedTuple):
         """
         if task not in TASKS and task not in SCHEMES and not task.endswith(".tsv"):
             known = (*TASKS, *SCHEMES)
-            raise InputError(f"--task {task!r} is unknown{meant(task, known)}; use one of {', '.join(known)}, or a .tsv file")
+            raise InputError(f"--task {task!r} is unknown{did_you_mean(task, known)}; use one of {', '.join(known)}, or a .tsv file")
         table = read_table(TASKS.get(task, task))
         groups = grouping(self.own, table)
         if sided := [s.name for s in self.own.structures if len(groups[s.id]) > 1]:
-            raise InputError(f"--task {task}: the networks do not tell the sides of {few(sided)} apart, and it does; choose a coarser one")
+            raise InputError(
+                f"--task {task}: the networks do not tell the sides of {first_few(sided)} apart, and it does; choose a coarser one"
+            )
         kept = tuple(s for s in table.structures if (s.id,) in groups.values())
         number = {(s.id,): n for n, s in enumerate(kept, 1)}
         of = [0, *(number.get(groups[s.id], 0) for s in self.own.structures)]
         return self._replace(table=Table(_task(table.name), kept), groups=np.eye(len(kept) + 1, dtype=np.float32)[of])
 
 
-class Found(NamedTuple):
+class SoftSegmentation(NamedTuple):
     """What networks see in a standardised scan.
 
     `soft`: on its grid the probability of each class, background first, in bytes: 255 stands for 1, and the likeliest class has one more
@@ -118,7 +120,7 @@ class Segmented(NamedTuple):
 
     classes: UInt[np.ndarray, "x y z"]
     ml: Float[np.ndarray, "k"]
-    found: Found
+    found: SoftSegmentation
 
 
 class Prediction(NamedTuple):
@@ -145,34 +147,35 @@ def predict(
     also: Any = (),
     task: str = "",
     tta: bool = False,
-    islands: bool = False,
+    keep_small_components: bool = False,
     ids: str = "auto",
 ) -> Prediction:
     """Segments a scan: a file (.nii, .nii.gz, .mgz, .mgh), an image of nibabel's, or (voxels [x y z], affine), which takes their indices to
     RAS millimetres. `also`: another image of the same head, or a list of them, for a network that was trained on several, in the order of
     its channels; the result lies on the grid of `scan`.
 
-    `checkpoint`: a folder or file, or several that answer together, or the name of a network that comes with the package, "t1" or, by
+    `checkpoint`: a folder or file, or several, an ensemble, or the name of a network that comes with the package, "t1" or, by
     default, "any"; for many scans give `prediction.predictor(checkpoint)`, which is loaded once. `task`: as of `Predictor.grouped`, by
     default all that it knows.
-    `tta`: each network also sees the mirror image (takes twice as long). `islands`: small pieces that lie apart from their structure stay
-    (`islands.py` says what becomes of them otherwise). `ids`: "freesurfer", "table" (the label table's own), or "auto": FreeSurfer's where
-    every structure has one. Raises InputError, one line, for what is no MRI of a head and for what cannot be read.
+    `tta`: test-time augmentation by a left-right flip, which takes twice as long. `keep_small_components`: small connected components
+    that lie apart from their structure stay (small_components.py says what becomes of them otherwise). `ids`: "freesurfer", "table" (the
+    label table's own), or "auto": FreeSurfer's where every structure has one. Raises InputError, one line, for what is no MRI of a head and
+    for what cannot be read.
     """
     if ids not in get_args(Ids):
         raise InputError(f"ids={ids!r} is unknown; use one of {', '.join(get_args(Ids))}")
     if not isinstance(checkpoint, Predictor):
         one = DEFAULT if checkpoint is None else checkpoint
         checkpoint = predictor([one] if isinstance(one, str | Path) else one)
-    by = checkpoint.asked(task, tta, islands)
-    table = written(by.table, ids)
+    by = checkpoint.asked(task, tta, keep_small_components)
+    table = output_table(by.table, ids)
     several = isinstance(also, list) or (isinstance(also, tuple) and not (also and isinstance(also[0], np.ndarray)))
     images = [scan, *(also if several else [also])]
     names = [str(image) if isinstance(image, str | Path) else f"also[{n - 1}]" if n else "scan" for n, image in enumerate(images)]
     by.check_images(len(images), names[0])
     scans = [read(image) if isinstance(image, str | Path) else input_checks.from_memory(image) for image in images]
     classes, ml, found = segment(by, ready := prepare(by, scans, names))
-    input_checks.refuse_empty(by.table, ml, names[0])
+    input_checks.check_not_empty(by.table, ml, names[0])
     structures = [structure.name for structure in table.structures]
     volumes, soft = (dict(zip(structures, of[1:].tolist(), strict=True)) for of in (ml, found.volumes))
     affine = scans[0].affine
@@ -186,7 +189,7 @@ def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
     Raises InputError for none, for one that does not say what its classes are, and for two that do not belong together.
     """
     if not checkpoints:
-        raise InputError("no checkpoint; give one, or several that answer together")
+        raise InputError("no checkpoint; give one, or several, an ensemble")
     checkpoints = [network_file(name) for name in checkpoints]
     models, cards, kinds = [], [], []
     for folder in checkpoints:
@@ -239,29 +242,29 @@ def prepare(by: Predictor, scans: Sequence[Scan], names: Sequence[str]) -> Stand
     """A subject's images as the networks take them. Raises InputError, calling them by `names`, for what cannot be MRI of a head."""
     by.check_images(len(scans), names[0])
     for scan, name in zip(scans, names, strict=True):
-        input_checks.refuse(scan, name)
+        input_checks.check_head_scan(scan, name)
     return standardize_all(scans, by.spec, names)
 
 
 def segment(by: Predictor, ready: Standardized) -> Segmented:
     """Labels of a standardised scan on the scan's own grid, whatever they are: see `screening.refuse_empty`."""
-    found = find(by, ready)
-    classes = labelled(by, found, ready)
+    found = segment_grid(by, ready)
+    classes = native_labels(by, found, ready)
     return Segmented(classes, voxel_volumes(classes, by.table, np.array(ready.record["source_affine"])), found)
 
 
 def compile_ahead(by: Predictor) -> None:
     """Compiles the networks, which `find` would do with the first scan."""
     like = jax.ShapeDtypeStruct((*by.spec.size, by.channels), np.float32)
-    sliding_window.compile_ahead(by.models, like, overlap=by.overlap, blend=by.blend, mirror=by.mirror)
+    sliding_window.compile_ahead(by.models, like, overlap=by.overlap, blend=by.blend, flip=by.flip)
 
 
-def find(by: Predictor, ready: Standardized) -> Found:
+def segment_grid(by: Predictor, ready: Standardized) -> SoftSegmentation:
     """What the networks see."""
-    return find_each([by], ready)[0]
+    return segment_grid_each([by], ready)[0]
 
 
-def find_each(groupings: Sequence[Predictor], ready: Standardized) -> list[Found]:
+def segment_grid_each(groupings: Sequence[Predictor], ready: Standardized) -> list[SoftSegmentation]:
     """What the same networks see, grouped in several ways (`Predictor.grouped`), for one look."""
     by = groupings[0]
     volume = as_float(jnp.asarray(ready.image).reshape(1, *ready.image.shape[:3], -1))[0]
@@ -274,31 +277,31 @@ def find_each(groupings: Sequence[Predictor], ready: Standardized) -> list[Found
             maps[:, rows] = np.moveaxis(np.asarray(_in_bytes(grouped)), -1, 0)
             nats.append(np.asarray(_entropy(grouped)))
 
-    seen = sliding_window.segment(by.models, volume, overlap=by.overlap, blend=by.blend, mirror=by.mirror, each=keep)
+    seen = sliding_window.segment(by.models, volume, overlap=by.overlap, blend=by.blend, flip=by.flip, each=keep)
     ml, found = abs(np.linalg.det(ready.affine[:3, :3])) / 1000, []
     for one, maps, nats in zip(groupings, soft, unsure, strict=True):
         total, voxels = np.sum(nats, axis=0, dtype=np.float64)
         volumes = seen.volumes if one.groups is None else seen.volumes @ one.groups
-        found.append(Found(maps, volumes * ml, float(total / voxels) if voxels else float("nan")))
+        found.append(SoftSegmentation(maps, volumes * ml, float(total / voxels) if voxels else float("nan")))
     return found
 
 
-def labelled(by: Predictor, found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
-    """The classes that a predictor gives the voxels of the scan's own grid, without islands unless it keeps them."""
+def native_labels(by: Predictor, found: SoftSegmentation, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
+    """The classes that a predictor gives the voxels of the scan's own grid, without small components unless it keeps them."""
     classes = on_scan(found, ready)
-    if not by.islands:
-        dissolve(classes, by.table)
+    if not by.keep_small_components:
+        relabel_small_components(classes, by.table)
     return classes
 
 
-def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
+def on_scan(found: SoftSegmentation, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
     """The likeliest class of every voxel of the scan's own grid, 0 where the standardised window did not reach."""
-    by, classes = native_space.way(ready), len(found.soft)
+    by, classes = native_space.grid_transform(ready), len(found.soft)
     # To be the likeliest between eight voxels, a class needs in one of them an equal share of 1, and an eighth of what the likeliest has in
     # each of them: so most classes are looked at in a small box only.
     least = ndimage.minimum_filter(found.soft.max(axis=0), 3, mode="constant") // 8
     least = np.maximum(np.maximum(least, (ONE - 1) // classes), 1) - 1
-    boxes = [native_space.box_of(soft > least) for soft in found.soft[1:]]
+    boxes = [native_space.bounding_box(soft > least) for soft in found.soft[1:]]
     somewhere = [box for box in boxes if box]
     labels = np.zeros(ready.record["source_shape"], np.min_scalar_type(classes - 1))
     if not somewhere:
@@ -307,25 +310,25 @@ def on_scan(found: Found, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
     whole = tuple(slice(min(b[axis].start for b in somewhere), max(b[axis].stop for b in somewhere)) for axis in range(3))
     for number, box in enumerate([whole, *boxes]):
         if box:
-            part, values = native_space.taken_back(found.soft[number], box, by)
+            part, values = native_space.resample_to_native(found.soft[number], box, by)
             np.copyto(labels[part], labels.dtype.type(number), where=values > best[part])
             np.maximum(best[part], values, out=best[part])
     return labels
 
 
-def soft_maps(found: Found, ready: Standardized) -> Iterator[UInt8[np.ndarray, "x y z"]]:
+def soft_maps(found: SoftSegmentation, ready: Standardized) -> Iterator[UInt8[np.ndarray, "x y z"]]:
     """The probability of each class on the scan's own grid, 255 standing for 1, background first; one at a time, since each is large."""
-    by = native_space.way(ready)
+    by = native_space.grid_transform(ready)
     for number, soft in enumerate(found.soft):
         # Where the window did not reach there is background.
         out = np.full(ready.record["source_shape"], 0 if number else ONE, np.uint8, order="F")  # as files have it
-        if box := native_space.box_of(soft > 0) if number else tuple(slice(0, n) for n in soft.shape):
-            part, values = native_space.taken_back(soft, box, by)
+        if box := native_space.bounding_box(soft > 0) if number else tuple(slice(0, n) for n in soft.shape):
+            part, values = native_space.resample_to_native(soft, box, by)
             out[part] = np.rint(values)
         yield out
 
 
-def written(table: Table, ids: Ids) -> Table:
+def output_table(table: Table, ids: Ids) -> Table:
     """The table with the ids that voxels get. Raises InputError for FreeSurfer's where structures have none, several, or share one."""
     own = voxel_ids(table)
     try:

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int, UInt
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.runtime import give_back_memory, known_options
+from brainseg_jax.core.runtime import known_options, trim_memory
 from brainseg_jax.models.segmenter import Segmenter
 
 Blend = Literal["constant", "gaussian"]
@@ -37,8 +37,8 @@ class Model(NamedTuple):
     window: Size
 
 
-class Mirror(NamedTuple):
-    """A volume seen in a mirror: along which axis (0, 1, 2), and the class that each class becomes, left and right changing places."""
+class Flip(NamedTuple):
+    """A volume seen in a flip: along which axis (0, 1, 2), and the class that each class becomes, left and right changing places."""
 
     axis: int
     partners: Int[np.ndarray, "k"]
@@ -58,12 +58,12 @@ def segment(
     overlap: float | int = 0.5,
     blend: Blend = "gaussian",
     batch: int = 1,
-    mirror: Mirror | None = None,
+    flip: Flip | None = None,
     each: Callable[[slice, Float[jax.Array, "r y z k"]], Any] | None = None,
 ) -> Segmentation:
     """Labels and soft volumes of a standardised volume: by one model's logits, or by the mean of several models' probabilities.
 
-    Models may be of different architectures. With `mirror` each sees the volume's mirror image too, and counts twice. `batch`: windows
+    Models may be of different architectures. With `flip` each sees the volume's flip image too, and counts twice. `batch`: windows
     that go through a network at once. `each` is called with rows along x and their probabilities, in order and as they become final.
     Raises InputError for models that do not belong together and for settings that mean nothing.
     """
@@ -72,12 +72,10 @@ def segment(
         found = f"models of {' and '.join(map(str, classes))} classes" if classes else "no model"
         raise InputError(f"{found}: give at least one, and all of the same classes")
     same = np.arange(*classes)
-    if mirror and not (
-        mirror.axis in (0, 1, 2) and mirror.partners.shape == same.shape and (np.argsort(mirror.partners) == mirror.partners).all()
-    ):
-        raise InputError(f"mirror: give axis 0, 1 or 2, and the partner of each of the {len(same)} classes, each its partner's partner")
-    views = [(None, None)] + ([(mirror.axis, mirror.partners)] if mirror else [])
-    streams = [slabs(model, volume, overlap=overlap, blend=blend, batch=batch, mirrored=axis) for model in models for axis, _ in views]
+    if flip and not (flip.axis in (0, 1, 2) and flip.partners.shape == same.shape and (np.argsort(flip.partners) == flip.partners).all()):
+        raise InputError(f"flip: give axis 0, 1 or 2, and the partner of each of the {len(same)} classes, each its partner's partner")
+    views = [(None, None)] + ([(flip.axis, flip.partners)] if flip else [])
+    streams = [slabs(model, volume, overlap=overlap, blend=blend, batch=batch, flip_axis=axis) for model in models for axis, _ in views]
     partners = [partner for _ in models for _, partner in views]
     labels, volumes = [], []
     for slab in zip(*streams, strict=True):
@@ -97,14 +95,14 @@ def slabs(
     overlap: float | int = 0.5,
     blend: Blend = "gaussian",
     batch: int = 1,
-    mirrored: int | None = None,
+    flip_axis: int | None = None,
 ) -> Iterator[tuple[slice, Float[jax.Array, "r y z k"]]]:
     """Rows along x and their blended logits, as soon as they are final: ROWS at a time, and in the end what is left.
 
-    An axis that is shorter than a window gets zeros on both sides, which are cropped again. With `mirrored` the network sees the volume's
-    mirror image along that axis; rows come as they lie in the volume. Raises InputError for settings that mean nothing.
+    An axis that is shorter than a window gets zeros on both sides, which are cropped again. With `flip_axis` the network sees the volume's
+    flip image along that axis; rows come as they lie in the volume. Raises InputError for settings that mean nothing.
     """
-    way = _way(model, volume, overlap, blend, batch, mirrored)
+    way = _way(model, volume, overlap, blend, batch, flip_axis)
     size, before = volume.shape[:3], way.before
     padding = [*((b, w - n - b) for n, w, b in zip(size, way.whole, before, strict=True)), (0, 0)]
     volume = jax.device_put(jnp.pad(volume, padding), way.total.sharding)
@@ -126,12 +124,12 @@ def compile_ahead(
     overlap: float | int = 0.5,
     blend: Blend = "gaussian",
     batch: int = 1,
-    mirror: Mirror | None = None,
+    flip: Flip | None = None,
 ) -> None:
     """Compiles the networks as `segment` will run them on volumes like this one, with the same settings; e.g. while the first is read."""
     for model in models:
-        for mirrored in (None, mirror.axis) if mirror else (None,):
-            _way(model, like, overlap, blend, batch, mirrored)
+        for flip_axis in (None, flip.axis) if flip else (None,):
+            _way(model, like, overlap, blend, batch, flip_axis)
 
 
 class _Way(NamedTuple):
@@ -141,7 +139,7 @@ class _Way(NamedTuple):
 
     whole: Size
     before: Size
-    starts: list[int]
+    window_starts: list[int]
     firsts: list[int]
     calls: Int[np.ndarray, "calls b 2"]
     live: Bool[np.ndarray, "calls b"]
@@ -152,11 +150,13 @@ class _Way(NamedTuple):
     cover: jax.Array
 
 
-def _way(model: Model, volume: Volume | jax.ShapeDtypeStruct, overlap: float | int, blend: Blend, batch: int, mirrored: int | None) -> _Way:
+def _way(
+    model: Model, volume: Volume | jax.ShapeDtypeStruct, overlap: float | int, blend: Blend, batch: int, flip_axis: int | None
+) -> _Way:
     if not 0 <= overlap < 1 or batch < 1:
         raise InputError(f"overlap {overlap}, batch {batch}: give an overlap from 0 to below 1, and a batch of 1 or more")
     network, window = model.network, model.window
-    whole, before, at = _places(volume.shape[:3], window, overlap, mirrored)
+    whole, before, at = _places(volume.shape[:3], window, overlap, flip_axis)
     calls, live = _calls(np.array(list(product(*at[1:]))), batch)
     # `total` holds the rows from a multiple of ROWS on: so rows come out at the same places whatever the window.
     firsts = [start // ROWS * ROWS for start in at[0]]
@@ -165,23 +165,23 @@ def _way(model: Model, volume: Volume | jax.ShapeDtypeStruct, overlap: float | i
     params = jax.device_put(model.params)
     here = _beside(params)
     channels, dtype = len(params["head"]["kernel"]), jnp.promote_types(network.dtype, jnp.float32)
-    weight = importance(window, blend).astype(dtype)
+    weight = blend_weights(window, blend).astype(dtype)
     weight, cover = jax.device_put((weight, _cover(whole, at, weight)), here)
     total = jnp.zeros((kept, *whole[1:], min(channels, network.classes)), dtype, device=here)
     padded = jax.ShapeDtypeStruct((*whole, volume.shape[-1]), volume.dtype, sharding=here)
-    add, fixed = _compiled_add(here), (network, window, mirrored, params)
+    add, fixed = _compiled_add(here), (network, window, flip_axis, params)
     add.lower(*fixed, total, padded, weight, 0, 0, calls[0], live[0]).compile()
-    give_back_memory()
+    trim_memory()
     return _Way(whole, before, at[0], firsts, calls, live, partial(add, *fixed), params["head"], total, weight, cover)
 
 
-def starts(size: int, window: int, overlap: float | int) -> list[int]:
+def window_starts(size: int, window: int, overlap: float | int) -> list[int]:
     """Where windows begin on an axis of `size` voxels, no shorter than a window: MONAI's rule, the last one moved back inside."""
     step = max(int(window * (1 - overlap)), 1)
     return [min(i * step, size - window) for i in range(ceil((size - window) / step) + 1)]
 
 
-def importance(window: Size, blend: Blend) -> Float[np.ndarray, "x y z"]:
+def blend_weights(window: Size, blend: Blend) -> Float[np.ndarray, "x y z"]:
     """Weights of a window's voxels: ones, or a Gaussian of sigma a eighth of the side about the middle, nowhere below 0.001 (MONAI's)."""
     if blend == "constant":
         return np.ones(window)
@@ -189,14 +189,14 @@ def importance(window: Size, blend: Blend) -> Float[np.ndarray, "x y z"]:
     return np.maximum(x[:, None, None] * y[:, None] * z, 1e-3)
 
 
-def _places(size: Size, window: Size, overlap: float | int, mirrored: int | None) -> tuple[Size, Size, list[list[int]]]:
+def _places(size: Size, window: Size, overlap: float | int, flip_axis: int | None) -> tuple[Size, Size, list[list[int]]]:
     """The size with its zeros around, how many of them come before, and where windows begin, per axis; as the network sees them."""
     whole = tuple(max(n, w) for n, w in zip(size, window, strict=True))
     before = [(p - n) // 2 for n, p in zip(size, whole, strict=True)]
-    at = [starts(p, w, overlap) for p, w in zip(whole, window, strict=True)]
-    if mirrored is not None:
-        before[mirrored] = whole[mirrored] - size[mirrored] - before[mirrored]
-        at[mirrored] = [whole[mirrored] - window[mirrored] - start for start in reversed(at[mirrored])]
+    at = [window_starts(p, w, overlap) for p, w in zip(whole, window, strict=True)]
+    if flip_axis is not None:
+        before[flip_axis] = whole[flip_axis] - size[flip_axis] - before[flip_axis]
+        at[flip_axis] = [whole[flip_axis] - window[flip_axis] - start for start in reversed(at[flip_axis])]
     return whole, tuple(before), at
 
 
@@ -241,10 +241,10 @@ def _compiled_add(here: jax.sharding.Sharding):
     return jax.jit(_add, static_argnums=(0, 1, 2), donate_argnames="total", out_shardings=here, compiler_options=options)
 
 
-def _add(network, window, mirrored, params, total, volume, weight, start, first, places, live):
+def _add(network, window, flip_axis, params, total, volume, weight, start, first, places, live):
     """`total`, whose first row is row `first`, with the weighted maps or logits of the windows at (start, *place) added."""
     windows = jax.vmap(lambda place: jax.lax.dynamic_slice(volume, (start, *place, 0), (*window, volume.shape[-1])))(places)
-    flipped = partial(jnp.flip, axis=() if mirrored is None else mirrored + 1)
+    flipped = partial(jnp.flip, axis=() if flip_axis is None else flip_axis + 1)
     maps = flipped(_features(network, params, flipped(windows)))
     # In parts, so that neither weighted maps nor logits of a whole window are ever there.
     rows = max(n for n in range(1, ROWS + 1) if window[0] % n == 0)
@@ -284,7 +284,7 @@ def _drop(total, rows):
 
 @jax.jit
 def _decide(logits, partners):
-    """Labels, sums of probabilities, and probabilities, of one view's logits or of several views', with the partners of mirror images."""
+    """Labels, sums of probabilities, and probabilities, of one view's logits or of several views', with the partners of flip images."""
     views = [jax.nn.softmax(view) for view in logits]
     # Classes change places only where they have to: a CPU takes longer for that than for all the rest.
     views = [view if partner is None else view[..., partner] for view, partner in zip(views, partners, strict=True)]

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
-from brainseg_jax.core.runtime import of_jax
-from brainseg_jax.parallel.sharding import apart
+from brainseg_jax.core.runtime import private_of_jax
+from brainseg_jax.parallel.sharding import per_device
 
 Heads = Float[jax.Array, "b n h e"]
 # By this name a policy of rematerialisation keeps what attention gives.
@@ -94,14 +94,16 @@ def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
 
     InputError where JAX has it no more.
     """
-    mha, block_sizes = (of_jax(f"{PALLAS}:{name}", "attention is 'pallas' (attention=auto needs none)") for name in ("mha", "BlockSizes"))
+    mha, block_sizes = (
+        private_of_jax(f"{PALLAS}:{name}", "attention is 'pallas' (attention=auto needs none)") for name in ("mha", "BlockSizes")
+    )
     # The kernel takes tokens by blocks: others are added behind, and kept out of every sum by being of another segment.
     n, block = q.shape[1], 64
     q, k, v = (jnp.pad(a, ((0, 0), (0, -n % block), (0, 0), (0, 0))) for a in (q, k, v))
     segments = jnp.broadcast_to((jnp.arange(q.shape[1]) >= n).astype(jnp.int32), q.shape[:2])
     sizes = block_sizes(block, block, block, block, block, block)
     kernel = partial(mha, sm_scale=q.shape[-1] ** -0.5, block_sizes=sizes, interpret=interpret)
-    return apart(kernel)(q, k, v, segments)[:, :n]
+    return per_device(kernel)(q, k, v, segments)[:, :n]
 
 
 def cudnn(q: Heads, k: Heads, v: Heads, implementation: str = "cudnn") -> Heads:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.models.conv import Conv3, UpConv, he
+from brainseg_jax.models.conv import Conv3, UpConv, he_normal
 from brainseg_jax.models.layers import Linear
 
 Volume = Float[jax.Array, "b x y z c"]
@@ -129,7 +129,7 @@ class ResBlock(nn.Module):
         h = activated_norm(Conv3(self.features, self.dtype, name="conv1")(x))
         h = Conv3(self.features, self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
-            x = instance_norm(Linear(self.features, self.dtype, use_bias=False, kernel_init=he, name="conv3")(x))
+            x = instance_norm(Linear(self.features, self.dtype, use_bias=False, kernel_init=he_normal, name="conv3")(x))
         return activated_norm(h, x)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from brainseg_jax.models.layers import shifted
 
-he = nn.initializers.he_normal()
+he_normal = nn.initializers.he_normal()
 Volume = Float[jax.Array, "b x y z i"]
 Kernel = Float[jax.Array, "3 3 3 i o"]
 
@@ -285,7 +285,7 @@ class Conv3(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b _ _ _ o"]:
-        kernel = self.param("kernel", he, (3, 3, 3, x.shape[-1], self.features))
+        kernel = self.param("kernel", he_normal, (3, 3, 3, x.shape[-1], self.features))
         convolve = {1: conv3, 2: conv3_strided}[self.stride]
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype))
 
@@ -302,7 +302,7 @@ class UpConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
-        kernel = self.param("kernel", he, (x.shape[-1], 8 * self.features))
+        kernel = self.param("kernel", he_normal, (x.shape[-1], 8 * self.features))
         y = up_conv(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y = shifted(y, self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))

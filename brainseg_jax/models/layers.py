@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from brainseg_jax.models.attention import ATTENDED, attention
 
-xavier = nn.initializers.xavier_uniform()
+xavier_uniform = nn.initializers.xavier_uniform()
 
 # What `stack` keeps for the backward pass where it does not recompute whole blocks.
 PRODUCTS_AND_ATTENTION = jax.checkpoint_policies.save_from_both_policies(
@@ -86,7 +86,7 @@ class Linear(nn.Module):
     features: int
     dtype: Any
     use_bias: bool = True
-    kernel_init: Callable = xavier
+    kernel_init: Callable = xavier_uniform
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "*rows i"]) -> Float[jax.Array, "*rows o"]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.models.conv import he
+from brainseg_jax.models.conv import he_normal
 from brainseg_jax.models.layers import Linear
 
 
@@ -23,7 +23,7 @@ class Segmenter(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.head = Linear(self.classes, self.dtype, kernel_init=he)
+        self.head = Linear(self.classes, self.dtype, kernel_init=he_normal)
 
     def __call__(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> Float[jax.Array, "b x y z k"]:
         logits = self.head(self.features(image, train))

@@ -34,7 +34,7 @@ OCTANTS = {
 Grid = Float[jax.Array, "b x y z c"]
 
 
-class Cut(NamedTuple):
+class WindowGrid(NamedTuple):
     """How a grid is cut into windows, per axis: the window's side, the shift, and the size after zeros were added at the end."""
 
     side: tuple[int, int, int]
@@ -47,13 +47,13 @@ class Cut(NamedTuple):
         return prod(self.side)
 
 
-def cut(grid: tuple[int, int, int], window: int, shift: int) -> Cut:
+def window_grid(grid: tuple[int, int, int], window: int, shift: int) -> WindowGrid:
     """An axis no longer than a window is one window and is not shifted; another is padded to a multiple of the window."""
     side = tuple(min(n, window) for n in grid)
-    return Cut(side, tuple(shift * (n > window) for n in grid), tuple(-(-n // s) * s for n, s in zip(grid, side, strict=True)))
+    return WindowGrid(side, tuple(shift * (n > window) for n in grid), tuple(-(-n // s) * s for n, s in zip(grid, side, strict=True)))
 
 
-def partition(x: Grid, c: Cut) -> Float[jax.Array, "w n c"]:
+def partition(x: Grid, c: WindowGrid) -> Float[jax.Array, "w n c"]:
     """Pads, rolls by the shift, and cuts: windows row-major after the sample, tokens row-major in the window."""
     b, *grid, d = x.shape
     x = jnp.pad(x, ((0, 0), *((0, p - n) for p, n in zip(c.padded, grid, strict=True)), (0, 0)))
@@ -64,7 +64,7 @@ def partition(x: Grid, c: Cut) -> Float[jax.Array, "w n c"]:
     return cells.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, c.tokens, d)
 
 
-def join(windows: Float[jax.Array, "w n c"], c: Cut, grid: tuple[int, int, int]) -> Grid:
+def merge_windows(windows: Float[jax.Array, "w n c"], c: WindowGrid, grid: tuple[int, int, int]) -> Grid:
     """The inverse of `partition`: rolls back and drops the padding."""
     (wx, wy, wz), (px, py, pz) = c.side, c.padded
     cells = windows.reshape(-1, px // wx, py // wy, pz // wz, wx, wy, wz, windows.shape[-1])
@@ -75,7 +75,7 @@ def join(windows: Float[jax.Array, "w n c"], c: Cut, grid: tuple[int, int, int])
 
 
 @lru_cache
-def regions(c: Cut) -> np.ndarray:
+def regions(c: WindowGrid) -> np.ndarray:
     """Which part of the unrolled grid each token came from [w n]: a shifted window holds up to eight, and they do not see each other."""
     axes = []
     for side, shift, size in zip(*c, strict=True):
@@ -88,7 +88,7 @@ def regions(c: Cut) -> np.ndarray:
 
 
 @lru_cache
-def masks(c: Cut) -> tuple[np.ndarray, np.ndarray]:
+def masks(c: WindowGrid) -> tuple[np.ndarray, np.ndarray]:
     """1 between tokens of two regions: the few masks that differ [m n n] and, for each window, which is its own [w]."""
     labels, kinds = np.unique(regions(c), axis=0, return_inverse=True)
     return (labels[:, :, None] != labels[:, None, :]).astype(np.int8), kinds.reshape(-1).astype(np.int32)
@@ -107,7 +107,7 @@ Heads = Float[jax.Array, "w n h e"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend_windows(q: Heads, k: Heads, v: Heads, bias: Float[jax.Array, "h n n"], c: Cut) -> Heads:
+def attend_windows(q: Heads, k: Heads, v: Heads, bias: Float[jax.Array, "h n n"], c: WindowGrid) -> Heads:
     """softmax(q kᵀ / √e + bias + mask) v in each window; the softmax in float32 whatever the inputs are.
 
     The scores are by far the largest array of the network, 484 MB for the first stage of 96³ voxels: they are recomputed in the backward
@@ -194,7 +194,7 @@ def _one_by_one_gradient(c, q, k, v, bias, out, log_sum, gradient):
     return (*d_qkv, d_bias.mT.astype(bias.dtype))
 
 
-def _masks_of(c: Cut, windows: int):
+def _masks_of(c: WindowGrid, windows: int):
     """The masks, and for each of a batch's windows which is its own; None where nothing is shifted."""
     if not any(c.shift):
         return None, None
@@ -207,7 +207,7 @@ class WindowAttention(nn.Module):
 
     heads: int
     window: int
-    cut: Cut
+    window_grid: WindowGrid
     qkv_bias: bool = True
     dtype: Any = jnp.float32
 
@@ -237,11 +237,11 @@ class Block(nn.Module):
     def __call__(self, x: Grid) -> Grid:
         b, *grid, d = x.shape
         drop = partial(nn.Dropout, self.drop_path, (1, 2, 3, 4), deterministic=False, rng_collection="drop_path")
-        c = cut(tuple(grid), self.window, self.shift)
+        c = window_grid(tuple(grid), self.window, self.shift)
         # Padded after the norm: what is added is zero before qkv, and its bias after.
         windows = partition(layer_norm(EPS, self.dtype, "norm1")(x), c)
         windows = WindowAttention(self.heads, self.window, c, self.qkv_bias, self.dtype, name="attn")(windows)
-        x = x + drop()(join(windows, c, tuple(grid)))
+        x = x + drop()(merge_windows(windows, c, tuple(grid)))
         h = layer_norm(EPS, self.dtype, "norm2")(x).reshape(b, -1, d)
         return x + drop()(MLP(4 * d, self.dtype, name="mlp")(h).reshape(x.shape))
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.models.blocks import SLOPE, affine_norm
-from brainseg_jax.models.conv import Conv3, UpConv, he
+from brainseg_jax.models.conv import Conv3, UpConv, he_normal
 from brainseg_jax.models.layers import Linear
 
 
@@ -55,7 +55,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b x y z o"]:
-        x = Linear(self.features, self.dtype, use_bias=False, kernel_init=he, name="conv")(x)
+        x = Linear(self.features, self.dtype, use_bias=False, kernel_init=he_normal, name="conv")(x)
         return Norm(slope=1.0, name="norm")(x)
 
 
@@ -74,13 +74,13 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Float[jax.Array, "b x y z i"]) -> Float[jax.Array, "b _ _ _ o"]:
         h = ConvNorm(self.features, self.stride, dtype=self.dtype, name="conv1")(x)
         if self.stride == 2:
-            x = halved(x)
+            x = downsample(x)
         if x.shape[-1] != self.features:
             x = Projection(self.features, self.dtype, name="skip")(x)
         return ConvNorm(self.features, zero=True, dtype=self.dtype, name="conv2")(h, x)
 
 
-def halved(x: Float[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x2 y2 z2 c"]:
+def downsample(x: Float[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x2 y2 z2 c"]:
     """The mean of every 2³ voxels, summed in float32 at least. Axes are even."""
     b, nx, ny, nz, c = x.shape
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from brainseg_jax.models.blocks import activated_norm
-from brainseg_jax.models.conv import UpConv, conv3, he
+from brainseg_jax.models.conv import UpConv, conv3, he_normal
 from brainseg_jax.models.layers import Linear
 from brainseg_jax.models.swin import Swin
-from brainseg_jax.parallel.sharding import apart, together
+from brainseg_jax.parallel.sharding import gather_batch, per_device
 
 Volume = Float[jax.Array, "b x y z c"]
 PerSample = Float[jax.Array, "b"]
@@ -33,7 +33,7 @@ OWN, NOISE, OTHER = 0, 1, 2
 NEVER = -1e9
 
 
-def turn(image: Float[jax.Array, "b x y y c"], k: Int[jax.Array, "b"]) -> Float[jax.Array, "b x y y c"]:
+def rotate(image: Float[jax.Array, "b x y y c"], k: Int[jax.Array, "b"]) -> Float[jax.Array, "b x y y c"]:
     """np.rot90(sample, k, axes=(1, 2)) of each sample, by its own k: from y towards z. A transpose and two mirrors, each or not."""
     k = (k % 4)[:, None, None, None, None]
     image = jnp.where(k % 2 == 1, image.swapaxes(2, 3), image)
@@ -49,7 +49,7 @@ def sides(n: int) -> tuple[int, int]:
     return max(1, n // 20), n // 4
 
 
-def most_boxes(size: Sequence[int], voxels: float) -> int:
+def max_boxes(size: Sequence[int], voxels: float) -> int:
     """How many boxes have `voxels` voxels together, all but one time in a billion: six standard deviations of their sum are left over."""
     mean = square = 1.0
     for n in size:
@@ -65,12 +65,12 @@ def every(inside: Inside, before: Held) -> Inside:
     return inside
 
 
-def newly(inside: Inside, before: Held) -> Inside:
+def newly_covered(inside: Inside, before: Held) -> Inside:
     """What a box adds to the true share: the voxels that no box had before."""
     return inside & (before == OWN)
 
 
-def boxes(
+def cutout_boxes(
     key: jax.Array, image: Volume, target: PerSample, other: PerSample, n: int, counted: Callable[[Inside, Held], Inside]
 ) -> tuple[Volume, Int[jax.Array, "b x y z"]]:
     """Overwrites each sample by boxes until `target` voxels are `counted`, each box with chance `other` by another sample's content.
@@ -109,10 +109,10 @@ def boxes(
         nx, ny, nz = size
         return image[:nx, :ny, :nz], held[:nx, :ny, :nz]
 
-    return apart(jax.vmap(one))(jax.random.split(key, b), image, target, other)
+    return per_device(jax.vmap(one))(jax.random.split(key, b), image, target, other)
 
 
-def donors(key: jax.Array, weight: PerSample, own: float) -> tuple[Int[jax.Array, "b"], Bool[jax.Array, "b"]]:
+def donor_crops(key: jax.Array, weight: PerSample, own: float) -> tuple[Int[jax.Array, "b"], Bool[jax.Array, "b"]]:
     """For each sample one of the batch that is no padding, and whether it is another; `own` = 0: not itself where there is another."""
     b = len(weight)
     score = jax.random.uniform(key, (b, b)) * weight[None] * jnp.where(jnp.eye(b, dtype=bool), own, 1.0)
@@ -120,29 +120,29 @@ def donors(key: jax.Array, weight: PerSample, own: float) -> tuple[Int[jax.Array
     return donor, (donor != jnp.arange(b)) & (jnp.max(score, axis=1) > 0)
 
 
-def cut_share(key: jax.Array, image: Volume, weight: PerSample, share: float) -> Volume:
+def cutout_share(key: jax.Array, image: Volume, weight: PerSample, share: float) -> Volume:
     """Boxes until `share` of the voxels are overwritten, each with noise or, with chance ½, another sample's content."""
     b, *size, _ = image.shape
     pick, place = jax.random.split(key)
-    donor, there = donors(pick, weight, own=0.0)
+    donor, there = donor_crops(pick, weight, own=0.0)
     # Boxes with v volumes together cover about 1 − exp(−v), which is less than v; share / (1 − share) of them are more than enough.
-    n = most_boxes(size, prod(size) * share / (1 - share))
-    noised, held = boxes(place, image, jnp.full(b, share * prod(size)), 0.5 * there, n, newly)
+    n = max_boxes(size, prod(size) * share / (1 - share))
+    noised, held = cutout_boxes(place, image, jnp.full(b, share * prod(size)), 0.5 * there, n, newly_covered)
     return jnp.where(held[..., None] == OTHER, image[donor], noised)
 
 
-def cut_paper(key: jax.Array, image: Volume, weight: PerSample, share: float) -> Volume:
+def cutout_paper(key: jax.Array, image: Volume, weight: PerSample, share: float) -> Volume:
     """As published: boxes of noise, then boxes with content of a sample drawn from the batch, unless that is the same one.
 
     Each time until their volumes, overlaps counted again, reach U(0, `share`) of the whole: up to twice the budget that the paper names.
     """
     b, *size, _ = image.shape
     pick, amount, noise, content = jax.random.split(key, 4)
-    donor, there = donors(pick, weight, own=1.0)
-    n = most_boxes(size, prod(size) * share)
+    donor, there = donor_crops(pick, weight, own=1.0)
+    n = max_boxes(size, prod(size) * share)
     targets = jax.random.uniform(amount, (2, b)) * (share * prod(size))
-    noised, _ = boxes(noise, image, targets[0], jnp.zeros(b), n, every)
-    _, held = boxes(content, image, targets[1], jnp.ones(b), n, every)
+    noised, _ = cutout_boxes(noise, image, targets[0], jnp.zeros(b), n, every)
+    _, held = cutout_boxes(content, image, targets[1], jnp.ones(b), n, every)
     pasted = (held == OTHER) & there[:, None, None, None]
 
     def paste(image: Volume, noised: Volume, pasted: Bool[jax.Array, "b x y z"], donor: Int[jax.Array, "b"]) -> Volume:
@@ -152,18 +152,18 @@ def cut_paper(key: jax.Array, image: Volume, weight: PerSample, share: float) ->
 
         return jax.lax.fori_loop(0, b, next_sample, image)
 
-    return together(paste)(image, noised, pasted, donor)
+    return gather_batch(paste)(image, noised, pasted, donor)
 
 
-CUTS = {"share": cut_share, "paper": cut_paper}
+CUTOUTS = {"share": cutout_share, "paper": cutout_paper}
 
 
-def view(key: jax.Array, image: Volume, weight: PerSample, cut: str, share: float) -> tuple[Volume, Volume, Int[jax.Array, "b"]]:
+def view(key: jax.Array, image: Volume, weight: PerSample, cutout: str, share: float) -> tuple[Volume, Volume, Int[jax.Array, "b"]]:
     """(each sample turned, the same with parts overwritten, by how many quarters it was turned)."""
-    rotate, overwrite = jax.random.split(key)
-    k = jax.random.randint(rotate, weight.shape, 0, 4)
-    turned = apart(turn)(image, k)
-    return turned, CUTS[cut](overwrite, turned, weight, share), k
+    turning, overwrite = jax.random.split(key)
+    k = jax.random.randint(turning, weight.shape, 0, 4)
+    turned = per_device(rotate)(image, k)
+    return turned, CUTOUTS[cutout](overwrite, turned, weight, share), k
 
 
 # ---- losses and heads
@@ -200,7 +200,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Volume) -> Float[jax.Array, "b x y z o"]:
         self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel = self.param("kernel", he, (3, 3, 3, x.shape[-1], self.features))
+        kernel = self.param("kernel", he_normal, (3, 3, 3, x.shape[-1], self.features))
         return conv3(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
@@ -245,7 +245,7 @@ class SSL(nn.Module):
 
     encoder: Swin
     channels: int = 1
-    cut: str = "share"
+    cutout: str = "share"
     share: float = 0.3
     heads: str = "pooled"
     decoder: str = "vae"
@@ -269,7 +269,7 @@ class SSL(nn.Module):
         self, image: Volume, weight: PerSample
     ) -> tuple[Float[jax.Array, "n x y z c"], Float[jax.Array, "n x y z c"], Int[jax.Array, "n"]]:
         """Two views of each sample, side by side: they stay on its device."""
-        two = jax.vmap(partial(view, cut=self.cut, share=self.share), in_axes=(0, None, None), out_axes=1)
+        two = jax.vmap(partial(view, cutout=self.cutout, share=self.share), in_axes=(0, None, None), out_axes=1)
         pairs = two(jax.random.split(self.make_rng("views")), image, weight)
         return tuple(a.reshape(-1, *a.shape[2:]) for a in pairs)
 
@@ -304,4 +304,4 @@ class SSL(nn.Module):
         image = batch["image"]
         turned, cut, k = self._views(image, jnp.ones(len(image)))
         painted = self._predict(cut, False)[2]
-        return tuple(turn(volume[::2], -k[::2]) for volume in (turned, cut, painted))
+        return tuple(rotate(volume[::2], -k[::2]) for volume in (turned, cut, painted))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.runtime import UNTRIED, of_jax
+from brainseg_jax.core.runtime import UNTRIED, private_of_jax
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def service() -> Any:
     """JAX's state of the coordination service; `Alone` where a later JAX has it no more, which takes nothing from a single process."""
     needed = ("client", "process_id", "num_processes", "preemption_sync_manager", "initialize_preemption_sync_manager")
     try:
-        state = of_jax(SERVICE, "")
+        state = private_of_jax(SERVICE, "")
     except InputError:
         return Alone
     return state if all(hasattr(state, name) for name in needed) else Alone
@@ -68,7 +68,7 @@ class Start(NamedTuple):
 # ---- starting
 
 
-def chosen(coordinator: str, processes: int | None, process: int | None, environ: Mapping[str, str]) -> Start | None:
+def start_from(coordinator: str, processes: int | None, process: int | None, environ: Mapping[str, str]) -> Start | None:
     """How this process starts: as the flags say or, without them, as SLURM says; None where it is alone.
 
     Only `srun` starts several: a batch script that calls Python itself is one process, whatever --ntasks is. InputError for flags that do
@@ -87,24 +87,24 @@ def chosen(coordinator: str, processes: int | None, process: int | None, environ
         if not 0 <= process < processes:
             raise InputError(f"--process={process} of --processes={processes}: processes are counted from 0 to {processes - 1}")
         return Start(coordinator, processes, process)
-    if "SLURM_STEP_NUM_TASKS" not in environ or number(environ, "SLURM_STEP_NUM_TASKS") == 1:
+    if "SLURM_STEP_NUM_TASKS" not in environ or slurm_number(environ, "SLURM_STEP_NUM_TASKS") == 1:
         return None
     # Two jobs, or two steps of one, may share a node. Above the ports that systems give to those who ask for any.
-    port = 61000 + (31 * number(environ, "SLURM_JOB_ID") + number(environ, "SLURM_STEP_ID")) % 4500
+    port = 61000 + (31 * slurm_number(environ, "SLURM_JOB_ID") + slurm_number(environ, "SLURM_STEP_ID")) % 4500
     host = first_host(environ.get("SLURM_STEP_NODELIST", ""))
     if not host:
-        raise strange(environ, "SLURM_STEP_NODELIST")
-    return Start(f"{host}:{port}", number(environ, "SLURM_STEP_NUM_TASKS"), number(environ, "SLURM_PROCID"), own_gpus(environ))
+        raise unexpected_variable(environ, "SLURM_STEP_NODELIST")
+    return Start(f"{host}:{port}", slurm_number(environ, "SLURM_STEP_NUM_TASKS"), slurm_number(environ, "SLURM_PROCID"), own_gpus(environ))
 
 
-def number(environ: Mapping[str, str], name: str) -> int:
+def slurm_number(environ: Mapping[str, str], name: str) -> int:
     """A number that SLURM set. InputError if it is none."""
     if not environ.get(name, "").isdecimal():
-        raise strange(environ, name)
+        raise unexpected_variable(environ, name)
     return int(environ[name])
 
 
-def strange(environ: Mapping[str, str], name: str) -> InputError:
+def unexpected_variable(environ: Mapping[str, str], name: str) -> InputError:
     """What to say of a variable that is not as `srun` sets it."""
     return InputError(
         f"{name} is {environ.get(name, 'not set')!r}, not as srun sets it for one of several processes; start by srun, or give "
@@ -125,16 +125,16 @@ def own_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     """
     per_node = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # e.g. 4(x2),1
     of_nodes = [int(n) for n, nodes in per_node for _ in range(int(nodes or 1))]
-    node = number(environ, "SLURM_NODEID")
+    node = slurm_number(environ, "SLURM_NODEID")
     if node >= len(of_nodes):
-        raise strange(environ, "SLURM_STEP_TASKS_PER_NODE")
+        raise unexpected_variable(environ, "SLURM_STEP_TASKS_PER_NODE")
     tasks = of_nodes[node]
     seen = len([gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu])
-    if tasks == 1 or seen < (number(environ, "SLURM_GPUS_ON_NODE") if environ.get("SLURM_GPUS_ON_NODE") else 1):
+    if tasks == 1 or seen < (slurm_number(environ, "SLURM_GPUS_ON_NODE") if environ.get("SLURM_GPUS_ON_NODE") else 1):
         return None
     if seen % tasks:
         raise InputError(f"{seen} GPUs do not divide over {tasks} processes of a node; use e.g. --ntasks-per-node={seen}, or 1")
-    share, place = seen // tasks, number(environ, "SLURM_LOCALID")
+    share, place = seen // tasks, slurm_number(environ, "SLURM_LOCALID")
     return tuple(range(place * share, (place + 1) * share)) or None
 
 
@@ -201,14 +201,14 @@ def joined(start: Start | None) -> Iterator[None]:
 def check_devices(wanted: int) -> None:
     """InputError unless all processes together have `wanted` devices; 0: any number will do."""
     if wanted and (have := jax.device_count()) != wanted:
-        each = ", ".join(gather(f"{jax.local_device_count()} on {socket.gethostname()}"))
+        each = ", ".join(all_gather(f"{jax.local_device_count()} on {socket.gethostname()}"))
         raise InputError(f"--devices is {wanted}, and there are {have} ({each}); start as many as you mean, or leave --devices out")
 
 
 # ---- telling one another
 
 
-def gather(word: str) -> list[str]:
+def all_gather(word: str) -> list[str]:
     """What every process says here, in their order, in all of them. All have to come by, in the same order of calls."""
     client = global_state.client
     if client is None:
@@ -218,34 +218,34 @@ def gather(word: str) -> list[str]:
     return [client.blocking_key_value_get(f"brainseg_jax/{number}/{i}", WAIT) for i in range(global_state.num_processes)]
 
 
-def from_first(find: Callable[[], T]) -> T:
+def broadcast_from_first(find: Callable[[], T]) -> T:
     """What process 0 finds, in all: for what is read from a disk that changes, and for decisions. JSON has to be able to hold it."""
     if global_state.client is None:
         return find()
-    return json.loads(gather("null" if global_state.process_id else json.dumps(find()))[0])
+    return json.loads(all_gather("null" if global_state.process_id else json.dumps(find()))[0])
 
 
-def any_of(here: bool) -> bool:
+def any_process(here: bool) -> bool:
     """Whether it is so in any process."""
-    return any(json.loads(word) for word in gather(json.dumps(here)))
+    return any(json.loads(word) for word in all_gather(json.dumps(here)))
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def barrier() -> Iterator[None]:
     """All go on once all are here; an InputError of one process is raised in all."""
     fault = None
     try:
         yield
     except InputError as error:
         fault = error
-    for i, said in enumerate(gather(str(fault or ""))):
+    for i, said in enumerate(all_gather(str(fault or ""))):
         if said:
             raise fault if i == global_state.process_id else InputError(f"process {i}: {said}")
 
 
-def agree(told: dict[str, Any]) -> None:
+def assert_same_on_all(told: dict[str, Any]) -> None:
     """Raises InputError, naming key and values, unless all processes tell the same."""
-    first, *others = map(json.loads, gather(json.dumps(told)))
+    first, *others = map(json.loads, all_gather(json.dumps(told)))
     for i, other in enumerate(others, 1):
         if different := [key for key in first.keys() | other.keys() if first.get(key) != other.get(key)]:
             key = min(different)
@@ -255,12 +255,12 @@ def agree(told: dict[str, Any]) -> None:
             )
 
 
-def in_turns(make: Callable[[], T]) -> T:
+def run_once_per_host(make: Callable[[], T]) -> T:
     """What `make` makes on disk is made once: by process 0, then by one process of each other host, and all others find it there."""
-    hosts, me = gather(socket.gethostname()), global_state.process_id
+    hosts, me = all_gather(socket.gethostname()), global_state.process_id
     turn = 0 if me == 0 else 1 if hosts.index(hosts[me]) == me else 2
     for now in range(3):
-        with together():
+        with barrier():
             if now == turn:
                 made = make()
     return made

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from brainseg_jax.core.errors import InputError
 
 # Below this many numbers a leaf is copied: cutting biases and norms saves nothing and costs a collective each.
-SMALLEST_CUT = 2**16
+MIN_SHARDED = 2**16
 
 
 def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device]) -> Mesh:
@@ -30,13 +30,13 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device]) -> Mesh:
     sizes = [n] if processes > 1 else [size for size in range(1, n + 1) if n % size == 0]
     if min(shape) < 1 or shape[0] * shape[1] not in sizes:
         of_all = f" of {processes} processes; their product must be {n}" if processes > 1 else f"; their product must divide {n}"
-        near = "mesh.data={} and mesh.fsdp={}".format(*nearest((data, fsdp), n, sizes))
+        near = "mesh.data={} and mesh.fsdp={}".format(*nearest_mesh((data, fsdp), n, sizes))
         raise InputError(f"mesh.data {data} and mesh.fsdp {fsdp} do not fit {n} devices{of_all}: use e.g. {near}")
     grid = np.asarray(sorted(devices, key=lambda device: (device.process_index, device.id))[: shape[0] * shape[1]]).reshape(shape)
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def nearest(asked: tuple[int, int], n: int, sizes: Sequence[int]) -> tuple[int, int]:
+def nearest_mesh(asked: tuple[int, int], n: int, sizes: Sequence[int]) -> tuple[int, int]:
     """The mesh of one of `sizes` devices whose axes are by the smallest factors off those that were asked for, of equals the one that is
     less off in "fsdp"; -1 asks for what is left of n."""
     data, fsdp = (log(max(size, 1) if size != -1 else n / max(other, 1)) for size, other in zip(asked, asked[::-1], strict=True))
@@ -71,7 +71,7 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
 
     def place(leaf: Any) -> NamedSharding:
         axes = [i for i, size in enumerate(leaf.shape) if size % n == 0]
-        if n == 1 or leaf.size < SMALLEST_CUT or not axes:
+        if n == 1 or leaf.size < MIN_SHARDED or not axes:
             return replicated(mesh)
         axis = max(axes, key=lambda i: (leaf.shape[i], i))
         return NamedSharding(mesh, PartitionSpec(*(["fsdp" if i == axis else None for i in range(axis + 1)])))
@@ -79,7 +79,7 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
     return jax.tree.map(place, state)
 
 
-def gathering(places: Any) -> Callable[[Any], Any]:
+def gather_params(places: Any) -> Callable[[Any], Any]:
     """A function of parameters that lie as `places` say: whole for what is computed with them, their gradients cut as they are.
 
     Without it the partitioner takes a cut parameter as a wish to cut what is computed with it too, and sends activations about.
@@ -93,7 +93,7 @@ def gathering(places: Any) -> Callable[[Any], Any]:
     return whole
 
 
-def apart(f: Callable[..., Any]) -> Callable[..., Any]:
+def per_device(f: Callable[..., Any]) -> Callable[..., Any]:
     """A function of samples, the leading axis of all that it takes and gives, as each device of the mesh that is set computes its own.
 
     The partitioner does not see through a loop or a gather that samples have nothing to do with each other: without this it would give
@@ -109,7 +109,7 @@ def apart(f: Callable[..., Any]) -> Callable[..., Any]:
     return over_devices
 
 
-def together(f: Callable[..., Any]) -> Callable[..., Any]:
+def gather_batch(f: Callable[..., Any]) -> Callable[..., Any]:
     """A function of samples that looks from one to the other, as each device computes it of the whole batch and keeps its own samples.
 
     All is sent once, before: of a loop over samples the partitioner would send the whole batch in every turn.
@@ -132,7 +132,7 @@ def _rows_of(samples: Any) -> PartitionSpec | None:
     return PartitionSpec(mesh.axis_names) if divides else None
 
 
-def to_devices(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+def put_batches(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
     """Each process's rows become its part of one global array; stored types travel, and become floats on the device."""
     rows = batch_sharding(mesh)
     for batch in batches:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.runtime import known_flags, of_jax
-from brainseg_jax.planning.gpus import Card, target
+from brainseg_jax.core.runtime import known_flags, private_of_jax
+from brainseg_jax.planning.gpus import GPU, target
 from brainseg_jax.planning.hlo import Facts, facts
 from brainseg_jax.training.memory import Memory, fits, memory
 
@@ -23,7 +23,7 @@ FLAG = "--xla_gpu_enable_triton_gemm=false"
 class Place(NamedTuple):
     """Where a step is to run."""
 
-    card: Card
+    card: GPU
     devices: int
     hosts: int = 1
 
@@ -76,14 +76,14 @@ def devices(place: Place) -> tuple[Any, ...]:
         near = 8 * max(1, place.hosts)
         raise InputError(f"--devices={place.devices} do not spread over --hosts={place.hosts}; use e.g. --devices={near}")
     grid = f"1x{place.hosts}x{place.devices // place.hosts}"
-    describe = of_jax("jax.experimental.topologies:get_topology_desc", "planning compiles for GPUs that are not there")
+    describe = private_of_jax("jax.experimental.topologies:get_topology_desc", "planning compiles for GPUs that are not there")
     return tuple(describe("", platform="cuda", target_config=target(place.card), topology=grid).devices)
 
 
 def build(config: ConfigDict, place: Place, steps: int) -> Any:
     """The program of a config at a place. InputError for a mesh or a batch that does not fit its devices."""
     from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis.generator import maker_of
+    from brainseg_jax.data.synthesis.generator import generator_of
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.parallel import sharding
     from brainseg_jax.training.program import program
@@ -92,7 +92,7 @@ def build(config: ConfigDict, place: Place, steps: int) -> Any:
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh, config.data.crops_per_volume)
     objective = OBJECTIVES[config.objective](config)
     table = labels.read_table(config.data.labels) if objective.labels else None
-    return program(config, objective, mesh, steps, table, maker_of(config, table))
+    return program(config, objective, mesh, steps, table, generator_of(config, table))
 
 
 def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:
@@ -101,8 +101,8 @@ def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:
         # JAX asks the library for its version, which is not there: it is the one that the target names.
         need = "attention is 'cudnn', which takes a GPU to be compiled (attention=xla does not)"
         kernel = "jax._src.cudnn.fused_attention_stablehlo"
-        of_jax(f"{kernel}:check_cudnn_version", need)
-        of_jax(kernel, need).check_cudnn_version = lambda: CUDNN
+        private_of_jax(f"{kernel}:check_cudnn_version", need)
+        private_of_jax(kernel, need).check_cudnn_version = lambda: CUDNN
     program = build(config, place, steps)
     began = time.perf_counter()
     executable = program.lower().compile()

@@ -6,10 +6,10 @@ it has none for the RTX 3090, whose chip is the A6000's (GA102): its counts and 
 
 from typing import NamedTuple
 
-from brainseg_jax.core.errors import InputError, meant
+from brainseg_jax.core.errors import InputError, did_you_mean
 
 
-class Chip(NamedTuple):
+class Architecture(NamedTuple):
     """What cards of one chip have in common: compute capability and, per core, FP32 units, threads, and bytes of shared memory."""
 
     capability: tuple[int, int]
@@ -19,17 +19,17 @@ class Chip(NamedTuple):
     shared_of_block: int
 
 
-HOPPER = Chip((9, 0), 128, 2048, 233472, 232448)
-AMPERE = Chip((8, 0), 64, 2048, 167936, 166912)
-GA102 = Chip((8, 6), 128, 1536, 102400, 101376)
+HOPPER = Architecture((9, 0), 128, 2048, 233472, 232448)
+AMPERE = Architecture((8, 0), 64, 2048, 167936, 166912)
+GA102 = Architecture((8, 6), 128, 1536, 102400, 101376)
 
 
-class Card(NamedTuple):
+class GPU(NamedTuple):
     """memory: bytes that programs see. bandwidth: its bytes/s. bfloat16, tf32: dense FLOP/s of tensor cores, sums in float32. float32:
     FLOP/s without them. link: bytes/s in one direction from a GPU to others of its host. network: the same between hosts, for each GPU."""
 
     title: str
-    chip: Chip
+    chip: Architecture
     cores: int
     clock: float  # GHz, boost
     cache: int  # L2, bytes
@@ -46,42 +46,42 @@ class Card(NamedTuple):
 # One 400 Gbit/s port for each GPU in NVIDIA's DGX H100, 200 in DGX A100; workstations are taken to have 100 Gbit/s for four GPUs.
 FAST, MEDIUM, SLOW = 50e9, 25e9, 3.1e9
 PCIE4 = 31.5e9  # 16 lanes
-CARDS = {
-    "h100": Card(
+GPUS = {
+    "h100": GPU(
         *("NVIDIA H100 SXM 80 GB", HOPPER, 132, 1.98, 52428800, 84942979072, 3.352e12),
         *(989e12, 494e12, 67e12, 450e9, FAST, "NVIDIA H100 Tensor Core GPU data sheet (half of its figures with sparsity)"),
     ),
-    "h200": Card(
+    "h200": GPU(
         *("NVIDIA H200 SXM 141 GB", HOPPER, 132, 1.98, 52428800, 151397597184, 4.8e12),
         *(989e12, 494e12, 67e12, 450e9, FAST, "NVIDIA H200 Tensor Core GPU data sheet (half of its figures with sparsity)"),
     ),
-    "a100": Card(
+    "a100": GPU(
         *("NVIDIA A100 SXM 80 GB", AMPERE, 108, 1.41, 41943040, 85100068864, 2.039e12),
         *(312e12, 156e12, 19.5e12, 300e9, MEDIUM, "NVIDIA A100 Tensor Core GPU data sheet"),
     ),
-    "a100-40": Card(
+    "a100-40": GPU(
         *("NVIDIA A100 SXM 40 GB", AMPERE, 108, 1.41, 41943040, 42331013120, 1.555e12),
         *(312e12, 156e12, 19.5e12, 300e9, MEDIUM, "NVIDIA A100 Tensor Core GPU data sheet"),
     ),
-    "rtx3090": Card(
+    "rtx3090": GPU(
         *("NVIDIA GeForce RTX 3090 24 GB", GA102, 82, 1.695, 6291456, 25438126080, 0.936e12),
         *(71e12, 35.6e12, 35.6e12, PCIE4, SLOW, "NVIDIA Ampere GA102 GPU architecture whitepaper, appendix A; PCIe 4.0, no NVLink bridge"),
     ),
-    "a6000": Card(
+    "a6000": GPU(
         *("NVIDIA RTX A6000 48 GB", GA102, 84, 1.8, 6291456, 51041271808, 0.768e12),
         *(154.8e12, 77.4e12, 38.7e12, PCIE4, SLOW, "NVIDIA RTX A6000 data sheet and GA102 whitepaper; PCIe 4.0, no NVLink bridge"),
     ),
 }
 
 
-def card(name: str) -> Card:
+def gpu(name: str) -> GPU:
     """The card of a name in CARDS; InputError, with the names there are, for another."""
-    if name not in CARDS:
-        raise InputError(f"--gpu={name}: no such card{meant(name, CARDS)}; use one of {', '.join(CARDS)}")
-    return CARDS[name]
+    if name not in GPUS:
+        raise InputError(f"--gpu={name}: no such card{did_you_mean(name, GPUS)}; use one of {', '.join(GPUS)}")
+    return GPUS[name]
 
 
-def target(card: Card) -> str:
+def target(card: GPU) -> str:
     """The card as the compiler's target configuration, a text protocol buffer (stream_executor.GpuTargetConfigProto)."""
     chip, (major, minor) = card.chip, card.chip.capability
     device = {

@@ -13,7 +13,7 @@ to cost their memory traffic only; reading and decoding on the host cost nothing
 
 from typing import NamedTuple
 
-from brainseg_jax.planning.gpus import Card
+from brainseg_jax.planning.gpus import GPU
 from brainseg_jax.planning.hlo import Collective, Facts, Kernel
 
 
@@ -31,7 +31,7 @@ FAST = Rates(product=0.8, convolution=0.6, memory=0.9, link=0.8, launch=1e-6)
 SLOW = Rates(product=0.3, convolution=0.12, memory=0.5, link=0.4, launch=5e-6)
 
 
-def seconds(facts: Facts, card: Card, rates: Rates, per_host: int = 0) -> float:
+def seconds(facts: Facts, card: GPU, rates: Rates, per_host: int = 0) -> float:
     """Time of a step at these rates on hosts of so many devices; 0: all on one. ValueError if the work of a kernel is not known."""
     if facts.unknown:
         raise ValueError(f"the work of {', '.join(facts.unknown)} is not known")
@@ -46,14 +46,14 @@ def seconds(facts: Facts, card: Card, rates: Rates, per_host: int = 0) -> float:
     return total
 
 
-def of_kernel(kernel: Kernel, card: Card, rates: Rates) -> float:
+def of_kernel(kernel: Kernel, card: GPU, rates: Rates) -> float:
     """Time of a kernel, as often as it runs."""
     peak = {"bf16": card.bfloat16, "f16": card.bfloat16, "f32": card.tf32}.get(kernel.type, card.float32)
     share = rates.convolution if kernel.kind == "convolution" else rates.product
     return kernel.times * (max(kernel.flops / (share * peak), kernel.bytes / (rates.memory * card.bandwidth)) + rates.launch)
 
 
-def of_collective(collective: Collective, card: Card, rates: Rates, per_host: int = 0) -> float:
+def of_collective(collective: Collective, card: GPU, rates: Rates, per_host: int = 0) -> float:
     """Time of a collective, overlapped or not."""
     n = len(collective.members)
     way = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(collective.kind, (n - 1) / n)

@@ -1,4 +1,4 @@
-"""What predict's page shows of a folder of label maps: a record for each case, beside them, and the page made of all that are there.
+"""What the QC report shows of a folder of label maps: a record for each case, beside them, and the report made of all that are there.
 
 A record names what its label map was made from, and is shown of no other.
 """
@@ -26,45 +26,45 @@ from brainseg_jax.qc.findings import FEWEST, Cohort, Findings
 def write(
     case: Case,
     folder: Path,
-    told: dict[str, Any],
+    sidecar: dict[str, Any],
     scan: Scan,
     classes: Integer[np.ndarray, "x y z"],
     table: Table,
     found: Findings,
     cohort: Cohort | None,
 ) -> None:
-    """Writes what the page shows of a case: pictures, volumes and flags. `told` is its sidecar; `classes` are on the scan's grid."""
-    soft = np.array([0, *(volume["soft_ml"] for volume in told["Volumes"])], np.float64)
+    """Writes what the report shows of a case: pictures, volumes and flags. `sidecar` is its sidecar; `classes` are on the scan's grid."""
+    soft = np.array([0, *(volume["soft_ml"] for volume in sidecar["Volumes"])], np.float64)
     name, row = case.labels.relative_to(folder).as_posix(), case.row
-    shown = report.case(name, scan, classes, table, found, subject=row.subject, session=row.session, soft_ml=soft)
+    shown = report.case_record(name, scan, classes, table, found, subject=row.subject, session=row.session, soft_ml=soft)
     people = max((n for *_, n in (cohort or {}).values()), default=0)
-    own = {"made_from": told["MadeFrom"], "by": told["Description"], "people": people, "image": str(row.image)}
-    report.write_case(inputs.record(case.sidecar, folder), shown | own)
+    own = {"made_from": sidecar["MadeFrom"], "by": sidecar["Description"], "people": people, "image": str(row.image)}
+    report.write_case_record(inputs.record_file(case.sidecar, folder), shown | own)
 
 
-def valid(record: Path, sidecar: Path) -> dict[str, Any] | None:
-    """What the page shows of a case, from its file; None unless it is of this version, and of the label map that is there."""
+def valid_record(record: Path, sidecar: Path) -> dict[str, Any] | None:
+    """What the report shows of a case, from its file; None unless it is of this version, and of the label map that is there."""
     try:
-        (found,) = report.read_cases([record])
+        (found,) = report.read_case_records([record])
         return found if found["made_from"] == json.loads(read_text(sidecar))["MadeFrom"] else None
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_page(file: Path, folder: Path, cases: Iterable[Case]) -> str:
-    """Writes the page of all cases in the folder, whichever runs made them, that have the label table of these; says what it shows."""
-    ours, files = {inputs.record(case.sidecar, folder) for case in cases}, None
+def write_report(file: Path, folder: Path, cases: Iterable[Case]) -> str:
+    """Writes the report of all cases in the folder, whichever runs made them, that have the label table of these; says what it shows."""
+    ours, files = {inputs.record_file(case.sidecar, folder) for case in cases}, None
     # Until no other part has added to them meanwhile: so the last to write has seen all.
-    while files != (files := list(inputs.records(folder))):
-        found = {record: shown for record, sidecar in files if (shown := valid(record, sidecar))}
+    while files != (files := list(inputs.record_files(folder))):
+        found = {record: shown for record, sidecar in files if (shown := valid_record(record, sidecar))}
         first = next((shown for record, shown in found.items() if record in ours), next(iter(found.values()), None))
         records = [shown for shown in found.values() if shown["structures"] == first["structures"]]
-        report.write_page(file, records, folder.name, str(folder), notes(folder, records, len(files) - len(records)))
+        report.write_report(file, records, folder.name, str(folder), notes(folder, records, len(files) - len(records)))
     return f"{_cases(len(records))}, {sum(bool(shown['flags']) for shown in records)} with flags"
 
 
 def notes(folder: Path, records: list[dict[str, Any]], left_out: int) -> list[str]:
-    """What the page says above its cases: what made them, what they are compared with, and what is not there."""
+    """What the report says above its cases: what made them, what they are compared with, and what is not there."""
     lines = []
     for (by, people), n in Counter((shown["by"], shown["people"]) for shown in records).most_common():
         cohort = f"compared with a cohort of {people} people" if people else "no cohort is known, so no volume has a z-score"

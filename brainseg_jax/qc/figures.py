@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from brainseg_jax.core.files import whole
+from brainseg_jax.core.files import atomic_write
 
 # Axis, name, and where it is cut as a share of the way from left, back or bottom.
 Plane = tuple[int, str, float]
@@ -54,7 +54,7 @@ def slices(file: Path, columns: dict[str, Float[np.ndarray, "x y z *rgb"]], titl
                 panel.set_ylabel(plane, fontsize=9)
     figure.suptitle(title, fontsize=10)
     try:
-        with whole(file) as part:
+        with atomic_write(file) as part:
             figure.savefig(part, dpi=110, format="png")
     finally:
         pyplot.close(figure)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64, Integer
 from scipy import ndimage
 
-from brainseg_jax.data.labels import Table, connected
+from brainseg_jax.data.labels import Table, connected_structures
 from brainseg_jax.data.nifti import orientation
 
 ALL = "All structures"  # what flags and cohorts call all of a table's structures together; class 0 in measures
@@ -208,7 +208,7 @@ def _edge(found: Measures, table: Table) -> Iterator[Flag]:
 
 def _pieces(found: Measures, table: Table) -> Iterator[Flag]:
     """All structures together are expected to be in one piece, in any table."""
-    limits = {0: OUTSIDE_ALL} | dict.fromkeys(connected(table), OUTSIDE)
+    limits = {0: OUTSIDE_ALL} | dict.fromkeys(connected_structures(table), OUTSIDE)
     for n, limit in limits.items():
         if found.outside[n] > limit:
             name, what = (table.structures[n - 1].name,) * 2 if n else (ALL, "The segmentation")

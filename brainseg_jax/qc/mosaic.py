@@ -38,7 +38,7 @@ class Picture(NamedTuple):
     lines: bytes
 
 
-def strip(scan: Scan, classes: Integer[np.ndarray, "x y z"], table: Table) -> list[Picture]:
+def mosaic(scan: Scan, classes: Integer[np.ndarray, "x y z"], table: Table) -> list[Picture]:
     """Pictures of a scan and of class numbers of a table on its grid, one for each of PLANES.
 
     Slices follow the axes of the grid, which in an oblique scan are not quite the world's.

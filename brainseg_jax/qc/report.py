@@ -1,8 +1,8 @@
-"""The group page: every case of a run in one static HTML file, to look at, sort, filter and rate, from disk and without a network.
+"""The QC report: every case of a run in one static HTML file, to look at, sort, filter and rate, from disk and without a network.
 
-A case becomes a record as soon as it is predicted (`case`, JSON-able); the page is put together at the end, from the records of however
-many runs (`page`). How it looks and behaves is in `assets/`. Names come from files and are taken for hostile: all text is escaped, and
-the page's own script is the only one that its policy lets run.
+A case becomes a record as soon as it is predicted (`case`, JSON-able); the report is put together at the end, from the records of however
+many runs (`report`). How it looks and behaves is in `assets/`. Names come from files and are taken for hostile: all text is escaped, and
+the report's own script is the only one that its policy lets run.
 """
 
 import base64
@@ -23,18 +23,18 @@ from brainseg_jax.core.files import check_own, check_place, read_text, write_tex
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.qc.findings import ALL, KINDS, WORST, Findings, Z
-from brainseg_jax.qc.mosaic import MM, WINDOW, strip
+from brainseg_jax.qc.mosaic import MM, WINDOW, mosaic
 
-FORMAT = 2  # of a case's record: raise it when a page cannot be made of older ones
+FORMAT = 2  # of a case's record: raise it when a report cannot be made of older ones
 SEAL = "sha256"  # of the rest of a record, in its file
 SHOWN = 5  # flags of a case that are shown before the others are unfolded
 RATINGS = ("good", "doubtful", "bad")
-MARK = '<meta name="generator" content="brainseg_jax">'  # by which a page of ours is known
+MARK = '<meta name="generator" content="brainseg_jax">'  # by which a report of ours is known
 
-Case = dict[str, Any]
+CaseRecord = dict[str, Any]
 
 
-def case(
+def case_record(
     name: str,
     scan: Scan,
     classes: Integer[np.ndarray, "x y z"],
@@ -44,8 +44,8 @@ def case(
     subject: str = "",
     session: str = "",
     soft_ml: Float[np.ndarray, "k"] | None = None,
-) -> Case:
-    """What the page shows of a case, JSON-able, about 50 kB. `classes` are on the scan's grid; `name` is the case's own within the run.
+) -> CaseRecord:
+    """What the report shows of a case, JSON-able, about 50 kB. `classes` are on the scan's grid; `name` is the case's own within the run.
 
     `subject` is the name if empty; `soft_ml`: sums of probabilities (background first), shown beside the volumes.
     """
@@ -59,7 +59,7 @@ def case(
             "scan": base64.b64encode(picture.scan).decode(),
             "lines": base64.b64encode(picture.lines).decode(),
         }
-        for picture in strip(scan, classes, table)
+        for picture in mosaic(scan, classes, table)
     ]
     return {
         "format": FORMAT,
@@ -74,12 +74,12 @@ def case(
     }
 
 
-def write_case(file: Path, record: Case) -> None:
+def write_case_record(file: Path, record: CaseRecord) -> None:
     """Writes a record as JSON with a checksum, all of it or nothing."""
     write_text(file, json.dumps(record | {SEAL: _seal(record)}))
 
 
-def read_cases(files: Iterable[Path]) -> list[Case]:
+def read_case_records(files: Iterable[Path]) -> list[CaseRecord]:
     """The records in files that `write_case` wrote. InputError, naming the file, for one that is damaged or of another version."""
     records = []
     for file in files:
@@ -88,33 +88,33 @@ def read_cases(files: Iterable[Path]) -> list[Case]:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or record.pop(SEAL, "") != _seal(record) or record.get("format") != FORMAT:
-            raise InputError(f"{file}: is no case of a page as this version writes it; delete it, and predict that scan again")
+            raise InputError(f"{file}: is no case of a report as this version writes it; delete it, and predict that scan again")
         records.append(record)
     return records
 
 
-def _seal(record: Case) -> str:
+def _seal(record: CaseRecord) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def refuse(file: Path, made: Path) -> None:
-    """Raises InputError where no page can be written, or what is there is none of ours; the folder `made` need not be there yet."""
+def check_place_of_report(file: Path, made: Path) -> None:
+    """Raises InputError where no report can be written, or what is there is none of ours; the folder `made` need not be there yet."""
     folder = file.absolute().parent
-    check_own(f"--qc {file}", file, "page", MARK)
+    check_own(f"--qc {file}", file, "QC report", MARK)
     if not folder.is_dir() and folder != made:
         raise InputError(f"--qc {file}: there is no folder {folder}; make it, or give another place")
     check_place(file)
 
 
-def write_page(file: Path, records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()) -> None:
-    """Writes `page`, all of it or nothing."""
-    write_text(file, page(records, title, id, notes))
+def write_report(file: Path, records: Sequence[CaseRecord], title: str, id: str, notes: Sequence[str] = ()) -> None:
+    """Writes `report`, all of it or nothing."""
+    write_text(file, report(records, title, id, notes))
 
 
-def page(records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()) -> str:
+def report(records: Sequence[CaseRecord], title: str, id: str, notes: Sequence[str] = ()) -> str:
     """The HTML of all cases, the worst first, with `notes` above them.
 
-    `id` is the run's, e.g. its folder: a browser keeps ratings under it, so that they are still there when the page is made again with
+    `id` is the run's, e.g. its folder: a browser keeps ratings under it, so that they are still there when the report is made again with
     more cases. InputError for two cases of one name, or of two label tables.
     """
     records = sorted(records, key=lambda record: (-record["score"], record["subject"], record["session"], record["name"]))
@@ -124,7 +124,7 @@ def page(records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()
         if record["name"] in names:
             raise InputError(f"two cases are called {record['name']!r}; give each its own name")
         if record["structures"] != structures:
-            raise InputError(f"{record['name']} has other structures than {records[0]['name']}; make a page for each label table")
+            raise InputError(f"{record['name']} has other structures than {records[0]['name']}; make a report for each label table")
         names.add(record["name"])
     number = {name: n for n, (name, _) in enumerate(structures)}
     data = {
@@ -160,7 +160,7 @@ def page(records: Sequence[Case], title: str, id: str, notes: Sequence[str] = ()
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], skeleton)  # one pass: what is put in is not looked at again
 
 
-def _article(n: int, record: Case) -> str:
+def _article(n: int, record: CaseRecord) -> str:
     called = escape(record["subject"])
     session = f" <small><bdi>{escape(record['session'])}</bdi></small>" if record["session"] else ""
     file = f"<p class=name><bdi>{escape(record['name'])}</bdi></p>" if record["name"] != record["subject"] else ""

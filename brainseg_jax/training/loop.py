@@ -18,27 +18,27 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import FORMAT, check, check_idle, differing, known
+from brainseg_jax.config.keys import FORMAT, check, check_idle, differing_keys, known_entries
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import check_place, read_text, regular
+from brainseg_jax.core.files import check_place, check_regular, read_text
 from brainseg_jax.core.pytree import count
-from brainseg_jax.core.runtime import give_back_memory
+from brainseg_jax.core.runtime import trim_memory
 from brainseg_jax.data import dataset, labels
-from brainseg_jax.data.augment.prepare import patch
-from brainseg_jax.data.loader import Share, release_shared, train_batches
-from brainseg_jax.data.synthesis.generator import maker_of
+from brainseg_jax.data.augment.prepare import enlarged_crop
+from brainseg_jax.data.loader import ProcessShare, release_shared, train_batches
+from brainseg_jax.data.synthesis.generator import generator_of
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel import processes, sharding
 from brainseg_jax.qc import figures
-from brainseg_jax.training import optim, provenance, validation
+from brainseg_jax.training import optim, provenance
 from brainseg_jax.training.memory import check_room
 from brainseg_jax.training.metrics_log import Writer, read_metrics
 from brainseg_jax.training.program import program, shapes
 from brainseg_jax.training.step import Batch, Metrics, Totals, TrainState, means, totals
-from brainseg_jax.training.validation import HeldOut
+from brainseg_jax.training.validation import Validation, validation_of
 from brainseg_jax.weights import checkpoint
-from brainseg_jax.weights.transfer import put, subjects_before, taken
+from brainseg_jax.weights.transfer import load_parts, merge_parameters, subjects_before
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -51,7 +51,7 @@ class Run(NamedTuple):
     folder: Path
     data: dataset.Dataset
     mesh: Mesh
-    share: Share
+    share: ProcessShare
     steps: int
     subjects_before: tuple[str, ...] = ()  # who was trained on by what config.init took its parameters from
     prior: str = ""  # the SHA-256 of what scans are made to look like, where synth.prior.table says it
@@ -66,41 +66,43 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
     Of several processes each calls this. Raises InputError for whatever the user can mend, and KeyboardInterrupt for Ctrl-C, once the
     step that was under way is saved; nothing that was saved is lost.
     """
-    with processes.together():
+    with processes.barrier():
         check(config)
         check_idle(config)
         if config.best not in (metrics := OBJECTIVES[config.objective](config).metrics):
             raise InputError(f"best is {config.best!r}; evaluation gives {', '.join(metrics)}")
-        same_experiment(folder, resolved)
-        share = Share(jax.process_index(), jax.process_count())
+        check_same_experiment(folder, resolved)
+        share = ProcessShare(jax.process_index(), jax.process_count())
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
         sharding.check_batch(config.data.batch, config.optim.accumulate, mesh, config.data.crops_per_volume)
-    with alone(folder, share):
-        work(config, resolved, folder, mesh, share)
+    with exclusive_run_dir(folder, share):
+        run_training(config, resolved, folder, mesh, share)
 
 
-def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, mesh: Mesh, share: Share) -> None:
+def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, mesh: Mesh, share: ProcessShare) -> None:
     """Data, network, state and loop of a run whose folder is ours. What is in the folder stays as it is until all checks have passed."""
     say = print if share.index == 0 else lambda _: None
     objective = OBJECTIVES[config.objective](config)
     target = labels.read_table(config.data.labels) if objective.labels else None
     if target and config.classes != 1 + len(target.structures):
         raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
-    goes_on = begun(folder)
-    made = maker_of(config, target)  # refuses a prior before scans are standardised
-    heads, prior = labels.read_table(labels.HEAD) if made else None, made.prior.sha256 if made and made.prior else ""
+    goes_on = has_checkpoint(folder)
+    generator = generator_of(config, target)  # refuses a prior before scans are standardised
+    heads, prior = labels.read_table(labels.HEAD) if generator else None, generator.prior.sha256 if generator and generator.prior else ""
     if config.init.checkpoint and not goes_on:
-        with processes.together():  # before scans are standardised, which may take hours
-            taken(shapes(config, objective, mesh), config, lambda _: None)
+        with processes.barrier():  # before scans are standardised, which may take hours
+            load_parts(shapes(config, objective, mesh), config, lambda _: None)
     failures = None if goes_on or share.index else folder / dataset.FAILURES
-    data = processes.in_turns(lambda: dataset.prepare(config.data, target, say, progress.progress, config.channels, failures, heads))
+    data = processes.run_once_per_host(
+        lambda: dataset.prepare(config.data, target, say, progress.progress, config.channels, failures, heads)
+    )
     same = {"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256}
-    processes.agree(same | {"synth.prior.table": prior})
-    with processes.together():
+    processes.assert_same_on_all(same | {"synth.prior.table": prior})
+    with processes.barrier():
         if goes_on:
             provenance.check_same_data(folder, data, prior)
-    steps = length(config, len(data.train))
-    built = program(config, objective, mesh, steps, target, made)
+    steps = num_steps(config, len(data.train))
+    built = program(config, objective, mesh, steps, target, generator)
     params = built.like.params
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
@@ -109,17 +111,17 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
         # What a run that goes on began with may be gone by now: its own checkpoints say all that is needed.
         before = checkpoint.card(checkpoints.folder / str(start)).get("subjects_before", ()) if state else subjects_before(config)
         run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before), prior)
-        with processes.together():
+        with processes.barrier():
             if state and share.index == 0:
-                dataset.mend_split(data, folder, provenance.read(folder / provenance.RUN)["data"].get("split_sha256", ""), say)
-        if state and over(run, start):
-            tell(run, start, done=True)
+                dataset.repair_split(data, folder, provenance.read(folder / provenance.RUN)["data"].get("split_sha256", ""), say)
+        if state and is_finished(run, start):
+            report_end(run, start, done=True)
             return
-        with processes.together():
-            parts = {} if state else taken(params, config, say)
+        with processes.barrier():
+            parts = {} if state else load_parts(params, config, say)
         say("compiling the training step")
         began = time.perf_counter()
-        held_out = validation.of(objective, config, data, mesh, share, params, made)
+        validation = validation_of(objective, config, data, mesh, share, params, generator)
         train_step = built.lower().compile()
         check_room(train_step, mesh.local_devices[0])
         if share.index == 0:
@@ -127,43 +129,43 @@ def work(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, 
             if data.failures:
                 say(f"scans that were set aside, each with its reason: {folder / dataset.FAILURES}")
         provenance.write(folder, resolved, config, data, mesh, params, start, prior)
-        give_back_memory()
+        trim_memory()
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
-            f"{len(data.train)} training and {min(len(data.val), config.eval_volumes)} held-out volumes; "
+            f"{len(data.train)} training and {min(len(data.val), config.eval_volumes)} validation volumes; "
             f"{run.steps} steps of {config.data.batch} crops {config.data.crop} in {config.dtype} on "
-            f"{mesh.size} × {mesh.devices.flat[0].device_kind}{idle(mesh)}; compiled in {time.perf_counter() - began:.1f} s"
+            f"{mesh.size} × {mesh.devices.flat[0].device_kind}{idle_devices(mesh)}; compiled in {time.perf_counter() - began:.1f} s"
             + (f"; going on from step {start}" if state else "")
         )
-        state = state or begin(jax.jit(built.init, out_shardings=built.places)(), parts)
+        state = state or initial_state(jax.jit(built.init, out_shardings=built.places)(), parts)
         del parts
         writer = Writer(folder, run.steps, start)
         try:
-            batches = sharding.to_devices(batches_from(run, start), mesh)
+            batches = sharding.put_batches(training_batches(run, start), mesh)
             with processes.stop_requests(start) as (stopped, interrupted), closing(batches):
-                last = loop(run, train_step, held_out, state, batches, checkpoints, writer, stopped)
+                last = loop(run, train_step, validation, state, batches, checkpoints, writer, stopped)
                 checkpoints.wait()
         finally:
             writer.close()
             release_shared()
-        done = over(run, last)
-        if not done and processes.any_of(interrupted()):
+        done = is_finished(run, last)
+        if not done and processes.any_process(interrupted()):
             raise KeyboardInterrupt(stopped_at(last))  # what called this is not to go on as if all had been trained
-        tell(run, last, done)
+        report_end(run, last, done)
 
 
-def idle(mesh: Mesh) -> str:
+def idle_devices(mesh: Mesh) -> str:
     """What is to be said of devices that the mesh leaves out."""
     left = jax.device_count() - mesh.size
     return f", {left} left idle by mesh.data={mesh.shape['data']} and mesh.fsdp={mesh.shape['fsdp']}" if left else ""
 
 
-def begin(state: TrainState, parts: dict[str, Any]) -> TrainState:
+def initial_state(state: TrainState, parts: dict[str, Any]) -> TrainState:
     """The state before the first batch, with what config.init takes from another checkpoint."""
-    return state._replace(params=put(state.params, parts))
+    return state._replace(params=merge_parameters(state.params, parts))
 
 
-def length(config: ConfigDict, volumes: int) -> int:
+def num_steps(config: ConfigDict, volumes: int) -> int:
     """Steps of the run, from config.steps or config.epochs."""
     steps = config.steps or round(config.epochs * volumes * config.data.crops_per_volume / config.data.batch)
     if steps < 1:
@@ -174,7 +176,7 @@ def length(config: ConfigDict, volumes: int) -> int:
 def loop(
     run: Run,
     train_step: Step,
-    held_out: HeldOut,
+    validation: Validation,
     state: TrainState,
     batches: Iterator[Batch],
     checkpoints: checkpoint.Checkpoints,
@@ -188,31 +190,31 @@ def loop(
     clock = Clock(config.data.batch)
     pending: list[Metrics] = []
     window: Totals = checkpoints.carried.get("window", {})  # of the steps since the last line, those before an interruption included
-    judged = history(run, start)
+    judged = evaluated_metric(run, start)
 
     def save(step: int, values: dict[str, float] | None = None) -> None:
         nonlocal window, pending
         window, pending = totals(pending, window), []
         # Never a state that is lost already: what has not been looked at since the last line is looked at now.
-        refuse_nan(run, step, means(window))
+        check_finite(run, step, means(window))
         checkpoints.save(step, state, card(run), values, {"window": window})
 
     for step in range(start, run.steps + 1):
-        if evaluated_at(config, run.steps, step) and (step > start or step == 0):
+        if is_evaluation_step(config, run.steps, step) and (step > start or step == 0):
             jax.block_until_ready(state)  # steps that are under way are steps' time
             with clock.paused():
-                values = held_out.evaluate(state.params)
-                refuse_nan(run, step, values)
+                values = validation.evaluate(state.params)
+                check_finite(run, step, values)
                 writer.scalars(step, "eval", values)
                 shown = [f"{name} {value:.5g}" for name, value in values.items() if "/" not in name]
-                writer.say(f"step {step}: held-out " + ", ".join(shown))
+                writer.say(f"step {step}: validation " + ", ".join(shown))
                 judged.append(values[config.best])
-                draw(run, held_out, state.params, step, writer)
+                write_pictures(run, validation, state.params, step, writer)
                 if step:
                     save(step, values)
         elif step > start and config.save_every and step % config.save_every == 0:
             save(step)
-        if step == run.steps or stopped(step) or stale(judged, config.patience):
+        if step == run.steps or stopped(step) or out_of_patience(judged, config.patience):
             break
         state, metrics = train_step(state, batch)
         pending.append(metrics)
@@ -221,7 +223,7 @@ def loop(
             batch = next(batches)
         if (step + 1) % config.log_every == 0 or step + 1 == run.steps:
             values = means(totals(pending, window))
-            refuse_nan(run, step + 1, values)
+            check_finite(run, step + 1, values)
             values |= {"learning_rate": float(rate(step))} | clock.read()
             window, pending = {}, []
             writer.scalars(step + 1, "train", values)
@@ -233,31 +235,31 @@ def loop(
     return last
 
 
-def evaluated_at(config: ConfigDict, steps: int, step: int) -> bool:
+def is_evaluation_step(config: ConfigDict, steps: int, step: int) -> bool:
     """Whether a run of so many steps is evaluated at this one: every `eval_every` of the run, and at its end."""
     return step == steps or bool(config.eval_every and step % max(1, round(config.eval_every * steps)) == 0)
 
 
-def history(run: Run, step: int) -> list[float]:
+def evaluated_metric(run: Run, step: int) -> list[float]:
     """The metric that checkpoints are judged by, of every evaluation up to a step; the same in all processes, since they end together.
 
     What a run that was killed wrote down of later steps is of none that it goes on from.
     """
     rows = lambda: read_metrics(run.folder / "metrics.jsonl")  # noqa: E731
-    return processes.from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval" and row["step"] <= step])
+    return processes.broadcast_from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval" and row["step"] <= step])
 
 
-def stale(judged: list[float], patience: int) -> bool:
+def out_of_patience(judged: list[float], patience: int) -> bool:
     """Whether the last `patience` evaluations brought nothing better than before; 0: never."""
     return 0 < patience < len(judged) and min(judged[-patience:]) >= min(judged[:-patience])
 
 
-def refuse_nan(run: Run, step: int, values: dict[str, float]) -> None:
+def check_finite(run: Run, step: int, values: dict[str, float]) -> None:
     """Raises InputError if a metric is not finite; checkpoints from before stay as they are."""
     for name in sorted(values, key=lambda name: name != "loss"):
         if not np.isfinite(values[name]):
             raise InputError(
-                f"{run.folder}: the {name} is {values[name]} at step {step}; lower optim.peak or optim.clip, and start again "
+                f"{run.folder}: the {name} is {values[name]} at step {step}; lower optim.lr or optim.clip, and start again "
                 "with another --workdir"
             )
 
@@ -294,14 +296,14 @@ class Clock:
         return self.seconds / self.steps
 
 
-def batches_from(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
+def training_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's part of the run's batches, from step `start` on."""
     data = run.config.data
     return train_batches(
         [entry.file for entry in run.data.train],
         crop=data.crop,
-        patch=patch(run.config),
-        alone=[entry.row.alone for entry in run.data.train] if run.config.synth.share else (),
+        patch=enlarged_crop(run.config),
+        labels_only=[entry.row.labels_only for entry in run.data.train] if run.config.synth.share else (),
         crops_per_volume=data.crops_per_volume,
         batch=data.batch,
         seed=run.config.seed,
@@ -312,16 +314,16 @@ def batches_from(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
     )
 
 
-def draw(run: Run, held_out: HeldOut, params: Any, step: int, writer: Writer) -> None:
-    """A PNG of what the objective shows of the first held-out volume."""
-    if not processes.from_first(figures.available):
+def write_pictures(run: Run, validation: Validation, params: Any, step: int, writer: Writer) -> None:
+    """A PNG of what the objective shows of the first validation volume."""
+    if not processes.broadcast_from_first(figures.available):
         if step == 0:
             writer.say('no pictures: matplotlib is missing; pip install "brainseg_jax[view]"')
         return
-    shown = held_out.draw(params)
+    shown = validation.draw(params)
     if run.share.index == 0:
         volumes = {name: figures.to_ras(volume, run.data.spec.orientation) for name, volume in shown.items()}
-        figures.slices(run.picture(step), volumes, f"{run.config.objective}, {run.config.encoder}: held-out volume after {step} steps")
+        figures.slices(run.picture(step), volumes, f"{run.config.objective}, {run.config.encoder}: a validation volume after {step} steps")
 
 
 def card(run: Run) -> dict[str, Any]:
@@ -341,19 +343,19 @@ def card(run: Run) -> dict[str, Any]:
 
 
 @contextmanager
-def alone(folder: Path, share: Share) -> Iterator[None]:
+def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
     """Makes the run folder and holds it for this run; where nothing came into it, what was made is taken away again.
 
     InputError if another run holds it, whose checkpoints would be mixed with this one's, or if processes have different folders there.
     """
     with ExitStack() as stack:
-        with processes.together():
+        with processes.barrier():
             if share.index == 0:
                 check_place(folder / provenance.RUN)
                 made = [place for place in (folder, *folder.parents) if not place.exists()]
                 folder.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
-                    regular(folder / ".lock", "remove it")
+                    check_regular(folder / ".lock", "remove it")
                 lock = stack.enter_context((folder / ".lock").open("a"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -361,15 +363,15 @@ def alone(folder: Path, share: Share) -> Iterator[None]:
                         raise OSError  # what another start has just taken away holds nothing
                 except OSError:
                     raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
-                stack.callback(leave_nothing, folder, made)
-        word = processes.from_first(lambda: write_word(folder / ".lock")) if share.count > 1 else ""
-        with processes.together():
+                stack.callback(remove_if_empty, folder, made)
+        word = processes.broadcast_from_first(lambda: write_token(folder / ".lock")) if share.count > 1 else ""
+        with processes.barrier():
             if share.index and not ((folder / ".lock").exists() and read_text(folder / ".lock") == word):
                 raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
         yield
 
 
-def leave_nothing(folder: Path, made: Sequence[Path]) -> None:
+def remove_if_empty(folder: Path, made: Sequence[Path]) -> None:
     """Removes the lock of a folder that holds nothing else, and then the folders that were `made` for it."""
     with suppress(OSError):  # somebody else's file has come into one of them
         if list(folder.iterdir()) == [folder / ".lock"]:
@@ -378,41 +380,41 @@ def leave_nothing(folder: Path, made: Sequence[Path]) -> None:
                 place.rmdir()
 
 
-def begun(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a run that saved something."""
     return any(checkpoint.name.isdigit() for checkpoint in (folder / "checkpoints").glob("*/"))
 
 
-def same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
+def check_same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
     """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none.
 
     Likewise for a record in it that is missing or cannot be read.
     """
-    goes_on = begun(folder)
+    goes_on = has_checkpoint(folder)
     records = {name: provenance.read(folder / name) for name in (provenance.CONFIG, provenance.RUN) if goes_on or (folder / name).exists()}
     if not goes_on:
         return
     read_metrics(folder / "metrics.jsonl")
-    if differences := differing(known(records[provenance.CONFIG], str(folder / provenance.CONFIG)), resolved):
+    if differences := differing_keys(known_entries(records[provenance.CONFIG], str(folder / provenance.CONFIG)), resolved):
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
 
 
-def write_word(file: Path) -> str:
+def write_token(file: Path) -> str:
     """Writes a word into the file that nobody else can know."""
     word = secrets.token_hex()
     file.write_text(word)
     return word
 
 
-def over(run: Run, step: int) -> bool:
+def is_finished(run: Run, step: int) -> bool:
     """Whether nothing is left to do from a step on."""
-    return step >= run.steps or stale(history(run, step), run.config.patience)
+    return step >= run.steps or out_of_patience(evaluated_metric(run, step), run.config.patience)
 
 
-def tell(run: Run, last: int, done: bool) -> None:
+def report_end(run: Run, last: int, done: bool) -> None:
     """Process 0 says how the run ended."""
     if run.share.index == 0:
-        print(finished(run, last) if done else stopped_at(last))
+        print(summary(run, last) if done else stopped_at(last))
 
 
 def stopped_at(step: int) -> str:
@@ -420,13 +422,13 @@ def stopped_at(step: int) -> str:
     return f"stopped at step {step}{', saved' if step else ''}; the same command goes on from there"
 
 
-def finished(run: Run, last: int) -> str:
+def summary(run: Run, last: int) -> str:
     """Where everything is, and what to do next."""
     early = f", ended early: {run.config.patience} evaluations without a better {run.config.best}" if last < run.steps else ""
     lines = [f"finished: {last} steps{early}, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(last)}"]
     evaluated = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval" and row["step"]]
     # A run ends with an evaluation, scheduled or the last of its patience.
-    scheduled = {step for step in range(1, last + 1) if evaluated_at(run.config, run.steps, step)}
+    scheduled = {step for step in range(1, last + 1) if is_evaluation_step(run.config, run.steps, step)}
     complete = {last, *scheduled} <= {row["step"] for row in evaluated}
     best = min(evaluated, key=lambda row: row[run.config.best]) if complete else {"step": last}
     if not complete:

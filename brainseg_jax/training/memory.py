@@ -31,7 +31,7 @@ def memory(compiled: Any) -> Memory:
     return Memory(m.argument_size_in_bytes, outputs, m.temp_size_in_bytes, m.peak_memory_in_bytes)
 
 
-def share() -> float:
+def memory_fraction() -> float:
     """The share of a device's memory that JAX takes: its own setting XLA_CLIENT_MEM_FRACTION (or by its older name), 0.75 by default.
 
     InputError for what is none.
@@ -46,7 +46,7 @@ def share() -> float:
 
 def fits(need: int, device: int) -> bool:
     """Whether a step that needs so many bytes, and the margin, fit into JAX's share of a device with so many."""
-    return need + MARGIN <= share() * device
+    return need + MARGIN <= memory_fraction() * device
 
 
 def check_room(compiled: Any, device: Any) -> None:

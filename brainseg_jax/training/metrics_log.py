@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import named, read_bytes, write_text
+from brainseg_jax.core.files import naming_errors, read_bytes, write_text
 
 try:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -35,7 +35,7 @@ class Writer:
             return
         self.file = folder / "metrics.jsonl"
         _forget_after(self.file, start)
-        self.board = Board(folder / "tb", start + 1 if start else 0) if Event else None
+        self.board = TensorBoard(folder / "tb", start + 1 if start else 0) if Event else None
         self.bar = None
         if self.console.is_terminal:
             self.bar = Progress(
@@ -58,7 +58,7 @@ class Writer:
         if not self.active:
             return
         # Opened for each line: nothing is left in a buffer, which would fail a second time where a disk is full.
-        with named(self.file), self.file.open("a", encoding="utf-8") as stream:
+        with naming_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3)} | values) + "\n")
         if self.board:
             self.board.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
@@ -78,7 +78,7 @@ class Writer:
             self.bar.stop()
 
 
-class Board:
+class TensorBoard:
     """A file of TensorBoard's, in `folder`; numbers that were written from step `since` on, in earlier files, are hidden.
 
     tensorboardX's own writer does it in a thread, where a full disk is a traceback and not an error of the run.
@@ -95,7 +95,7 @@ class Board:
 
     def _append(self, events: list[Any]) -> None:
         """Records of TensorFlow's: length, its checksum, content, its checksum."""
-        with named(self.file), self.file.open("ab") as stream:
+        with naming_errors(self.file), self.file.open("ab") as stream:
             for event in events:
                 event.wall_time = time.time()
                 content = event.SerializeToString()

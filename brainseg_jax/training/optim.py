@@ -13,7 +13,7 @@ from brainseg_jax.training import layer_decay
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate at a step: linear from 0 to `peak` over the first `warmup` share of the run, then half a cosine to 0 at its end.
+    """Learning rate at a step: linear from 0 to `lr` over the first `warmup` share of the run, then half a cosine to 0 at its end.
 
     Raises InputError for a warm-up that is the whole run.
     """
@@ -22,7 +22,7 @@ def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
         raise InputError(
             f"optim.warmup {optim.warmup:g} of {steps} steps is all of them, which leaves nothing to cool down; use a smaller share"
         )
-    return optax.warmup_cosine_decay_schedule(0.0 if warm else optim.peak, optim.peak, warm, steps)
+    return optax.warmup_cosine_decay_schedule(0.0 if warm else optim.lr, optim.lr, warm, steps)
 
 
 def optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTransformation:
@@ -34,8 +34,8 @@ def optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTrans
         optax.add_decayed_weights(optim.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(optim, steps)),
     ]
-    if optim.rates:
-        factors = by_pattern(tuple(optim.rates), params, 1.0, "optim.rates")
+    if optim.lr_multipliers:
+        factors = by_pattern(tuple(optim.lr_multipliers), params, 1.0, "optim.lr_multipliers")
         chain.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors)))
     if optim.layer_decay != 1:
         chain.append(layer_decay.decay(layer_decay.layers(params), optim.layer_decay))

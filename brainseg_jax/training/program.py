@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import labels
-from brainseg_jax.data.augment.prepare import patch, prepare_eval, prepare_train
-from brainseg_jax.data.synthesis.generator import Maker
+from brainseg_jax.data.augment.prepare import enlarged_crop, prepare_eval, prepare_train
+from brainseg_jax.data.synthesis.generator import Generator
 from brainseg_jax.parallel import sharding
 from brainseg_jax.training import optim
 from brainseg_jax.training.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_train_step
@@ -43,7 +43,7 @@ class Program(NamedTuple):
             return jax.jit(self.step, donate_argnums=0, out_shardings=out).lower(self.like, self.batch)
 
 
-def settle(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str, Any]] | None = None) -> None:
+def resolve_auto(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str, Any]] | None = None) -> None:
     """The type to compute in and the number of classes, where a config leaves them to the place and the labels, are filled in.
 
     In `resolved`, which goes into config.json and cards, a type that was left to the place stays "auto", with what was used beside it: a
@@ -59,9 +59,11 @@ def settle(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str, Any]]
         resolved.setdefault("classes", {})["value"] = config.classes
 
 
-def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None, made: Maker | None) -> Program:
-    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels, and `made` what makes
-    scans of them, where it does (`maker_of`).
+def program(
+    config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None, generator: Generator | None
+) -> Program:
+    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels, and `generator` what
+    makes scans of them, where it does (`maker_of`).
 
     Raises InputError for a kernel of attention that the mesh's devices do not have.
     """
@@ -78,8 +80,8 @@ def program(config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, ta
         name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
         for name, (shape, dtype) in parts_of_batch(config).items()
     }
-    prepare = prepare_train(config, labels.swap(target) if target else None, made)
-    whole = sharding.gathering(places.params)
+    prepare = prepare_train(config, labels.swap(target) if target else None, generator)
+    whole = sharding.gather_params(places.params)
     step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, whole)
     return Program(objective, mesh, init, like, batch, step)
 
@@ -93,10 +95,10 @@ def shapes(config: ConfigDict, objective: Objective, mesh: Mesh) -> Any:
 
 def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape of each sample and stored type of what a training batch holds: crops, or patches and where in each the crop begins."""
-    size = patch(config)
+    size = enlarged_crop(config)
     place = {"place": ((3,), np.dtype(np.int32))} if size != tuple(config.data.crop) else {}
-    alone = {"alone": ((), np.dtype(bool))} if config.synth.share else {}
-    return parts_of_sample(config, size) | place | alone
+    labels_only = {"labels_only": ((), np.dtype(bool))} if config.synth.share else {}
+    return parts_of_sample(config, size) | place | labels_only
 
 
 def parts_of_sample(config: ConfigDict, size: tuple[int, int, int]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 import brainseg_jax
 from brainseg_jax.config.keys import FORMAT, check_format
-from brainseg_jax.core.errors import InputError, few
+from brainseg_jax.core.errors import InputError, first_few
 from brainseg_jax.core.files import read_text, write_text
 from brainseg_jax.core.pytree import count
 
@@ -76,7 +76,8 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def check_same_data(folder: Path, data: Any, prior: str = "") -> None:
-    """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix who is held out.
+    """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix training and
+    validation.
 
     Also where a scan's image or labels, or the table of `prior` (see `write`), were replaced under the same name, which it names. Old
     records do not say what was in the files.
@@ -84,7 +85,7 @@ def check_same_data(folder: Path, data: Any, prior: str = "") -> None:
     before = read(folder / RUN)["data"]
     if before.get("volumes_sha256") != data.volumes_sha256:
         raise InputError(
-            f"{folder}: was trained on {before['train']} volumes and {before['val']} held out, now there are {len(data.train)} and "
+            f"{folder}: was trained on {before['train']} volumes and {before['val']} for validation, now there are {len(data.train)} and "
             f"{len(data.val)}, or other ones; bring back the manifest, split and scans, or give another --workdir"
         )
     if before.get("prior_sha256", prior) != prior:
@@ -95,7 +96,9 @@ def check_same_data(folder: Path, data: Any, prior: str = "") -> None:
     then, now = before["scans"], data.contents()
     changed = [path for scan, files in now.items() for i, path in enumerate(files) if then.get(scan, [])[i : i + 1] != [files[path]]]
     if changed:
-        raise InputError(f"{folder}: was trained on other content of {few(changed)}; bring back what was there, or give another --workdir")
+        raise InputError(
+            f"{folder}: was trained on other content of {first_few(changed)}; bring back what was there, or give another --workdir"
+        )
 
 
 def environment() -> dict[str, Any]:

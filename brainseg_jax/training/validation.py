@@ -1,4 +1,4 @@
-"""What is measured and shown of a run's held-out volumes: of central crops for pretraining, of whole volumes for segmentation."""
+"""What is measured and shown of a run's validation volumes: of central crops for pretraining, of whole volumes for segmentation."""
 
 import json
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from brainseg_jax.data import cache
 from brainseg_jax.data.augment.prepare import as_float, prepare_eval
 from brainseg_jax.data.dataset import Dataset
 from brainseg_jax.data.labels import Table
-from brainseg_jax.data.loader import Share, central_crop, eval_batches
-from brainseg_jax.data.synthesis.generator import Maker
+from brainseg_jax.data.loader import ProcessShare, central_crop, eval_batches
+from brainseg_jax.data.synthesis.generator import Generator
 from brainseg_jax.evaluation import metrics
 from brainseg_jax.inference import sliding_window
 from brainseg_jax.parallel import processes, sharding
@@ -26,7 +26,7 @@ from brainseg_jax.training.step import Objective, averaged, eval_streams, make_e
 Pictures = dict[str, Float[np.ndarray, "..."]]
 
 
-class HeldOut(NamedTuple):
+class Validation(NamedTuple):
     """evaluate(params) → metrics by name, of which `names` can be judged by; draw(params) → volumes [x y z] or [x y z 3] to look at, of the
     first channel."""
 
@@ -34,36 +34,43 @@ class HeldOut(NamedTuple):
     draw: Callable[[Any], Pictures]
 
 
-def of(objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any, made: Maker | None) -> HeldOut:
+def validation_of(
+    objective: Any, config: ConfigDict, data: Dataset, mesh: Mesh, share: ProcessShare, params: Any, generator: Generator | None
+) -> Validation:
     """The one of the two below that the objective asks for."""
     volumes = data.target is not None
-    return of_volumes(objective.network, config, data, share, made) if volumes else of_crops(objective, config, data, mesh, share, params)
+    return (
+        of_volumes(objective.network, config, data, share, generator) if volumes else of_crops(objective, config, data, mesh, share, params)
+    )
 
 
-def chosen(data: Dataset, most: int) -> list[cache.Entry]:
-    """At most `most` of the held-out volumes, spread over all of them: a manifest may be sorted by site."""
+def validation_volumes(data: Dataset, most: int) -> list[cache.Entry]:
+    """At most `most` of the validation volumes, spread over all of them: a manifest may be sorted by site."""
     n = min(len(data.val), most)
     return [data.val[i * len(data.val) // n] for i in range(n)]
 
 
-def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh, share: Share, params: Any) -> HeldOut:
+def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh, share: ProcessShare, params: Any) -> Validation:
     """An objective's own metrics and pictures, of the volumes' central crops; compiled for abstract `params` as they lie on the mesh."""
-    files = [entry.file for entry in chosen(data, config.eval_volumes)]
+    files = [entry.file for entry in validation_volumes(data, config.eval_volumes)]
     rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     batch = {
         "image": jax.ShapeDtypeStruct((config.data.batch, *config.data.crop, config.channels), jnp.dtype(config.data.dtype), sharding=rows),
         "weight": jax.ShapeDtypeStruct((config.data.batch,), jnp.float32, sharding=rows),
     }
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    of_whole, whole = make_eval_step(objective, prepare_eval, config.seed), sharding.gathering(jax.tree.map(lambda p: p.sharding, params))
+    of_whole, whole = (
+        make_eval_step(objective, prepare_eval, config.seed),
+        sharding.gather_params(jax.tree.map(lambda p: p.sharding, params)),
+    )
     step = lambda params, batch, index: of_whole(whole(params), batch, index)  # noqa: E731
     with jax.set_mesh(mesh):
         compiled = jax.jit(step, out_shardings=everywhere).lower(params, batch, index).compile()
 
     def evaluate(params: Any) -> dict[str, float]:
-        batches = sharding.to_devices(eval_batches(files, crop=config.data.crop, batch=config.data.batch, share=share), mesh)
+        batches = sharding.put_batches(eval_batches(files, crop=config.data.crop, batch=config.data.batch, share=share), mesh)
         found = averaged([compiled(params, batch, np.int32(i)) for i, batch in enumerate(batches)])
-        return processes.from_first(lambda: found)
+        return processes.broadcast_from_first(lambda: found)
 
     @partial(jax.jit, out_shardings=everywhere)
     def pictures(params: Any, image: jax.Array) -> tuple[jax.Array, ...]:
@@ -75,22 +82,22 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
         shown = pictures(params, crop[None])
         return {name: np.asarray(volume)[0, ..., 0] for name, volume in zip(objective.picture_names, shown, strict=True)}
 
-    return HeldOut(evaluate, draw)
+    return Validation(evaluate, draw)
 
 
-def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share, made: Maker | None) -> HeldOut:
+def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: ProcessShare, generator: Generator | None) -> Validation:
     """Dice of whole volumes: of each structure over the volumes that have it, and the mean of these, by which the best is chosen.
 
-    `loss` is 1 − `dice`. The background is left out. Each process takes its part of the volumes, on a device of its own. `made` makes the
-    scans of those that are labels only.
+    `loss` is 1 − `dice`. The background is left out. Each process takes its part of the volumes, on a device of its own. `generator` makes
+    the scans of those that are labels only.
     """
-    entries, k = chosen(data, config.eval_volumes), config.classes
-    make = jax.jit(made.whole) if made else None
+    entries, k = validation_volumes(data, config.eval_volumes), config.classes
+    make = jax.jit(generator.whole_scan) if generator else None
 
     def volume(i: int) -> dict[str, np.ndarray]:
         """The i-th image and its labels; of labels only the image is made, the same one at every evaluation."""
         arrays = cache.load(entries[i].file)
-        if not entries[i].row.alone:
+        if not entries[i].row.labels_only:
             return arrays
         image, label = make(jax.random.fold_in(jax.random.key(config.seed + 1), i), arrays["label"])
         return {"image": np.asarray(image), "label": np.asarray(label)}
@@ -98,7 +105,7 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share, ma
     def segment(params: Any, image: np.ndarray) -> Integer[np.ndarray, "x y z"]:
         model = sliding_window.Model(network, params, tuple(config.data.crop))
         return sliding_window.segment(
-            [model], volume_of(image), overlap=config.segmentation.overlap, blend=config.segmentation.blend
+            [model], as_network_input(image), overlap=config.segmentation.overlap, blend=config.segmentation.blend
         ).labels
 
     def score(params: Any, i: int) -> list[float]:
@@ -108,7 +115,7 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share, ma
     def evaluate(params: Any) -> dict[str, float]:
         params = sharding.on_one_device(params)
         mine = [score(params, i) for i in range(len(entries))[share.index :: share.count]]
-        parts = [json.loads(part) for part in processes.gather(json.dumps(mine))]
+        parts = [json.loads(part) for part in processes.all_gather(json.dumps(mine))]
         # In the order of the files: the mean is the same to the bit for any number of processes.
         each = mean_of_counted(np.array([parts[i % share.count][i // share.count] for i in range(len(entries))]))[1:]
         names = [f"dice/{structure.name}" for structure in data.target.structures]
@@ -117,14 +124,18 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: Share, ma
 
     def draw(params: Any) -> Pictures:
         arrays = volume(0)
-        image = np.asarray(volume_of(arrays["image"]))[..., 0]
+        image = np.asarray(as_network_input(arrays["image"]))[..., 0]
         found = segment(sharding.on_one_device(params), arrays["image"])
-        return {"image": image, "labels": painted(image, arrays["label"], data.target), "predicted": painted(image, found, data.target)}
+        return {
+            "image": image,
+            "labels": colour_overlay(image, arrays["label"], data.target),
+            "predicted": colour_overlay(image, found, data.target),
+        }
 
-    return HeldOut(evaluate, draw)
+    return Validation(evaluate, draw)
 
 
-def volume_of(image: Shaped[np.ndarray, "x y z c"]) -> Float[jax.Array, "x y z c"]:
+def as_network_input(image: Shaped[np.ndarray, "x y z c"]) -> Float[jax.Array, "x y z c"]:
     """A stored volume as a network takes it."""
     return as_float(jnp.asarray(image)[None])[0]
 
@@ -135,7 +146,7 @@ def mean_of_counted(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k"]:
     return np.where(counted.any(0), np.nansum(scores, 0) / np.maximum(counted.sum(0), 1), np.nan)
 
 
-def painted(image: Float[np.ndarray, "x y z"], classes: Integer[np.ndarray, "x y z"], table: Table) -> Float[np.ndarray, "x y z 3"]:
+def colour_overlay(image: Float[np.ndarray, "x y z"], classes: Integer[np.ndarray, "x y z"], table: Table) -> Float[np.ndarray, "x y z 3"]:
     """The image in grey under its classes in the table's colours."""
     colours = np.array([(0, 0, 0), *(tuple(bytes.fromhex(s.colour[1:])) for s in table.structures)]) / 255
     return np.where(classes[..., None] > 0, 0.45 * image[..., None] + 0.55 * colours[classes], image[..., None]).astype(np.float32)

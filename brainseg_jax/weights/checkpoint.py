@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from brainseg_jax.core.errors import InputError, few
+from brainseg_jax.core.errors import InputError, first_few
 from brainseg_jax.core.files import SEAL, check_place, read_text, write_text
 from brainseg_jax.parallel import processes
 from brainseg_jax.weights import single_file
@@ -87,7 +87,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
-        return processes.from_first(lambda: _steps(self.folder))
+        return processes.broadcast_from_first(lambda: _steps(self.folder))
 
     def save(
         self, step: int, state: Any, card: dict[str, Any], metrics: dict[str, float] | None = None, carried: dict[str, Any] | None = None
@@ -119,20 +119,20 @@ class Checkpoints:
 
         Damaged checkpoints are passed over, said, and removed. Raises InputError, and removes nothing, if every one is damaged.
         """
-        with processes.together():
+        with processes.barrier():
             if jax.process_index() == 0:
                 _check_places(self.folder)
         # Read once, however many processes there are, and judged alike in all.
-        found = processes.from_first(lambda: _judged(self.folder))
+        found = processes.broadcast_from_first(lambda: _judged(self.folder))
         whole, damaged = [step for step, fault in found if not fault], [(step, fault) for step, fault in found if fault]
         if damaged and not whole:
             raise InputError(
-                f"{self.folder}: no checkpoint is whole ({few(fault for _, fault in damaged)}); restore one from a backup, or give another "
-                "--workdir or delete this folder to start over"
+                f"{self.folder}: no checkpoint is whole ({first_few(fault for _, fault in damaged)}); restore one from a backup, or give "
+                "another --workdir or delete this folder to start over"
             )
         for step, fault in damaged:
             say(f"checkpoint {step} is passed over and removed: {fault}")
-        processes.from_first(lambda: [shutil.rmtree(self.folder / str(step)) for step, _ in damaged])
+        processes.broadcast_from_first(lambda: [shutil.rmtree(self.folder / str(step)) for step, _ in damaged])
         if not whole:
             return None
         self.carried = _described(self.folder / str(whole[0])).get(CARRIED, {})

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import opened, whole
+from brainseg_jax.core.files import atomic_write, open_regular
 
 HEADER = 100_000_000  # bytes a header may take, as in the format's reference implementation
 DTYPES = {
@@ -36,7 +36,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     Raises InputError, naming the file and the remedy, unless the header is sound and the arrays cover the file's bytes once each.
     """
-    with opened(path, "give a file of weights") as file:
+    with open_regular(path, "give a file of weights") as file:
         size = file.seek(0, 2)
         file.seek(0)
         header, begin = _header(file, size)
@@ -61,7 +61,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER:
         raise InputError(f"{path}: names and metadata take {len(text)} bytes, over {HEADER}; shorten the metadata")
-    with whole(path) as part, part.open("wb") as file:
+    with atomic_write(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, array in arrays.items():
             file.write(array.astype(DTYPES[header[name]["dtype"]], copy=False).tobytes())

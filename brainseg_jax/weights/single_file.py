@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.pytree import paths, tree
+from brainseg_jax.core.pytree import paths, unflatten
 from brainseg_jax.weights import safetensors
 
 SUFFIX = ".safetensors"
@@ -45,7 +45,7 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(card, dict):
         raise InputError(f"{file}: its card is damaged; copy or download it again")
     wide = {path: array.astype(np.promote_types(array.dtype, np.float32)) for path, array in arrays.items()}
-    return tree(wide), card
+    return unflatten(wide), card
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.config.keys import flat, of_card
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.pytree import count, misfits, paths, tree
+from brainseg_jax.core.pytree import count, mismatches, paths, unflatten
 from brainseg_jax.weights import checkpoint
 
 # Keys that change how a network trains, not what it computes.
-OF_TRAINING = ("vit.drop_path", "swin.drop_path")
+TRAINING_ONLY = ("vit.drop_path", "swin.drop_path")
 # Parameters that meet the image; channels are the fastest part of their last axis but one.
-OF_IMAGE = (
+IMAGE_KERNELS = (
     *("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel"),
     "encoder/stem/conv/kernel",
 )
@@ -30,7 +30,7 @@ OF_ENCODER = {"vit": ("vit.",), "swin": ("swin.",), "resenc": ("unet.features", 
 OF_DECODER = ("decoder", "unetr.", "unet.")
 
 
-def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str, Any]:
+def load_parts(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str, Any]:
     """The parts of config.init.checkpoint, in host memory, that go into parameters like `like`, abstract or not; {} without a checkpoint.
 
     Raises InputError for a checkpoint without these parts, of another network, or with a parameter that is missing, surplus or of another
@@ -49,7 +49,7 @@ def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str
         found = _spread(folder, {part: found[part] for part in config.init.parts}, theirs.channels, config)
         say(f"note: {folder} was trained on {theirs.channels} channels: {config.channels} channels share its first layers' mean kernel")
     for part in config.init.parts:
-        if faults := misfits(found[part], like[part]):
+        if faults := mismatches(found[part], like[part]):
             raise InputError(
                 f"{folder}: {len(faults)} of {len(paths(like[part]))} parameters of its {part} do not fit, e.g. {part}/{faults[0]}; use "
                 f"the crop, table and sizes it was trained with, or leave {part} out of init.parts"
@@ -64,7 +64,7 @@ def taken(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str
     return parts
 
 
-def spread(leaves: dict[str, np.ndarray], old: int, new: int) -> dict[str, np.ndarray]:
+def spread_channels(leaves: dict[str, np.ndarray], old: int, new: int) -> dict[str, np.ndarray]:
     """Parameters by path, of a network for images of `old` channels, as those of one for `new`: all take the mean kernel, scaled.
 
     An image whose channels are all alike then gives what it gave before. Raises InputError where a decoder would need another shortcut.
@@ -75,13 +75,13 @@ def spread(leaves: dict[str, np.ndarray], old: int, new: int) -> dict[str, np.nd
         repeated = np.repeat(by_channel.mean(axis=-2, keepdims=True), new, axis=-2) * np.float32(old / new)
         return repeated.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
 
-    width = leaves[OF_IMAGE[1]].shape[-1] if OF_IMAGE[1] in leaves else 0
+    width = leaves[IMAGE_KERNELS[1]].shape[-1] if IMAGE_KERNELS[1] in leaves else 0
     if width in (old, new):
         raise InputError(f"a decoder of {width} channels adds its image without a convolution, so {new} channels need one trained anew")
-    return {path: mean(leaf) if path in OF_IMAGE else leaf for path, leaf in leaves.items()}
+    return {path: mean(leaf) if path in IMAGE_KERNELS else leaf for path, leaf in leaves.items()}
 
 
-def put(params: Any, parts: dict[str, Any]) -> Any:
+def merge_parameters(params: Any, parts: dict[str, Any]) -> Any:
     """`params` with these parts in their place, of the same types and as they lie on the devices."""
     return params | {
         part: jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), tree, params[part])
@@ -105,7 +105,7 @@ def _check_same_network(folder: Path, theirs: ConfigDict, ours: ConfigDict) -> N
 
     def matters(key: str) -> bool:
         features = key == "vit.features" and "decoder" not in ours.init.parts  # which maps the decoder gets
-        return key.startswith(groups) and key not in OF_TRAINING and not features
+        return key.startswith(groups) and key not in TRAINING_ONLY and not features
 
     if differ := [key for key in now if matters(key) and before[key] != now[key]]:
         there, here = (", ".join(f"{key} {of[key]}" for key in differ) for of in (before, now))
@@ -121,6 +121,6 @@ def _spread(folder: Path, parts: dict[str, Any], old: int, config: ConfigDict) -
             "--config.init.channels=repeat to repeat its first layers' kernels over them"
         )
     try:
-        return tree(spread(jax.tree.map(np.asarray, paths(parts)), old, config.channels))
+        return unflatten(spread_channels(jax.tree.map(np.asarray, paths(parts)), old, config.channels))
     except InputError as refusal:
         raise InputError(f"{folder}: {refusal}; leave decoder out of init.parts") from None

@@ -20,7 +20,7 @@ CHANCES = {
     "blur": "augment.blur.chance",
     "noise": "augment.noise.chance",
     "low resolution": "augment.low_resolution.chance",
-    "cut": "augment.cut.chance",
+    "cut": "augment.field_of_view.chance",
 }
 NETWORKS = {"UNETR": "configs/finetune_unetr.py", "Swin UNETR 48": "configs/finetune_swin_unetr.py"}
 CHANGES = ["data.crop=[96,96,96]", "data.batch=1", "data.crops_per_volume=1", "remat=false"]  # one crop at a time, nothing recomputed
@@ -62,8 +62,8 @@ def each_change(steps: int, folder: Path) -> Result:
     import jax
     import jax.numpy as jnp
 
-    from brainseg_jax.config.keys import c_get
-    from brainseg_jax.data.augment.prepare import patch, prepare_train
+    from brainseg_jax.config.keys import get_key
+    from brainseg_jax.data.augment.prepare import enlarged_crop, prepare_train
     from brainseg_jax.data.labels import read_table, swap
     from brainseg_jax.training.program import parts_of_batch
 
@@ -74,11 +74,11 @@ def each_change(steps: int, folder: Path) -> Result:
         prepare = jax.jit(prepare_train(changed, partners))
         # The first corner of a patch is a place like any other.
         most = {"image": 255, "label": config.classes, "place": 1}
-        parts = parts_of_batch(changed) | {"label": (patch(changed), jnp.uint8)}
+        parts = parts_of_batch(changed) | {"label": (enlarged_crop(changed), jnp.uint8)}
         batch = {name: jax.random.randint(jax.random.key(0), (1, *shape), 0, most[name], dtype) for name, (shape, dtype) in parts.items()}
         return timed(lambda: jax.block_until_ready(prepare(jax.random.key(2), batch)), steps)[0]
 
-    found = {name: {"seconds": seconds({name: 1.0}), "chance": c_get(config, key)} for name, key in CHANCES.items()}
+    found = {name: {"seconds": seconds({name: 1.0}), "chance": get_key(config, key)} for name, key in CHANCES.items()}
     return found | {"none": {"seconds": seconds({})}}
 
 

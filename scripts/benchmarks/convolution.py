@@ -33,9 +33,9 @@ def jax_conv(ours: bool, steps: int) -> Result:
     runtime.keep_compiled_programs()
     import jax
 
-    from brainseg_jax.models import conv as forms
+    from brainseg_jax.models import conv
 
-    form = forms.conv3 if ours else forms._plain
+    form = conv.conv3 if ours else conv._plain
     forward = jax.jit(form)
     both = jax.jit(lambda x, kernel, g: (form(x, kernel), jax.vjp(form, x, kernel)[1](g)))
 

@@ -48,12 +48,12 @@ def crops(steps: int, folder: Path) -> Result:
 
     from brainseg_jax.data.augment.prepare import prepare_train
     from brainseg_jax.data.labels import read_table, swap
-    from brainseg_jax.data.synthesis.generator import maker
+    from brainseg_jax.data.synthesis.generator import generator
     from brainseg_jax.training.program import parts_of_batch
 
     config, target = configured(folder), read_table("seg33")
     config.synth.share = 0.0  # only what has labels alone is made: one program serves for both
-    prepare = jax.jit(prepare_train(config, swap(target), maker(config, target)))
+    prepare = jax.jit(prepare_train(config, swap(target), generator(config, target)))
     found: Result = {"compile": 0.0}
     for kind in ("made", "real"):
         most = {"image": 255, "label": config.classes, "place": 1}

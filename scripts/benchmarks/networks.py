@@ -63,7 +63,7 @@ def ours(kind: str, edge: int, steps: int) -> Result:
         jax.block_until_ready(forward(params))
 
     once()
-    runtime.give_back_memory()  # as predicting does once it has compiled
+    runtime.trim_memory()  # as predicting does once it has compiled
     seconds, memory = timed(once, steps)
     return {"what": "brainseg_jax", "seconds": seconds, "memory": memory, "matmul": jax_matmul_peak(), "flop": flops(forward, params)}
 

@@ -30,7 +30,7 @@ def training(config: ConfigDict, compiled: bool) -> tuple[Callable[[], None], Ca
         network, images = (a.to(memory_format=torch.channels_last_3d) for a in (network, images))
     if compiled:
         loss_of = torch.compile(loss_of)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optim.peak, betas=(config.optim.b1, config.optim.b2), fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optim.lr, betas=(config.optim.b1, config.optim.b2), fused=True)
     loss = torch.zeros(())
 
     def once() -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.measure import Result, in_process, jax_matmul_peak, per_second, quartiles, timed, torch_matmul_peak
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import check, of_file, unknown
+from brainseg_jax.config.keys import check, of_file, unknown_key
 from brainseg_jax.core import runtime
 from brainseg_jax.core.errors import InputError
 
@@ -196,13 +196,13 @@ def written(folder: Path, preset: str, changes: list[str], plain: bool) -> Confi
 
 def configured(folder: Path, on_cpu: bool = True) -> ConfigDict:
     """The config that a folder names, as it trains on a CPU or a GPU."""
-    from brainseg_jax.training.program import settle
+    from brainseg_jax.training.program import resolve_auto
 
     told = json.loads((folder / "preset.json").read_text())
     config = of_file(told["preset"])
     for change in told["changes"]:
         key, given, value = change.partition("=")
-        if fault := unknown(key) if given else "give KEY=VALUE":
+        if fault := unknown_key(key) if given else "give KEY=VALUE":
             raise InputError(f"--set {change}: {fault}")
         for read in (json.loads, ast.literal_eval):  # else it is a word
             with contextlib.suppress(ValueError, SyntaxError):
@@ -213,9 +213,9 @@ def configured(folder: Path, on_cpu: bool = True) -> ConfigDict:
             raise InputError(f"--set {change}: {error}") from None
     if told["plain"]:
         config.augment.chance = config.augment.mirror.sides = config.augment.mirror.others = config.synth.share = 0.0
-        for kind in ("affine", "elastic", "contrast", "bias", "blur", "noise", "low_resolution", "cut"):
+        for kind in ("affine", "elastic", "contrast", "bias", "blur", "noise", "low_resolution", "field_of_view"):
             config.augment[kind].chance = 0.0
-    settle(config, on_cpu)
+    resolve_auto(config, on_cpu)
     check(config)
     return config
 
@@ -238,7 +238,7 @@ def step_of(folder: Path) -> Step:
     import jax
 
     from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis.generator import maker_of
+    from brainseg_jax.data.synthesis.generator import generator_of
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.parallel import sharding
     from brainseg_jax.training.program import program
@@ -248,13 +248,13 @@ def step_of(folder: Path) -> Step:
     table = labels.read_table(config.data.labels) if objective.labels else None
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
-    built = program(config, objective, mesh, 1000, table, maker_of(config, table))
+    built = program(config, objective, mesh, 1000, table, generator_of(config, table))
     began = time.perf_counter()
     lowered = built.lower()
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    runtime.give_back_memory()
+    runtime.trim_memory()
 
     rng, top = np.random.default_rng(0), {"image": 256, "label": config.classes, "place": 1, "alone": 1}
     batch = {
@@ -322,7 +322,7 @@ def load(steps: int, folder: Path) -> Result:
     """Crops per second of the pipeline, after what was read ahead."""
     from brainseg_jax.core import progress
     from brainseg_jax.data import dataset, labels
-    from brainseg_jax.data.augment.prepare import patch
+    from brainseg_jax.data.augment.prepare import enlarged_crop
     from brainseg_jax.data.loader import train_batches
 
     config = configured(folder)
@@ -330,7 +330,7 @@ def load(steps: int, folder: Path) -> Result:
     table = labels.read_table(data.labels) if config.objective == "segmentation" else None
     ready = dataset.prepare(data, table, lambda _: None, progress.progress)
     files = [entry.file for entry in ready.train]
-    how = {"crop": data.crop, "patch": patch(config), "crops_per_volume": data.crops_per_volume}
+    how = {"crop": data.crop, "patch": enlarged_crop(config), "crops_per_volume": data.crops_per_volume}
     batches = train_batches(files, **how, batch=data.batch, seed=0, start=0, threads=data.threads)
     size = sum(part.nbytes for part in next(batches).values())
     rate = data.batch * per_second(batches, 2 * data.threads + 1, steps)

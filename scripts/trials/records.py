@@ -16,7 +16,7 @@ from trials.ledger import HELD, LOST, NOTICED, UNKNOWABLE, WRONG, Verdict
 
 from brainseg_jax.config.keys import base, with_sources
 from brainseg_jax.training.loop import train
-from brainseg_jax.training.program import settle
+from brainseg_jax.training.program import resolve_auto
 
 SECONDS = 120  # a training that is asked for again may take
 FILES = ("config.json", "run.json", "metrics.jsonl", "split.tsv")
@@ -65,7 +65,7 @@ def again(material: Path, run: Path, out: io.StringIO) -> None:
     places = {"data.manifest": str(material / "heads" / "people.tsv"), "data.cache": str(material / "volumes")}
     config.update_from_flattened_dict(training.KEYS | places)
     resolved = with_sources(config, set(), "configs/pretrain_vit.py")
-    settle(config, jax.default_backend() == "cpu", resolved)
+    resolve_auto(config, jax.default_backend() == "cpu", resolved)
     with contextlib.redirect_stdout(out):
         train(config, resolved, run)
 

@@ -21,7 +21,7 @@ STEPS = 40
 KEYS: dict[str, Any] = {
     "steps": STEPS, "log_every": 3, "eval_every": 0.25, "save_every": 7, "dtype": "float32", "mesh.data": 1,
     "data.spacing": 4.0, "data.size": (32, 32, 32), "data.crop": (32, 32, 32), "data.batch": 2, "data.threads": 1,
-    "objective": "segmentation", "data.labels": "brain", "classes": 2, "augment.mirror.sides": 0.5, "optim.peak": 3e-3,
+    "objective": "segmentation", "data.labels": "brain", "classes": 2, "augment.mirror.sides": 0.5, "optim.lr": 3e-3,
     "vit.patch": 16, "vit.width": 24, "vit.depth": 4, "vit.features": (0, 1, 2), "vit.heads": 2, "vit.hidden": 48, "unetr.width": 4,
 }  # fmt: skip
 TIMINGS = ("time", "crops_per_second", "input_wait")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax.cli import evaluate
-from brainseg_jax.cli.evaluate import comparison, main, named, seen, write_scores
+from brainseg_jax.cli.evaluate import comparison, main, named, seen_in_training, write_scores
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row
@@ -383,7 +383,7 @@ def test_scans_of_one_name_are_called_in_full():
 
 def test_people_are_told_apart_by_data_set():
     rows = [row("A", "01", "/a/T1.nii.gz"), row("B", "01", "/b/T1.nii.gz"), row("B", "01", "/b/T1b.nii.gz")]
-    assert seen({rows[0].hashed}, rows).startswith(
+    assert seen_in_training({rows[0].hashed}, rows).startswith(
         "1 of 2 people were in the training data of the checkpoint or of what it began with: 01 (told by"
     )
-    assert seen({"other"}, rows).startswith("0 of 2 people") and "does not say" in seen(set(), rows)
+    assert seen_in_training({"other"}, rows).startswith("0 of 2 people") and "does not say" in seen_in_training(set(), rows)

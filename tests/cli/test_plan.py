@@ -60,7 +60,7 @@ def test_a_kernel_whose_work_is_not_known_is_named_and_never_timed():
     unknown = facts(HLO.replace("__cudnn$convForward", "triton_kernel_call"))
     assert unknown.unknown == ("triton_kernel_call",)
     with pytest.raises(ValueError, match="triton_kernel_call"):
-        roofline.seconds(unknown, gpus.card("h100"), roofline.FAST)
+        roofline.seconds(unknown, gpus.gpu("h100"), roofline.FAST)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_arrays_have_their_bytes():
 
 
 def test_time_is_the_sum_of_kernels_and_of_what_nothing_hides():
-    card, rates = gpus.card("a100"), roofline.Rates(0.5, 0.25, 0.5, 0.5, 1e-6)
+    card, rates = gpus.gpu("a100"), roofline.Rates(0.5, 0.25, 0.5, 0.5, 1e-6)
     product = Kernel("product", "bf16", int(156e9), 1, 2)  # 1 ms at half of 312 TFLOP/s, twice
     moving = Kernel("fusion", "f32", 0, int(1.0195e9), 1)  # 1 ms at half of 2.039 TB/s
     convolution = Kernel("convolution", "f32", int(39e9), 1, 1)  # 1 ms at a quarter of TF32's 156 TFLOP/s
@@ -223,11 +223,11 @@ def test_the_largest_batch_is_found_with_few_compilations(slope, base, limit):
 
 
 def test_the_compiler_is_told_the_card():
-    text = gpus.target(gpus.card("rtx3090"))
+    text = gpus.target(gpus.gpu("rtx3090"))
     for fact in ("core_count: 82", "device_memory_size: 25438126080", "major: 8 minor: 6", 'platform_name: "CUDA"'):
         assert fact in text
     with pytest.raises(InputError, match=r"did you mean 'h100'.*rtx3090"):
-        gpus.card("h1000")
+        gpus.gpu("h1000")
 
 
 def test_a_step_fits_with_its_margin_into_jax_share_of_the_card(monkeypatch):
@@ -266,17 +266,17 @@ def on_cpus(monkeypatch):
 def test_a_batch_that_does_not_divide_the_mesh_is_refused_with_the_nearest_that_does(small, on_cpus):
     config = small(**{"data.batch": 12, "mesh.data": -1})
     with pytest.raises(InputError, match=r"data.batch 12 .* 8 devices .* use e\.g\. 16"):
-        compilation.build(config, Place(gpus.card("h100"), 8), 8)
+        compilation.build(config, Place(gpus.gpu("h100"), 8), 8)
 
 
 def test_a_mesh_larger_than_the_devices_is_refused(small, on_cpus):
     with pytest.raises(InputError, match="do not fit 2 devices"):
-        compilation.build(small(**{"mesh.data": 4}), Place(gpus.card("h100"), 2), 8)
+        compilation.build(small(**{"mesh.data": 4}), Place(gpus.gpu("h100"), 2), 8)
 
 
 def test_devices_that_do_not_spread_over_the_hosts_are_refused():
     with pytest.raises(InputError, match=r"use e\.g\. --devices=24"):
-        compilation.devices(Place(gpus.card("h100"), 8, 3))
+        compilation.devices(Place(gpus.gpu("h100"), 8, 3))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_devices_that_do_not_spread_over_the_hosts_are_refused():
 )
 def test_what_the_search_advises_is_what_training_takes(small, on_cpus, monkeypatch, gib_a_crop, advised):
     """On two H100, of each of which 58 GiB are to be had: all crops of a volume are taken together, unless they do not fit."""
-    config, place = small(**{"data.batch": 8, "data.crops_per_volume": 4, "mesh.data": 2}), Place(gpus.card("h100"), 2)
+    config, place = small(**{"data.batch": 8, "data.crops_per_volume": 4, "mesh.data": 2}), Place(gpus.gpu("h100"), 2)
 
     def planned(config, place, volumes):
         each = config.data.batch // 2
@@ -310,7 +310,7 @@ def test_what_the_search_advises_is_what_training_takes(small, on_cpus, monkeypa
 @pytest.mark.parametrize("attention", ["cudnn", "pallas"])
 def test_a_kernel_of_gpus_is_refused_on_a_cpu(small, on_cpus, attention):
     with pytest.raises(InputError, match="use attention=auto"):
-        compilation.build(small(attention=attention, dtype="bfloat16"), Place(gpus.card("h100"), 1), 8)
+        compilation.build(small(attention=attention, dtype="bfloat16"), Place(gpus.gpu("h100"), 1), 8)
 
 
 def test_what_is_missing_is_said_with_what_to_install(monkeypatch):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax import models
-from brainseg_jax.cli.predict import ahead, main
+from brainseg_jax.cli.predict import main, prefetch
 from brainseg_jax.config.keys import with_sources
 from brainseg_jax.core.files import SEAL
 from brainseg_jax.data import inputs
@@ -31,7 +31,7 @@ from brainseg_jax.inference import input_checks, prediction, sliding_window
 from brainseg_jax.inference.prediction import Predictor
 from brainseg_jax.pretrained import DEFAULT, NETWORKS
 from brainseg_jax.qc import findings
-from brainseg_jax.qc.report import read_cases
+from brainseg_jax.qc.report import read_case_records
 from brainseg_jax.training.provenance import as_json
 from brainseg_jax.weights import checkpoint
 
@@ -530,13 +530,13 @@ def test_a_subject_of_300_letters_has_a_label_map_too(run, scans, tmp_path):
 
 
 def test_a_name_that_no_file_can_have_is_one_bad_scan(run, scans, tmp_path, monkeypatch):
-    place = inputs.place
+    place = inputs.output_places
 
     def long(*given):
         first, second, third = place(*given)
         return first, second._replace(labels=second.labels.with_name(300 * "x" + ".nii.gz")), third
 
-    monkeypatch.setattr(inputs, "place", long)
+    monkeypatch.setattr(inputs, "output_places", long)
     code, out, err = run(*QC)
     assert code == 3 and "out: 2 segmented\n" in out and err.count("\n") == 2 and "File name too long" in err
 
@@ -602,7 +602,7 @@ def page(file):
 
 
 def records(folder):
-    return {record["name"]: record for record in read_cases(sorted((folder / "qc").rglob("*.json")))}
+    return {record["name"]: record for record in read_case_records(sorted((folder / "qc").rglob("*.json")))}
 
 
 def test_a_page(run, scans, tmp_path):
@@ -828,14 +828,14 @@ def test_only_one_scan_is_read_ahead():
         return 10 * case.row.subject
 
     cases = [Case(Row(str(n), "", Path(), (), (), "", ""), Path(), Path(), Path()) for n in range(5)]
-    for n, (case, coming) in enumerate(ahead(read, cases)):
+    for n, (case, coming) in enumerate(prefetch(read, cases)):
         try:
             used.append((case.row.subject, coming.result()))
         except ValueError as error:
             used.append((case.row.subject, str(error)))
         assert len(log) <= n + 2
     assert used == [("0", 10 * "0"), ("1", 10 * "1"), ("2", "two"), ("3", 10 * "3"), ("4", 10 * "4")] and log == list("01234")
-    assert list(ahead(read, [])) == []
+    assert list(prefetch(read, [])) == []
 
 
 # ---- as a process, with a network

@@ -61,7 +61,7 @@ def test_it_reads_a_checkpoint(small, masked, heads, tmp_path, capsys):
 
     config = small(**{"data.manifest": str(masked), "data.cache": str(masked.parent), "steps": 2})
     train(config, with_sources(config, set(), "test.py"), tmp_path / "run")
-    alone = [row._replace(subject=f"{row.subject}_labels") for row in read_manifest(heads) if row.alone]
+    alone = [row._replace(subject=f"{row.subject}_labels") for row in read_manifest(heads) if row.labels_only]
     write_manifest(tmp_path / "people.tsv", [*read_manifest(masked), *alone])
     rows, structures = probe(tmp_path / "run" / "checkpoints" / "2", str(tmp_path / "people.tsv"), "brain", 2, 1)
     assert "label maps without an image, which are left out: 2\n" in capsys.readouterr().out

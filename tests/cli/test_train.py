@@ -164,7 +164,7 @@ def test_a_person_on_two_sides_is_refused(cohort, small_flags, tmp_path):
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_one_line(small_flags, tmp_path):
-    flags = ["--config.optim.peak=1e30", "--config.optim.warmup=0.0", "--config.optim.clip=0.0"]
+    flags = ["--config.optim.lr=1e30", "--config.optim.warmup=0.0", "--config.optim.clip=0.0"]
     assert "the loss is nan" in refused(CONFIG, *small_flags, *flags, f"--workdir={tmp_path / 'run'}")
 
 
@@ -186,7 +186,7 @@ def test_a_run_stopped_by_sigterm_and_started_again(small_flags, tmp_path):
     rows = [row["step"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "train"]
     assert rows == list(range(1, 401))
     config = json.loads((folder / "config.json").read_text())
-    assert config["steps"] == {"value": 400, "from": "command line"} and config["optim.peak"]["from"] == "default"
+    assert config["steps"] == {"value": 400, "from": "command line"} and config["optim.lr"]["from"] == "default"
     assert len(json.loads((folder / "run.json").read_text())["starts"]) == 2
     code, out, _ = command(*flags)
     assert code == 0 and "finished: 400 steps" in out

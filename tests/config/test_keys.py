@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax.config import keys
-from brainseg_jax.config.keys import base, c_get, check, check_idle, differing, flat, from_resolved, of_card, of_file, with_sources
+from brainseg_jax.config.keys import base, check, check_idle, differing_keys, flat, from_resolved, get_key, of_card, of_file, with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.augment.prepare import prepare_train
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.labels import swap as labels_swap
-from brainseg_jax.data.synthesis.generator import maker_of
+from brainseg_jax.data.synthesis.generator import generator_of
 from brainseg_jax.models import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.training.optim import optimizer
-from brainseg_jax.training.program import parts_of_batch, sample_of, settle
+from brainseg_jax.training.program import parts_of_batch, resolve_auto, sample_of
 from brainseg_jax.training.step import init_params, init_state, make_train_step
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("[!_]*.py"))
@@ -45,18 +45,18 @@ BAD = [
     ("data.batch", 0, "greater than 0"),
     ("data.crop", (160, 0, 160), "greater than 0"),
     ("data.spacing", -1.0, "greater than 0"),
-    ("optim.peak", 0.0, "greater than 0"),
+    ("optim.lr", 0.0, "greater than 0"),
     ("log_every", 0, "greater than 0"),
-    ("optim.peak", math.inf, "finite"),
-    ("optim.peak", math.nan, "greater than 0"),
+    ("optim.lr", math.inf, "finite"),
+    ("optim.lr", math.nan, "greater than 0"),
     ("vit.eps", -1.0, "greater than 0"),
     ("optim.b1", 1.0, "less than 1"),
     ("optim.b2", -0.5, "less than 1"),
-    ("optim.rates", (("encoder/.*", -1.0),), "not be negative"),
-    ("optim.rates", (("encoder/.*", math.nan),), "not be negative"),
+    ("optim.lr_multipliers", (("encoder/.*", -1.0),), "not be negative"),
+    ("optim.lr_multipliers", (("encoder/.*", math.nan),), "not be negative"),
     ("augment.affine.scaling", (1.0, 0.1, 0.1), "less than 1"),
     ("augment.affine.shear", (0.1, 9.0, 0.1), "less than 1"),
-    ("augment.cut.share", 1.0, "less than 1"),
+    ("augment.field_of_view.share", 1.0, "less than 1"),
     ("best", "dice", "the smallest is kept"),
     ("steps", -1, "not be negative"),
     ("data.workers", -1, "not be negative"),
@@ -98,8 +98,8 @@ SEGMENTATION = [
     ("data.labels", "", "name the label table"),
     ("decoder", "unetr", "do not fit"),
     ("data.crop", (96, 80, 96), re.escape("(96, 64, 96)")),
-    ("data.masks", -2, "-1 for all"),
-    ("data.lacking", "ignore", "refuse, background"),
+    ("data.num_labelled", -2, "-1 for all"),
+    ("data.missing_labels", "ignore", "refuse, background"),
     ("init.parts", ("stem",), "encoder, decoder, head"),
     ("init.parts", (), "encoder, decoder, head"),
     ("init.parts", ("encoder", "encoder"), "each once"),
@@ -217,8 +217,8 @@ def test_unetr_wants_three_blocks_that_there_are(depth, features, hint):
     [
         ({"vit.drop_path": 0.1}, "vit.drop_path does nothing with objective=mae; leave it out"),
         ({"data.target": "A"}, "data.target does nothing with objective=mae"),
-        ({"data.masks": 3}, "data.masks does nothing with objective=mae"),
-        ({"data.lacking": "background"}, "data.lacking does nothing with objective=mae"),
+        ({"data.num_labelled": 3}, "data.num_labelled does nothing with objective=mae"),
+        ({"data.missing_labels": "background"}, "data.missing_labels does nothing with objective=mae"),
         ({"segmentation.overlap": 0.7}, "segmentation.overlap does nothing with objective=mae"),
         ({"classes": 5}, "classes does nothing with objective=mae"),
         ({"unetr.width": 4}, "unetr.width does nothing with objective=mae"),
@@ -241,9 +241,9 @@ def test_a_key_that_does_nothing_is_refused(changes, refusal):
         check_idle(c)
     # A run from before it was refused goes on without it.
     again = base()
-    again.update_from_flattened_dict({key: value for key, value in flat(c).items() if key not in keys.idle(c)})
+    again.update_from_flattened_dict({key: value for key, value in flat(c).items() if key not in keys.idle_keys(c)})
     check_idle(again)
-    assert differing(*(with_sources(one, set(), "x.py") for one in (c, again))) == []
+    assert differing_keys(*(with_sources(one, set(), "x.py") for one in (c, again))) == []
 
 
 def test_slices_that_are_not_thicker_than_voxels_are_refused_if_they_are_asked_for():
@@ -263,8 +263,8 @@ def test_neither_steps_nor_epochs_is_refused():
 def test_every_key_that_check_names_exists():
     c = base()
     idle = [key.removesuffix(".") for named, other, _ in keys.ACTS_WITH for key in (*named, other)]
-    for key in (*keys.FREE, *keys.CHOICES, *keys.POSITIVE, *keys.NOT_NEGATIVE, *keys.SHARES, *idle):
-        c_get(c, key)
+    for key in (*keys.RESUMABLE, *keys.CHOICES, *keys.POSITIVE, *keys.NOT_NEGATIVE, *keys.FRACTIONS, *idle):
+        get_key(c, key)
 
 
 def test_unknown_keys_cannot_be_set():
@@ -303,7 +303,7 @@ def test_every_config_builds_at_full_size(get, variant):
     if c.data.labels:
         table = read_table(c.data.labels)
         c.classes, swap = len(table.structures) + 1, labels_swap(table)
-        made = maker_of(c, table)
+        made = generator_of(c, table)
     objective = OBJECTIVES[c.objective](c)
     batch = {name: jax.ShapeDtypeStruct((c.data.batch, *shape), dtype) for name, (shape, dtype) in parts_of_batch(c).items()}
     params = jax.eval_shape(lambda: init_params(objective, sample_of(c), c.seed))
@@ -367,20 +367,20 @@ def test_where_each_value_came_from():
 
 def test_what_was_written_down_is_read_back():
     c = base()
-    changes = {"data.crop": (32, 48, 64), "optim.rates": ((".*bias", 0.5),), "epochs": 2.5, "mae.normalize_targets": True}
+    changes = {"data.crop": (32, 48, 64), "optim.lr_multipliers": ((".*bias", 0.5),), "epochs": 2.5, "mae.normalize_targets": True}
     c.update_from_flattened_dict(changes)
     again = from_resolved(json.loads(json.dumps(with_sources(c, set(), "x.py"))))
-    assert flat(again) == flat(c) and isinstance(again.optim.rates[0], tuple)
+    assert flat(again) == flat(c) and isinstance(again.optim.lr_multipliers[0], tuple)
 
 
 def test_free_keys_make_no_other_experiment():
     old, other, free = base(), base(), base()
-    other.update_from_flattened_dict({"optim.peak": 1e-3, "log_every": 3})
+    other.update_from_flattened_dict({"optim.lr": 1e-3, "log_every": 3})
     words = {"data.cache": "/x", "attention": "xla"}
-    free.update_from_flattened_dict({key: words.get(key, -9) for key in keys.FREE if key != "data.max_failures"})
+    free.update_from_flattened_dict({key: words.get(key, -9) for key in keys.RESUMABLE if key != "data.max_failures"})
     resolve = lambda c: with_sources(c, set(), "x.py")  # noqa: E731
-    assert differing(resolve(old), resolve(free)) == []
-    assert differing(resolve(old), resolve(other)) == ["optim.peak: 0.0004 → 0.001"]
+    assert differing_keys(resolve(old), resolve(free)) == []
+    assert differing_keys(resolve(old), resolve(other)) == ["optim.lr: 0.0004 → 0.001"]
 
 
 @pytest.mark.parametrize(
@@ -392,22 +392,22 @@ def test_free_keys_make_no_other_experiment():
     ],
 )
 def test_the_type_that_was_asked_for_and_the_one_that_was_used(entry, asked, used):
-    old = keys.known(with_sources(base(), set(), "x.py") | {"dtype": entry}, "config.json")
-    assert from_resolved(old).dtype == asked and keys.used(old, "dtype") == used
+    old = keys.known_entries(with_sources(base(), set(), "x.py") | {"dtype": entry}, "config.json")
+    assert from_resolved(old).dtype == asked and keys.used_value(old, "dtype") == used
     for there, same in (("float32", used == "float32"), ("bfloat16", used == "bfloat16")):
         config = base()
         config.dtype = asked
         new = with_sources(config, set(), "x.py")
-        settle(config, there == "float32", new)
+        resolve_auto(config, there == "float32", new)
         if asked == "auto":
             assert (config.dtype, new["dtype"]["value"], new["dtype"]["used"]) == (there, "auto", there)
-            assert (differing(old, new) == []) == same  # as before: a run goes on in what it began with
+            assert (differing_keys(old, new) == []) == same  # as before: a run goes on in what it began with
         else:
-            assert config.dtype == asked and differing(old, new) == [] and "used" not in new["dtype"]
+            assert config.dtype == asked and differing_keys(old, new) == [] and "used" not in new["dtype"]
 
 
 def test_a_value_named_on_the_command_line_is_not_another_experiment():
-    assert differing(with_sources(base(), {"seed"}, "x.py"), with_sources(base(), set(), "x.py")) == []
+    assert differing_keys(with_sources(base(), {"seed"}, "x.py"), with_sources(base(), set(), "x.py")) == []
 
 
 def test_a_key_that_one_of_the_two_lacks_has_its_default():
@@ -415,8 +415,8 @@ def test_a_key_that_one_of_the_two_lacks_has_its_default():
     changed.seed = 3
     old, new = (with_sources(c, set(), "x.py") for c in (base(), changed))
     for lacking in (old, {key: entry for key, entry in old.items() if key != "seed"}):
-        assert differing(lacking, old) == differing(old, lacking) == []
-        assert differing(lacking, new) == ["seed: 0 → 3"]
+        assert differing_keys(lacking, old) == differing_keys(old, lacking) == []
+        assert differing_keys(lacking, new) == ["seed: 0 → 3"]
 
 
 @pytest.mark.parametrize(
@@ -463,8 +463,8 @@ def test_names_that_may_be_chosen_are_those_that_there_are():
         ("data.crop", (32, 32)),
         ("optim.warmup", 1.0),
         ("optim.decay", ("[",)),
-        ("optim.rates", ("encoder",)),
-        ("optim.rates", (("[", 0.1),)),
+        ("optim.lr_multipliers", ("encoder",)),
+        ("optim.lr_multipliers", (("[", 0.1),)),
     ],
 )
 def test_what_would_fail_later_is_refused_at_once(key, value):

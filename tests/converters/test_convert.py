@@ -14,7 +14,7 @@ from torch_trees import last
 import brainseg_jax
 from brainseg_jax import models, objectives
 from brainseg_jax.config.keys import base, from_resolved, with_sources
-from brainseg_jax.core.pytree import count, paths, tree
+from brainseg_jax.core.pytree import count, paths, unflatten
 from brainseg_jax.weights import checkpoint, safetensors
 from converters import swin_unetr
 from converters import unetr as unetrs
@@ -105,7 +105,7 @@ def theirs(net, dialect, image, cotangent, dtype=torch.float64):
     gradients = {key: parameter.grad.numpy() for key, parameter in net.named_parameters() if parameter.grad is not None}
     leaves, account = to_ours(dialect.rows, dialect.dead, gradients)
     assert account.unknown == ()
-    return last(logits), tree(leaves), last(x.grad)
+    return last(logits), unflatten(leaves), last(x.grad)
 
 
 def ours(folder, image, cotangent, dtype):

@@ -12,17 +12,27 @@ import pytest
 from brainseg_jax.cli.predict import digest
 from brainseg_jax.core import files
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import beginning, check_own, check_place, read_text, shorten, whole, without_formulas, write_table, write_text
+from brainseg_jax.core.files import (
+    atomic_write,
+    check_own,
+    check_place,
+    read_beginning,
+    read_text,
+    shorten_name,
+    without_formulas,
+    write_table,
+    write_text,
+)
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import apply_splits, read_manifest
 from brainseg_jax.evaluation.pairs import read_pairs
-from brainseg_jax.qc.report import read_cases
+from brainseg_jax.qc.report import read_case_records
 from brainseg_jax.training import provenance
 from brainseg_jax.training.metrics_log import read_metrics
 
 
 def test_a_written_file_takes_the_place_and_makes_the_folder(tmp_path):
-    with whole(tmp_path / "a" / "b.txt") as part:
+    with atomic_write(tmp_path / "a" / "b.txt") as part:
         part.write_text("new")
     assert (tmp_path / "a" / "b.txt").read_text() == "new"
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.txt"]
@@ -31,7 +41,7 @@ def test_a_written_file_takes_the_place_and_makes_the_folder(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     file = tmp_path / "b.txt"
     file.write_text("old")
-    with pytest.raises(RuntimeError), whole(file) as part:
+    with pytest.raises(RuntimeError), atomic_write(file) as part:
         part.write_text("ha")
         raise RuntimeError
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
@@ -45,7 +55,7 @@ def test_a_fault_names_the_file_that_was_asked_for(tmp_path):
 
 
 def test_what_killed_programs_left_is_removed_and_what_is_under_way_is_not(tmp_path):
-    with whole(tmp_path / "mine.txt") as mine:
+    with atomic_write(tmp_path / "mine.txt") as mine:
         mine.write_text("under way")
         files._sweep.cache_clear()
         child = subprocess.Popen([sys.executable, "-c", "pass"])
@@ -69,7 +79,7 @@ def test_the_longest_name_can_be_written(tmp_path):
 
 
 def test_a_full_disk_names_the_file_that_was_asked_for(tmp_path):
-    with pytest.raises(OSError) as fault, whole(tmp_path / "out.tsv") as part:
+    with pytest.raises(OSError) as fault, atomic_write(tmp_path / "out.tsv") as part:
         part.symlink_to("/dev/full")
         part.write_text("text")
     assert (fault.value.errno, fault.value.filename, list(tmp_path.iterdir())) == (errno.ENOSPC, str(tmp_path / "out.tsv"), [])
@@ -86,8 +96,8 @@ def test_places_are_tried_and_left_as_they_were(tmp_path):
 
 
 def test_long_names_are_cut_to_bytes_and_stay_apart():
-    assert shorten("short", 20) == "short" and shorten("é" * 10, 20) == "é" * 10
-    one, other = shorten("脳" * 99, 80), shorten("脳" * 98 + "x", 80)
+    assert shorten_name("short", 20) == "short" and shorten_name("é" * 10, 20) == "é" * 10
+    one, other = shorten_name("脳" * 99, 80), shorten_name("脳" * 98 + "x", 80)
     assert one.startswith("脳" * 20) and len(one.encode()) <= 80 and one != other
 
 
@@ -112,7 +122,7 @@ READERS = {
     "pairs": read_pairs,
     "a run's record": provenance.read,
     "a run's metrics": read_metrics,
-    "a case of a page": lambda file: read_cases([file]),
+    "a case of a page": lambda file: read_case_records([file]),
     "any text": read_text,
 }
 
@@ -131,13 +141,13 @@ def test_whatever_is_wrong_with_a_file_names_it_once(tmp_path):
     (file := tmp_path / "f").write_bytes(b"12")
 
     def refusal(path, fault=None):
-        with pytest.raises(InputError) as line, files.opened(path, "give a scan") as stream:
+        with pytest.raises(InputError) as line, files.open_regular(path, "give a scan") as stream:
             if fault:
                 raise fault
             stream.read()
         return str(line.value)
 
-    with files.opened(file, "give a scan") as stream:
+    with files.open_regular(file, "give a scan") as stream:
         assert stream.read() == b"12"
     assert refusal(file, InputError("is odd; mend it")) == f"{file}: is odd; mend it"
     assert refusal(file, OSError(errno.EIO, "Input/output error")).startswith(f"{file}: cannot be read (Input/output error); check")
@@ -173,4 +183,4 @@ def test_a_pipe_where_something_is_to_be_written_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "out.tsv")
     with pytest.raises(InputError, match="--o: exists, and is no table of this command"):
         check_own("--o", tmp_path / "out.tsv", "table", "subject")
-    assert (beginning(tmp_path / "out.tsv", 9), digest(str(tmp_path / "out.tsv"))) == (b"", "")
+    assert (read_beginning(tmp_path / "out.tsv", 9), digest(str(tmp_path / "out.tsv"))) == (b"", "")

@@ -28,5 +28,5 @@ def test_the_first_rule_that_matches_the_whole_path_decides():
 
 @pytest.mark.parametrize("pattern", ["encoder", "kernel", "qkv/kernel", ".*weight"])
 def test_a_rule_that_matches_nothing_is_refused_by_key_and_pattern(pattern):
-    with pytest.raises(InputError, match=r"optim\.rates.*" + pattern.replace("*", r"\*").replace(".", r"\.")):
-        by_pattern([(pattern, 0.0)], TREE, 1.0, "optim.rates")
+    with pytest.raises(InputError, match=r"optim\.lr_multipliers.*" + pattern.replace("*", r"\*").replace(".", r"\.")):
+        by_pattern([(pattern, 0.0)], TREE, 1.0, "optim.lr_multipliers")

@@ -84,7 +84,7 @@ sys.exit({flags})
 
 def test_ctrl_c_is_answered_once_what_was_begun_is_done():
     done = []
-    with pytest.raises(KeyboardInterrupt), runtime.ctrl_c_later():
+    with pytest.raises(KeyboardInterrupt), runtime.delay_ctrl_c():
         signal.raise_signal(signal.SIGINT)
         done.append("all of it")
     assert done == ["all of it"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -93,7 +93,7 @@ def test_ctrl_c_is_answered_once_what_was_begun_is_done():
 def test_ctrl_c_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with runtime.ctrl_c_later():
+        with runtime.delay_ctrl_c():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -101,4 +101,4 @@ def test_ctrl_c_that_is_ignored_stays_so():
 
 def test_other_threads_leave_ctrl_c_alone():
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(lambda: runtime.ctrl_c_later().__enter__()).result() is None
+        assert pool.submit(lambda: runtime.delay_ctrl_c().__enter__()).result() is None

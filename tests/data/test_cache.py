@@ -437,7 +437,7 @@ def test_labels_of_which_no_scan_can_be_made_are_set_aside(tmp_path, voxels, mes
 
 def test_a_label_map_that_was_taken_for_an_image_is_not_found_as_one(tmp_path):
     row = only_labels(tmp_path / "a.nii.gz", of_a_head())
-    (wrong,), _ = build([row._replace(alone=False, labels=(), scheme=())], tmp_path, target=None)
+    (wrong,), _ = build([row._replace(labels_only=False, labels=(), scheme=())], tmp_path, target=None)
     (right,), _ = build([row], tmp_path, heads=HEADS)
     assert len(np.unique(cache.load(wrong.file)["image"])) > 2 == len(np.unique(cache.load(right.file)["image"]))
 

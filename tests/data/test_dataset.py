@@ -118,12 +118,12 @@ def test_people_who_came_later_leave_the_split_of_a_run_that_has_begun_as_it_is(
 @pytest.mark.parametrize("harm", ["cut", "deleted", "one letter"])
 def test_a_damaged_split_of_a_run_that_has_begun_is_written_anew_or_refused(cohort, tmp_path, harm):
     made, file, said = prepare(settings(cohort, tmp_path), tmp_path), tmp_path / "split.tsv", []
-    dataset.mend_split(made, tmp_path, made.split_sha256, said.append)
+    dataset.repair_split(made, tmp_path, made.split_sha256, said.append)
     assert said == []
     file.unlink() if harm == "deleted" else file.write_text(made.split[:50] if harm == "cut" else made.split.replace("train", "trazn", 1))
     with pytest.raises(InputError, match=r"split\.tsv: is damaged, changed or missing; bring it back"):
-        dataset.mend_split(made, tmp_path, "0" * 64, said.append)  # of other data than those of now
-    dataset.mend_split(made, tmp_path, made.split_sha256, said.append)
+        dataset.repair_split(made, tmp_path, "0" * 64, said.append)  # of other data than those of now
+    dataset.repair_split(made, tmp_path, made.split_sha256, said.append)
     assert file.read_text() == made.split and len(said) == 1 and str(file) in said[0]
 
 
@@ -132,7 +132,7 @@ def judged(bad, good, untried=0, most=0.1):
     (row,) = people(A_train=1)
     failures = [cache.Failure(row._replace(subject=f"p{i}"), f"/p{i}.nii: is empty; copy it again") for i in range(bad)]
     ready = [cache.Entry(row._replace(split="val" if i == good - 1 else "train"), Path("x.npz")) for i in range(good)]
-    dataset.judge(bad + good + untried, ready, failures, most, Path("run/failures.csv"), Path("people.tsv"))
+    dataset.check_failures(bad + good + untried, ready, failures, most, Path("run/failures.csv"), Path("people.tsv"))
 
 
 def test_the_refusal_names_scans_and_reasons_and_ends_in_what_can_be_done():
@@ -232,39 +232,39 @@ def test_without_a_target_all_masks_are_used_and_scans_without_one_are_not():
 
 def test_sources_give_all_masks_and_the_target_some():
     rows = people(A_train=5, B_train=6, A_val=2, B_val=3)
-    train, val = chosen(rows, masks=2, target="B")
+    train, val = chosen(rows, num_labelled=2, target="B")
     assert [sum(key[0] == name for key in train) for name in "AB"] == [5, 2]
     assert {key[0] for key in val} == {"B"}  # validation is on the target
-    assert {key[0] for key in chosen(rows, masks=0, target="B")[0]} == {"A"}
+    assert {key[0] for key in chosen(rows, num_labelled=0, target="B")[0]} == {"A"}
 
 
 def test_ten_masks_are_among_twenty_and_the_seed_draws_others():
     rows = people(A_train=40, A_val=1)
-    ten, twenty = (set(chosen(rows, masks=n)[0]) for n in (10, 20))
+    ten, twenty = (set(chosen(rows, num_labelled=n)[0]) for n in (10, 20))
     assert len(ten) == 10 and len(twenty) == 20 and ten < twenty
-    assert chosen(rows[::-1], masks=10)[0] == chosen(rows, masks=10)[0][::-1]  # whatever the order
-    assert set(chosen(rows, masks=10, split_seed=1)[0]) != ten
+    assert chosen(rows[::-1], num_labelled=10)[0] == chosen(rows, num_labelled=10)[0][::-1]  # whatever the order
+    assert set(chosen(rows, num_labelled=10, split_seed=1)[0]) != ten
 
 
 def test_labels_only_are_no_scans_and_are_used_but_of_people_whose_scans_are_not():
     rows = people(A_train=3, A_val=1)
-    drawn = chosen(rows, masks=1)[0]
+    drawn = chosen(rows, num_labelled=1)[0]
     own = [row._replace(image=row.labels[0], session="made", alone=True) for row in rows[:3]]
     others = [row._replace(image=row.labels[0], subject=f"x{i}", alone=True) for i, row in enumerate(rows[:3])]
-    found = chosen([*rows, *own, *others], masks=1)[0]
+    found = chosen([*rows, *own, *others], num_labelled=1)[0]
     assert found == [*drawn, *(row.key for row in own if row.subject == drawn[0][1]), *(row.key for row in others)]
-    assert chosen([*rows, *others], masks=0)[0] == [row.key for row in others]
-    with pytest.raises(InputError, match=r"data\.masks is 0, and no other data set has masks"):
-        chosen([*rows, *own], masks=0)
-    with pytest.raises(InputError, match=r"data\.masks is 4, and 3 training scans have labels"):
-        chosen([*rows, *others], masks=4)
+    assert chosen([*rows, *others], num_labelled=0)[0] == [row.key for row in others]
+    with pytest.raises(InputError, match=r"data\.num_labelled is 0, and no other data set has masks"):
+        chosen([*rows, *own], num_labelled=0)
+    with pytest.raises(InputError, match=r"data\.num_labelled is 4, and 3 training scans have labels"):
+        chosen([*rows, *others], num_labelled=4)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"masks": 4}, "data.masks is 4, and 3 training scans have labels"),
-        ({"masks": 0}, "data.masks is 0, and no other data set has masks"),
+        ({"num_labelled": 4}, "data.num_labelled is 4, and 3 training scans have labels"),
+        ({"num_labelled": 0}, "data.num_labelled is 0, and no other data set has masks"),
         ({"target": "C"}, "has no data set 'C' in train or val; data.target may be one of A"),
     ],
 )
@@ -281,9 +281,9 @@ def test_labels_that_lack_structures_are_refused_unless_they_count_as_background
     fine = [row._replace(labels=(*row.labels, Path("/fine.nii")), scheme=("brain", "seg35")) for row in rows]
     assert dataset.read_for(fine[0], FOUR, "refuse")[3:5] == ((Path("/fine.nii"),), ("seg35",))  # the map that can
     vessels = [row._replace(scheme=("dlmuse",)) for row in rows]
-    with pytest.raises(InputError, match=r"labels of dlmuse have no Left vessel.*--config\.data\.lacking=background"):
+    with pytest.raises(InputError, match=r"labels of dlmuse have no Left vessel.*--config\.data\.missing_labels=background"):
         chosen(vessels, read_table("seg33"))
-    assert len(chosen(vessels, read_table("seg33"), lacking="background")[0]) == 1
+    assert len(chosen(vessels, read_table("seg33"), missing_labels="background")[0]) == 1
 
 
 def test_a_remedy_is_one(tmp_path):
@@ -295,7 +295,7 @@ def test_a_remedy_is_one(tmp_path):
     with pytest.raises(InputError, match=r"of seg4; use labels that do, or a coarser target$"):
         dataset.read_for(row, FOUR, "refuse", read_table("head"))
     with pytest.raises(InputError, match=r"of head; give finer labels, leave it out$"):
-        dataset.read_for(row._replace(alone=True), BRAIN, "refuse", read_table("head"))
+        dataset.read_for(row._replace(labels_only=True), BRAIN, "refuse", read_table("head"))
 
 
 def test_what_scans_are_made_from_is_not_learned(masked, tmp_path):
@@ -327,7 +327,7 @@ def test_labels_without_an_image_are_refused_where_no_scans_are_made(heads, tmp_
         prepare(settings(heads, tmp_path), tmp_path / "run", target=read_table("seg33"))
     assert str(refusal.value).startswith(f"{heads}: ") and "\n" not in str(refusal.value)
     # What is not read is not in the way.
-    moved = [row._replace(split="test" if row.alone else row.split) for row in rows]
+    moved = [row._replace(split="test" if row.labels_only else row.split) for row in rows]
     write_manifest(tmp_path / "people.tsv", moved)
     data = prepare(settings(tmp_path / "people.tsv", tmp_path), tmp_path / "run", target=read_table("seg33"))
     assert [entry.row.subject for entry in (*data.train, *data.val)] == ["head0", "head3"]
@@ -339,7 +339,7 @@ def test_labels_that_may_stand_beside_their_image_to_be_made_a_scan_of_always(he
     write_manifest(tmp_path / "people.tsv", [first, again, last])
     data, said = settings(tmp_path / "people.tsv", tmp_path), []
     ready = dataset.prepare(data, read_table("seg33"), said.append, lambda what: lambda done, total: None, heads=read_table("head"))
-    assert [entry.row.alone for entry in ready.train] == [False, True] and said == [] and len(ready.subjects()) == 1
+    assert [entry.row.labels_only for entry in ready.train] == [False, True] and said == [] and len(ready.subjects()) == 1
     twice = [first, again, again._replace(subject="x", session="2"), last]
     with pytest.raises(InputError, match=r"head0\.nii\.gz is listed twice; remove one"):
         write_manifest(tmp_path / "twice.tsv", twice)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data.inputs import find, place, record, records, share, stem, tasks
+from brainseg_jax.data.inputs import find, output_places, record_file, record_files, share, stem, tasks
 from brainseg_jax.data.manifest import Row
 
 
@@ -24,10 +24,10 @@ def names(cases, out):
 def test_one_scan(tmp_path, name, ending):
     source = find(touch(tmp_path, name) / name)
     assert (source.kind, source.rows) == ("scan", (Row("a.b", "", tmp_path / name, (), (), "", ""),))
-    (case,) = place(source, tmp_path / "out", "four")
+    (case,) = output_places(source, tmp_path / "out", "four")
     assert names([case], tmp_path / "out") == [("a.b", "", f"a.b_seg{ending}", "a.b_post.nii.gz", "seg_labels.tsv")]
     assert case.sidecar.name == "a.b_seg.json"
-    (case,) = place(source, tmp_path / "x" / "mine.nii", "four")
+    (case,) = output_places(source, tmp_path / "x" / "mine.nii", "four")
     assert names([case], tmp_path) == [("a.b", "", "x/mine.nii", "x/mine_post.nii.gz", "x/mine.tsv")]
     assert case.sidecar == tmp_path / "x" / "mine.json"
 
@@ -42,7 +42,7 @@ def test_further_images_go_with_a_scan_or_lie_in_a_folder_of_the_same_names(tmp_
         ["t1/deep/b.nii", "flair/deep/b.nii", "t1/t2/deep/b.nii"],
     ]
     with pytest.raises(InputError, match=r"y\.nii would be written over a scan"):
-        place(find(x, [y]), y, "four")
+        output_places(find(x, [y]), y, "four")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_further_images_that_do_not_fit_are_refused(tmp_path, given, also, messa
 
 def test_a_folder_becomes_its_own_tree_again(tmp_path):
     touch(tmp_path, "in/a.nii.gz", "in/deep/er/a.mgz", "in/.hidden.nii", "in/notes.txt", "in/b.nii")
-    cases = place(find(tmp_path / "in"), tmp_path / "out", "four")
+    cases = output_places(find(tmp_path / "in"), tmp_path / "out", "four")
     assert names(cases, tmp_path / "out") == [
         ("a", "", "a_seg.nii.gz", "a_post.nii.gz", "seg_labels.tsv"),
         ("b", "", "b_seg.nii.gz", "b_post.nii.gz", "seg_labels.tsv"),
@@ -77,17 +77,17 @@ def test_a_folder_becomes_its_own_tree_again(tmp_path):
 @pytest.mark.parametrize("out", [".", "sub/.."])
 def test_what_was_written_beside_the_scans_is_no_scan(tmp_path, out):
     touch(tmp_path, "a.nii.gz", "d/b_seg.nii.gz")
-    first = place(find(tmp_path), tmp_path / out, "four")
+    first = output_places(find(tmp_path), tmp_path / out, "four")
     assert [c.row.subject for c in first] == ["a", "b_seg"]
     touch(tmp_path, *(path.name if path.parent == tmp_path else f"d/{path.name}" for c in first for path in (c.labels, c.soft)))
-    assert place(find(tmp_path), tmp_path / out, "four") == first
+    assert output_places(find(tmp_path), tmp_path / out, "four") == first
 
 
 def test_nor_is_what_lies_in_the_output_folder(tmp_path):
     touch(tmp_path, "a.nii.gz", "out/gone_seg.nii.gz", "outer/b.nii")
-    assert [c.row.subject for c in place(find(tmp_path), tmp_path / "out", "four")] == ["a", "b"]
+    assert [c.row.subject for c in output_places(find(tmp_path), tmp_path / "out", "four")] == ["a", "b"]
     with pytest.raises(InputError, match=r"no scans found outside .*out; give another --o"):
-        place(find(touch(tmp_path / "x", "out/a.nii")), tmp_path / "x" / "out", "four")
+        output_places(find(touch(tmp_path / "x", "out/a.nii")), tmp_path / "x" / "out", "four")
 
 
 def test_a_list(tmp_path):
@@ -95,7 +95,7 @@ def test_a_list(tmp_path):
     (tmp_path / "list.csv").write_text(text)
     source = find(tmp_path / "list.csv")
     assert source.kind == "list"
-    assert names(place(source, tmp_path / "o", "four"), tmp_path / "o") == [
+    assert names(output_places(source, tmp_path / "o", "four"), tmp_path / "o") == [
         ("bert", "", "bert_orig_seg.mgz", "bert_orig_post.nii.gz", "seg_labels.tsv"),
         ("p 1", "s1", "p-1_s1_p1_seg.nii.gz", "p-1_s1_p1_post.nii.gz", "seg_labels.tsv"),
         ("p 1", "s2", "p-1_s2_p1_seg.nii.gz", "p-1_s2_p1_post.nii.gz", "seg_labels.tsv"),
@@ -111,7 +111,7 @@ def test_bids(tmp_path, described):
     source = find(raw)
     assert source.kind == "bids"
     out = raw / "derivatives" / "us"
-    assert names(place(source, out, "my-four_labels"), out) == [
+    assert names(output_places(source, out, "my-four_labels"), out) == [
         (
             "sub-01",
             "ses-a",
@@ -128,7 +128,7 @@ def test_bids(tmp_path, described):
         ),
     ]
     with pytest.raises(InputError, match=r"is the data set itself; give a folder for derivatives, e\.g\. "):
-        place(source, raw, "four")
+        output_places(source, raw, "four")
 
 
 def test_a_session_that_is_first_found_below_a_later_subject(tmp_path):
@@ -151,7 +151,7 @@ def test_a_session_that_is_first_found_below_a_later_subject(tmp_path):
 def test_refused_in_one_line(tmp_path, files, given, out, reason):
     touch(tmp_path, *files)
     with pytest.raises(InputError, match=reason) as refusal:
-        place(find(tmp_path / given), tmp_path / out, "four")
+        output_places(find(tmp_path / given), tmp_path / out, "four")
     assert "\n" not in str(refusal.value)
 
 
@@ -166,14 +166,14 @@ def test_two_scans_of_one_label_map_have_a_fault_and_the_others_none(tmp_path):
     (tmp_path / "list.csv").write_text("subject,image\nx y,in/a.nii\nx-y,in/a.nii.gz\nz,in/b.nii\n")
     a, b = str(tmp_path / "in" / "a.nii"), str(tmp_path / "in" / "a.nii.gz")
     for given in ("in", "list.csv"):
-        cases = place(find(tmp_path / given), tmp_path / "out", "four")
+        cases = output_places(find(tmp_path / given), tmp_path / "out", "four")
         assert [case.fault for case in cases] == [
             f"{a}: {b} would have the same label map; rename or remove one of the two",
             f"{b}: {a} would have the same label map; rename or remove one of the two",
             "",
         ]
     # Before its network is known, the name of a BIDS data set's label map is not.
-    cases = place(find(tmp_path / "bids"), tmp_path / "out", "")
+    cases = output_places(find(tmp_path / "bids"), tmp_path / "out", "")
     assert all(case.fault and "seg-" not in case.fault for case in cases)
 
 
@@ -181,7 +181,7 @@ def test_nothing_of_a_list_is_written_outside_the_output_folder(tmp_path):
     touch(tmp_path, "a.nii", "b.nii")
     text = "subject,session,dataset,image\n../../x,/etc,../..,a.nii\n..\\y,..z,.../,b.nii\n"
     (tmp_path / "list.csv").write_text(text)
-    cases = place(find(tmp_path / "list.csv"), tmp_path / "o", "four")
+    cases = output_places(find(tmp_path / "list.csv"), tmp_path / "o", "four")
     assert [case.labels.relative_to(tmp_path / "o").as_posix() for case in cases] == [
         "-../-..-x_-etc_a_seg.nii.gz",
         "-/-y_..z_b_seg.nii.gz",
@@ -199,9 +199,9 @@ def test_long_names_fit_a_file_system(tmp_path, letter):
     touch(tmp_path, f"in/{name}1.nii.gz", f"in/{name}2.nii.gz", f"raw/sub-1/anat/sub-1_acq-{'x' * 230}_T1w.nii.gz")
     (tmp_path / "list.csv").write_text(f"subject,dataset,image\n{letter * 300},{letter * 300},in/{name}1.nii.gz\n")
     for given in ("in", f"in/{name}1.nii.gz", "list.csv", "raw"):
-        cases = place(find(tmp_path / given), tmp_path / "out", "four")
+        cases = output_places(find(tmp_path / given), tmp_path / "out", "four")
         for case in cases:
-            for path in (*case[1:4], case.sidecar, record(case.sidecar, tmp_path / "out")):
+            for path in (*case[1:4], case.sidecar, record_file(case.sidecar, tmp_path / "out")):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
             assert not case.fault
@@ -222,11 +222,11 @@ def test_contrast_enhanced_scans_are_left_out_and_counted_unless_asked_for(tmp_p
 
 def test_parts_are_all_of_it_and_know_nothing_of_each_other(tmp_path):
     touch(tmp_path, *(f"s{i}/T1.nii.gz" for i in range(60)))
-    cases = place(find(tmp_path), tmp_path / "o", "four")
+    cases = output_places(find(tmp_path), tmp_path / "o", "four")
     parts = [share(cases, tmp_path / "o", i, 4) for i in (1, 2, 3, 4)]
     assert sorted(case for part in parts for case in part) == sorted(cases) and min(map(len, parts)) > 5
     assert share(cases[20:], tmp_path / "o", 2, 4) == tuple(case for case in parts[1] if case in cases[20:])
-    moved = place(find(tmp_path), tmp_path / "elsewhere", "four")
+    moved = output_places(find(tmp_path), tmp_path / "elsewhere", "four")
     assert [c.row for c in share(moved, tmp_path / "elsewhere", 2, 4)] == [c.row for c in parts[1]]
     assert share(cases, tmp_path / "o", 1, 1) == cases
 
@@ -234,19 +234,19 @@ def test_parts_are_all_of_it_and_know_nothing_of_each_other(tmp_path):
 def test_what_a_page_shows_lies_in_a_folder_of_its_own(tmp_path):
     touch(tmp_path, "in/a.nii.gz", "in/deep/a.mgz", "in/qc/a.nii")
     out = tmp_path / "out"
-    cases = place(find(tmp_path / "in"), out, "four")
-    found = [record(case.sidecar, out) for case in cases]
+    cases = output_places(find(tmp_path / "in"), out, "four")
+    found = [record_file(case.sidecar, out) for case in cases]
     assert [path.relative_to(out).as_posix() for path in found] == ["qc/a_seg_qc.json", "qc/deep/a_seg_qc.json", "qc/qc/a_seg_qc.json"]
-    assert list(records(out)) == []
+    assert list(record_files(out)) == []
     touch(out, *(path.relative_to(out).as_posix() for path in [*found, *(case.sidecar for case in cases)]))
-    assert list(records(out)) == list(zip(found, [case.sidecar for case in cases], strict=True))
+    assert list(record_files(out)) == list(zip(found, [case.sidecar for case in cases], strict=True))
 
 
 def test_the_task_of_earlier_runs_is_in_bids_names(tmp_path):
     raw, out = touch(tmp_path / "raw", "sub-1/anat/sub-1_T1w.nii.gz"), tmp_path / "out"
     assert tasks(find(raw), out) == [""]
     for task in ("my-four", "skull"):
-        touch(out, *(case.sidecar.relative_to(out).as_posix() for case in place(find(raw), out, task)))
+        touch(out, *(case.sidecar.relative_to(out).as_posix() for case in output_places(find(raw), out, task)))
     assert tasks(find(raw), out) == ["", "myfour", "skull"]
     assert tasks(find(raw / "sub-1"), out) == [""]
 

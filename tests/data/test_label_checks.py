@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainseg_jax.data.label_checks import doubts, interpolated
+from brainseg_jax.data.label_checks import check_label_map, interpolated
 from brainseg_jax.data.labels import parse_table, read_table
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.sample import template
@@ -27,9 +27,9 @@ def head():
 @pytest.mark.parametrize("codes", ["RAS", "LIA", "PSR"])
 def test_a_good_map_gives_none(head, codes):
     image, labels = (reorient(Scan(voxels, head[2]), codes) for voxels in head[:2])
-    assert doubts(labels.voxels, image.voxels, image.affine, FREESURFER) == []
-    assert doubts((labels.voxels > 0).astype(np.int32), image.voxels, image.affine, BRAIN) == []
-    assert doubts(np.zeros_like(labels.voxels), image.voxels, image.affine, BRAIN) == []
+    assert check_label_map(labels.voxels, image.voxels, image.affine, FREESURFER) == []
+    assert check_label_map((labels.voxels > 0).astype(np.int32), image.voxels, image.affine, BRAIN) == []
+    assert check_label_map(np.zeros_like(labels.voxels), image.voxels, image.affine, BRAIN) == []
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LIA", "PSR"])
@@ -37,7 +37,7 @@ def test_exchanged_sides(head, codes):
     """The template is symmetric: mirrored labels fit it as well, and only their names tell."""
     image = reorient(Scan(head[0], head[2]), codes)
     mirrored = reorient(Scan(head[1][::-1], head[2]), codes)
-    (doubt,) = doubts(mirrored.voxels, image.voxels, image.affine, FREESURFER)
+    (doubt,) = check_label_map(mirrored.voxels, image.voxels, image.affine, FREESURFER)
     assert doubt.startswith(
         "left and right are exchanged: Left cerebral white matter lies right of Right cerebral white matter, and so 14 of 14"
     )
@@ -46,9 +46,9 @@ def test_exchanged_sides(head, codes):
 @pytest.mark.parametrize(("axis", "how"), [(1, "mirrored back–front"), (2, "mirrored feet–head")])
 def test_turned_under_the_images_header(head, axis, how):
     image, labels, affine = head
-    (doubt,) = doubts(np.flip(labels, axis), image, affine, FREESURFER)
+    (doubt,) = check_label_map(np.flip(labels, axis), image, affine, FREESURFER)
     assert doubt.startswith("its structures explain ") and f"% {how}: it may be turned under its image's header" in doubt
-    (doubt,) = doubts(np.flip(labels > 0, axis).astype(np.int32), image, affine, BRAIN)
+    (doubt,) = check_label_map(np.flip(labels > 0, axis).astype(np.int32), image, affine, BRAIN)
     assert how in doubt
 
 
@@ -57,13 +57,13 @@ def test_of_a_part_of_the_brain_nothing_is_said(head):
     image, labels, affine = head
     for ids in ((4, 43), (17, 53), (3, 42), (14,)):
         part = np.where(np.isin(labels, ids), labels, 0)
-        assert all(doubts(np.flip(part, axis), image, affine, FREESURFER) == [] for axis in (1, 2))
-        assert len(doubts(part[::-1], image, affine, FREESURFER)) == (len(ids) == 2)
+        assert all(check_label_map(np.flip(part, axis), image, affine, FREESURFER) == [] for axis in (1, 2))
+        assert len(check_label_map(part[::-1], image, affine, FREESURFER)) == (len(ids) == 2)
 
 
 def test_exchanged_axes(head):
     image, labels, affine = (np.pad(part, ((9, 9), (0, 0), (9, 9))) if part.ndim == 3 else part for part in head)
-    (doubt,) = doubts(np.swapaxes(labels, 0, 2), image[..., : image.shape[0]], affine, BRAIN._replace(name="x"))
+    (doubt,) = check_label_map(np.swapaxes(labels, 0, 2), image[..., : image.shape[0]], affine, BRAIN._replace(name="x"))
     assert "with left–right and feet–head exchanged" in doubt
 
 
@@ -71,10 +71,11 @@ def test_labels_on_air(head):
     image, labels, affine = head
     away = np.roll(labels, 60, axis=1)
     assert any(
-        "of its labelled voxels lie on air; check that it is of this scan" in doubt for doubt in doubts(away, image, affine, FREESURFER)
+        "of its labelled voxels lie on air; check that it is of this scan" in doubt
+        for doubt in check_label_map(away, image, affine, FREESURFER)
     )
     lesions = parse_table("id\tname\tpartner\n1\tLesion\t1\n", "lesions")
-    assert doubts((away > 0).astype(np.int32), image, affine, lesions) == []  # of which nobody knows where they lie
+    assert check_label_map((away > 0).astype(np.int32), image, affine, lesions) == []  # of which nobody knows where they lie
 
 
 def test_structures_that_are_shells_between_two_others():
@@ -101,4 +102,4 @@ def test_good_maps_of_people_give_none():
     for file in sorted((IXI / "t1").iterdir())[:6]:
         image = read(file)
         labels = read_labels(IXI / "labels" / file.name.replace("_T1", "_T1_DLMUSE"))
-        assert doubts(labels.voxels, image.voxels, image.affine, read_table("dlmuse")) == []
+        assert check_label_map(labels.voxels, image.voxels, image.affine, read_table("dlmuse")) == []

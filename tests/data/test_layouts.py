@@ -246,14 +246,14 @@ def test_a_few_names():
     assert layouts.few("abc") == "a, b, c" and layouts.few(range(5)) == "0, 1, 2 and 2 more" and layouts.few([]) == ""
 
 
-@pytest.mark.parametrize("layout", layouts.MAKERS)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_nothing_found_says_what_was_looked_for(tmp_path, layout):
     with pytest.raises(InputError, match=rf"{tmp_path}: no scans found; looked for .*(nii|mgz|NIfTI)"):
-        layouts.MAKERS[layout](tree(tmp_path, "readme.txt"))
+        layouts.LAYOUTS[layout](tree(tmp_path, "readme.txt"))
     with pytest.raises(InputError, match="no such folder"):
-        layouts.MAKERS[layout](tmp_path / "none")
+        layouts.LAYOUTS[layout](tmp_path / "none")
     with pytest.raises(InputError, match="is a file, not a folder"):
-        layouts.MAKERS[layout](tmp_path / "readme.txt")
+        layouts.LAYOUTS[layout](tmp_path / "readme.txt")
 
 
 @pytest.mark.parametrize(
@@ -267,6 +267,6 @@ def test_nothing_found_says_what_was_looked_for(tmp_path, layout):
 )
 def test_a_label_folder_that_fits_no_scan_is_refused(tmp_path, layout, scan):
     root, labels = tree(tmp_path / "scans", scan), tree(tmp_path / "seg", "other.nii")
-    assert len(layouts.MAKERS[layout](root)) == 1
+    assert len(layouts.LAYOUTS[layout](root)) == 1
     with pytest.raises(InputError, match=rf"{labels}: no labels found"):
-        layouts.MAKERS[layout](root, labels)
+        layouts.LAYOUTS[layout](root, labels)

@@ -9,7 +9,7 @@ import pytest
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import leakage
-from brainseg_jax.data.leakage import leaks
+from brainseg_jax.data.leakage import check_leakage
 from brainseg_jax.data.manifest import Row
 
 
@@ -33,7 +33,7 @@ def rows(*people, split="train"):
     ],
 )
 def test_one_person_in_two_spellings_is_told(one, other):
-    (line,) = leaks(rows(one, other, "somebody else"), "people.tsv")
+    (line,) = check_leakage(rows(one, other, "somebody else"), "people.tsv")
     assert (
         line.startswith('people.tsv: may be one person each, equal but for case, "sub-", leading zeros or accents') and "else" not in line
     )
@@ -42,11 +42,11 @@ def test_one_person_in_two_spellings_is_told(one, other):
 
 @pytest.mark.parametrize(("one", "other"), [("1", "10"), ("10", "100"), ("a1", "a1b"), ("A/1", "B/1"), ("sub-", "sub-1"), ("1.05", "1.50")])
 def test_other_people_are_not(one, other):
-    assert leaks(rows(one, other), "people.tsv") == []
+    assert check_leakage(rows(one, other), "people.tsv") == []
 
 
 def test_scans_of_one_person_are_not():
-    assert leaks(rows("A/1", "A/1", "A/2"), "people.tsv") == []
+    assert check_leakage(rows("A/1", "A/1", "A/2"), "people.tsv") == []
 
 
 def symbolic(old, new):
@@ -62,16 +62,16 @@ def test_one_image_under_two_names(tmp_path, copy):
     people = [
         row._replace(image=file) for row, file in zip(rows("x", "y", "z", "gone"), (image, other, third, tmp_path / "gone"), strict=True)
     ]
-    (line,) = leaks(people, "people.tsv")
+    (line,) = check_leakage(people, "people.tsv")
     assert line == f"people.tsv: the same image stands in 2 rows: {image} (x, train), {other} (y, train); keep one of them"
     apart = [people[0], people[1]._replace(split="test"), *people[2:]]
     with pytest.raises(InputError) as refusal:
-        leaks(apart, "people.tsv")
+        check_leakage(apart, "people.tsv")
     assert str(refusal.value) == (
         f"people.tsv: the same image is on two sides of the split: {image} (x, train), {other} (y, test); keep one of them, or give all of "
         "them one side"
     )
-    assert len(leaks([apart[0]._replace(split="excluded"), *apart[1:]], "people.tsv")) == 1  # nobody trains on it
+    assert len(check_leakage([apart[0]._replace(split="excluded"), *apart[1:]], "people.tsv")) == 1  # nobody trains on it
 
 
 def test_further_channels_count_too(tmp_path):
@@ -79,14 +79,14 @@ def test_further_channels_count_too(tmp_path):
         (tmp_path / f"{name}.nii").write_bytes(b"same")
     one, other = rows("x", "y")
     with pytest.raises(InputError, match="on two sides"):
-        leaks([one._replace(also=(tmp_path / "a.nii",)), other._replace(image=tmp_path / "b.nii", split="val")], "m")
+        check_leakage([one._replace(also=(tmp_path / "a.nii",)), other._replace(image=tmp_path / "b.nii", split="val")], "m")
 
 
 def test_files_are_read_only_where_sizes_are_equal(tmp_path, monkeypatch):
     for i, name in enumerate("abc"):
         (tmp_path / name).write_bytes(bytes(i))
     monkeypatch.setattr(leakage, "_piece", None)
-    assert leaks([row._replace(image=tmp_path / name) for row, name in zip(rows("x", "y", "z"), "abc", strict=True)], "m") == []
+    assert check_leakage([row._replace(image=tmp_path / name) for row, name in zip(rows("x", "y", "z"), "abc", strict=True)], "m") == []
 
 
 def test_labels_of_which_scans_are_made_are_on_one_side_with_their_image(tmp_path):
@@ -99,8 +99,12 @@ def test_labels_of_which_scans_are_made_are_on_one_side_with_their_image(tmp_pat
     with pytest.raises(
         InputError, match=r"^people\.tsv: the same label map is on two sides of the split: .*x\.nii \(1, val\), .*again\.nii"
     ):
-        leaks([real, made], "people.tsv")
-    assert leaks([real, made._replace(split="val")], "people.tsv") == []
+        check_leakage([real, made], "people.tsv")
+    assert check_leakage([real, made._replace(split="val")], "people.tsv") == []
     # Scans of one head may have one label map, whichever sides they are on, as long as none is made of it.
     other = real._replace(subject="3", image=tmp_path / "y.nii", split="train")
-    assert leaks([real, other], "people.tsv") == leaks([real, other, made._replace(labels=(tmp_path / "y.nii",))], "people.tsv") == []
+    assert (
+        check_leakage([real, other], "people.tsv")
+        == check_leakage([real, other, made._replace(labels=(tmp_path / "y.nii",))], "people.tsv")
+        == []
+    )

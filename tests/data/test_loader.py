@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data import cache
-from brainseg_jax.data import loader as module
-from brainseg_jax.data.augment.prepare import patch
+from brainseg_jax.data import cache, loader
+from brainseg_jax.data.augment.prepare import enlarged_crop
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.data.loader import Share, central_crop, eval_batches, train_batches
+from brainseg_jax.data.loader import ProcessShare, central_crop, eval_batches, train_batches
 from brainseg_jax.data.manifest import read_manifest
 from brainseg_jax.data.preprocess import spec
 from brainseg_jax.training.program import parts_of_batch
@@ -33,7 +32,7 @@ def volumes(tmp_path_factory):
     return files
 
 
-def take(files, steps, start=0, share=Share(0, 1), threads=1, workers=0, **how):  # noqa: B008
+def take(files, steps, start=0, share=ProcessShare(0, 1), threads=1, workers=0, **how):  # noqa: B008
     how = {"crop": CROP, "crops_per_volume": 1, "batch": 4, "seed": 0} | how
     stream = train_batches(files, start=start, share=share, threads=threads, workers=workers, **how)
     return [batch["image"] for batch in islice(stream, steps)]
@@ -81,30 +80,30 @@ def test_workers_change_nothing_and_one_that_is_killed_is_one_line(volumes):
 
 
 def test_shared_memory_of_runs_that_are_no_more_is_released(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARED", tmp_path)
+    monkeypatch.setattr(loader, "SHARED", tmp_path)
     dead = subprocess.Popen(["true"])
     dead.wait()
-    mine, left = (tmp_path / f"{module._mark(process)}0123" for process in (os.getpid(), dead.pid))
+    mine, left = (tmp_path / f"{loader._mark(process)}0123" for process in (os.getpid(), dead.pid))
     foreign = tmp_path / f"brainseg_jax-1-{dead.pid}-0123", tmp_path / "psm_0123"  # of another container, of another program
     for file in (mine, left, *foreign):
         file.touch()
-    module._forget_dead()
+    loader._forget_dead()
     assert set(tmp_path.iterdir()) == {mine, *foreign}
 
 
 def test_what_workers_of_this_process_left_is_released_and_of_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARED", tmp_path)
-    mine, other = (tmp_path / f"{module._mark(process)}0123" for process in (os.getpid(), os.getppid()))
+    monkeypatch.setattr(loader, "SHARED", tmp_path)
+    mine, other = (tmp_path / f"{loader._mark(process)}0123" for process in (os.getpid(), os.getppid()))
     for file in (mine, other):
         file.touch()
-    module.release_shared()
+    loader.release_shared()
     assert set(tmp_path.iterdir()) == {other}
 
 
 @pytest.mark.parametrize(("count", "crops"), [(2, 1), (4, 1), (2, 2)])
 def test_shares_of_processes_make_the_global_batch(volumes, count, crops):
     whole = take(volumes, 5, crops_per_volume=crops)
-    shares = [take(volumes, 5, share=Share(i, count), crops_per_volume=crops) for i in range(count)]
+    shares = [take(volumes, 5, share=ProcessShare(i, count), crops_per_volume=crops) for i in range(count)]
     equal([np.concatenate(parts) for parts in zip(*shares, strict=True)], whole)
 
 
@@ -161,7 +160,7 @@ def test_each_crop_says_whether_its_volume_has_labels_only(volumes, crops):
     alone = (True, False, False, True, False)
     how = {"crop": CROP, "crops_per_volume": crops, "batch": 4, "seed": 0, "start": 0, "threads": 1}
     plain, whole = train_batches(volumes, **how), train_batches(volumes, **how, alone=alone)
-    halves = [train_batches(volumes, **how, alone=alone, share=Share(i, 2)) for i in range(2)]
+    halves = [train_batches(volumes, **how, alone=alone, share=ProcessShare(i, 2)) for i in range(2)]
     said = []
     for _ in range(8):
         batch, parts = next(whole), [next(half) for half in halves]
@@ -179,7 +178,9 @@ def test_batches_are_what_the_step_is_compiled_for(cohort, small, chance):
     config = small(**{"augment.elastic.chance": chance})
     entries, _ = cache.build(read_manifest(cohort), spec("default", 4.0, (32, 32, 32)), cohort.parent / "volumes", max_failures=0.0)
     files = [entry.file for entry in entries]
-    batch = next(train_batches(files, crop=config.data.crop, patch=patch(config), crops_per_volume=1, batch=2, seed=0, start=0, threads=1))
+    batch = next(
+        train_batches(files, crop=config.data.crop, patch=enlarged_crop(config), crops_per_volume=1, batch=2, seed=0, start=0, threads=1)
+    )
     assert {name: (part.shape[1:], part.dtype) for name, part in batch.items()} == parts_of_batch(config)
     assert ("place" in batch) == (chance > 0)
 
@@ -191,8 +192,8 @@ def test_batches_with_made_scans_are_what_the_step_is_compiled_for(heads, small)
     entries, _ = cache.build(
         rows, spec("default", 4.0, (32, 32, 32)), heads.parent / "volumes", target=target, heads=made, max_failures=0.0, workers=1
     )
-    how = {"crop": config.data.crop, "patch": patch(config), "crops_per_volume": 2, "batch": 2, "seed": 0, "start": 0, "threads": 1}
-    batch = next(train_batches([entry.file for entry in entries], **how, alone=[row.alone for row in rows]))
+    how = {"crop": config.data.crop, "patch": enlarged_crop(config), "crops_per_volume": 2, "batch": 2, "seed": 0, "start": 0, "threads": 1}
+    batch = next(train_batches([entry.file for entry in entries], **how, labels_only=[row.labels_only for row in rows]))
     assert {name: (part.shape[1:], part.dtype) for name, part in batch.items()} == parts_of_batch(config)
 
 
@@ -219,6 +220,6 @@ def test_held_out_volumes_come_once_and_padding_weighs_nothing(volumes):
 @pytest.mark.parametrize("count", [2, 4])
 def test_held_out_shares_make_the_global_batch(volumes, count):
     whole = list(eval_batches(volumes, crop=CROP, batch=4))
-    shares = [list(eval_batches(volumes, crop=CROP, batch=4, share=Share(i, count))) for i in range(count)]
+    shares = [list(eval_batches(volumes, crop=CROP, batch=4, share=ProcessShare(i, count))) for i in range(count)]
     for name in ("image", "weight"):
         equal([np.concatenate([part[name] for part in parts]) for parts in zip(*shares, strict=True)], [b[name] for b in whole])

@@ -154,7 +154,7 @@ def test_images_of_one_subject_keep_their_order(tmp_path):
 def test_labels_of_which_scans_are_made_have_no_image(tmp_path):
     text = "subject,image,labels,scheme,split,source\n1,x.nii,l.nii,seg35,train,\n1,,l.nii;m.nii,seg35;head,train,synth\n"
     real, made = read_manifest(manifest(tmp_path, text))
-    assert not real.alone and real.image == tmp_path / "x.nii"
+    assert not real.labels_only and real.image == tmp_path / "x.nii"
     labels = (tmp_path / "l.nii", tmp_path / "m.nii")
     assert made == Row("1", "", labels[0], labels, ("seg35", "head"), "", "train", (), True) and made.images == labels[:1]
     write_manifest(tmp_path / "out.tsv", [real, made])

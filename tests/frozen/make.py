@@ -20,7 +20,7 @@ from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import write
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import Writer
-from brainseg_jax.training.program import settle
+from brainseg_jax.training.program import resolve_auto
 
 # What a ViT UNETR needs at least; paths are relative, so that it can be gone on with wherever the folder lies.
 CONFIG = {
@@ -69,7 +69,7 @@ def run(folder: str, stop: int | None = None) -> None:
     config = base()
     config.update_from_flattened_dict(CONFIG)
     resolved = with_sources(config, set(), "frozen.py")
-    settle(config, True, resolved)
+    resolve_auto(config, True, resolved)
     progress = Writer.progress
 
     def stopping(writer: Writer, step: int, *what) -> None:

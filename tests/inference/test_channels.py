@@ -27,12 +27,12 @@ from brainseg_jax.training.program import parts_of_batch, sample_of
 from brainseg_jax.training.step import init_params
 from brainseg_jax.weights import checkpoint
 from brainseg_jax.weights.checkpoint import load
-from brainseg_jax.weights.transfer import taken
+from brainseg_jax.weights.transfer import load_parts
 
 CROP = {"data.crop": (32, 32, 32), "vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2)}
 TWO = CROP | {"channels": 2, "data.channel_names": ("T1w", "FLAIR")}
 FINE = TWO | {"objective": "segmentation", "data.labels": "brain", "classes": 2, "unetr.width": 4}
-FINE |= {"steps": 120, "optim.peak": 5e-3, "eval_every": 1.0}
+FINE |= {"steps": 120, "optim.lr": 5e-3, "eval_every": 1.0}
 SWIN = {"encoder": "swin", "decoder": "swin_unetr", "swin.width": 12, "swin.depths": (1, 1, 1, 1), "swin.window": 4}
 
 UNET = {"encoder": "resenc", "decoder": "unet", "unet.features": (4, 6, 8), "unet.blocks": (1, 2, 1), "unet.decoder_blocks": (1, 1)}
@@ -108,7 +108,7 @@ def test_a_prediction_is_the_networks_logits(tuned, people):
     network = brainseg_jax.load(tuned)
     ready = standardize_all([read(path) for path in row.images], spec_of(network.card), list(map(str, row.images)))
     classes = np.argmax(network.logits(as_float(jnp.asarray(ready.image)[None]))[0], axis=-1)
-    labels = brainseg_jax.predict(row.image, tuned, also=[row.images[1]], islands=True, ids="table").labels
+    labels = brainseg_jax.predict(row.image, tuned, also=[row.images[1]], keep_small_components=True, ids="table").labels
     x, y, z = ready.record["start"]
     np.testing.assert_array_equal(labels[x : x + 32, y : y + 32, z : z + 32] > 0, classes > 0)
     assert (labels > 0).sum() == (classes > 0).sum() > 100
@@ -187,9 +187,9 @@ def test_kernels_of_one_channel_repeated_give_equal_channels_what_one_gave(small
     checkpoint.write(tmp_path / "c", jax.device_get(params), {"config": with_sources(one, set(), "test.py")})
     like = jax.eval_shape(models.segmenter(three).init, jax.random.key(0), np.repeat(image, 3, -1))["params"]
     with pytest.raises(InputError, match="images of channels 1, this config has channels 3; add --config"):
-        taken(like, three, print)
+        load_parts(like, three, print)
     three.init.channels, said = "repeat", []
-    repeated = taken(like, three, said.append)
+    repeated = load_parts(like, three, said.append)
     assert "3 channels share its first layers' mean kernel" in said[0]
     close(
         jax.jit(models.segmenter(three).apply)({"params": repeated}, np.repeat(image, 3, axis=-1)),

@@ -21,8 +21,8 @@ from brainseg_jax.data.labels import parse_table, read_table, table_text
 from brainseg_jax.data.nifti import Scan, write
 from brainseg_jax.data.preprocess import Standardized, spec, standardize
 from brainseg_jax.inference import network, prediction, sliding_window
-from brainseg_jax.inference.input_checks import refuse, refuse_empty
-from brainseg_jax.inference.prediction import Found, Predictor, on_scan, predict, predictor, soft_maps
+from brainseg_jax.inference.input_checks import check_head_scan, check_not_empty
+from brainseg_jax.inference.prediction import Predictor, SoftSegmentation, on_scan, predict, predictor, soft_maps
 from brainseg_jax.training.provenance import as_json
 
 SPEC = spec("default", 3.0, (48, 48, 48))
@@ -63,8 +63,8 @@ def threshold(monkeypatch):
     """In place of networks: what is bright is class 1. What it was asked is kept in `calls`."""
     calls = []
 
-    def segment(models, volume, *, overlap, blend, mirror, each):
-        calls.append((overlap, blend, mirror))
+    def segment(models, volume, *, overlap, blend, flip, each):
+        calls.append((overlap, blend, flip))
         volume = np.asarray(volume)
         bright = np.clip(4 * volume - 2.167, 0, 1)  # 0.5 halfway between ellipsoid and ball
         probabilities = np.concatenate([1 - bright, bright], axis=-1)
@@ -122,12 +122,12 @@ def test_the_likeliest_class_between_voxels_is_scipys(rng, codes, lines, spacing
     within = np.all((at >= 0) & (at <= np.array(soft.shape[1:]) - 1), axis=-1)
     best = np.sort(whole, axis=0)
     clear = within & (best[-1] - best[-2] > 0.01)
-    labels = on_scan(Found(soft, np.zeros(6), 0.0), ready)
+    labels = on_scan(SoftSegmentation(soft, np.zeros(6), 0.0), ready)
     assert labels.dtype == np.uint8 and clear.mean() > 0.1
     np.testing.assert_array_equal(labels[clear], whole.argmax(0)[clear])
     outside = np.any((at < -0.5 - 1e-6) | (at > np.array(soft.shape[1:]) - 0.5 + 1e-6), axis=-1)
     assert outside.any() and (lines is SHEAR or not labels[outside].any())
-    for number, (ours, theirs) in enumerate(zip(soft_maps(Found(soft, np.zeros(6), 0.0), ready), whole, strict=True)):
+    for number, (ours, theirs) in enumerate(zip(soft_maps(SoftSegmentation(soft, np.zeros(6), 0.0), ready), whole, strict=True)):
         assert ours.dtype == np.uint8
         assert np.abs(ours[within] - theirs[within]).max() <= 0.5 + 1e-3
         assert lines is SHEAR or (ours[outside] == (0 if number else 255)).all()
@@ -141,8 +141,8 @@ def test_on_the_networks_own_grid_labels_are_theirs(rng):
     p = rng.dirichlet(np.full(9, 300.0), size=(40, 36, 32)).astype(np.float32)  # all about 1/9
     soft = np.asarray(prediction._in_bytes(jnp.asarray(p))).transpose(3, 0, 1, 2).copy()
     assert (np.sort(soft, axis=0)[-1] > np.sort(soft, axis=0)[-2]).all()
-    np.testing.assert_array_equal(on_scan(Found(soft, np.zeros(9), 0.0), ready), p.argmax(-1))
-    np.testing.assert_array_equal(np.stack(list(soft_maps(Found(soft, np.zeros(9), 0.0), ready))), soft)
+    np.testing.assert_array_equal(on_scan(SoftSegmentation(soft, np.zeros(9), 0.0), ready), p.argmax(-1))
+    np.testing.assert_array_equal(np.stack(list(soft_maps(SoftSegmentation(soft, np.zeros(9), 0.0), ready))), soft)
     assert np.abs(soft / 255 - p.transpose(3, 0, 1, 2)).max() < 1.5 / 255
 
 
@@ -171,8 +171,8 @@ def test_from_a_file_and_from_an_array_it_is_the_same(threshold, tmp_path):
     np.testing.assert_array_equal(one.labels, predict(nib.load(tmp_path / "a.nii.gz"), BY).labels)
     assert one.volumes == {"Blob": np.count_nonzero(one.labels) * abs(np.linalg.det(affine[:3, :3])) / 1000}
     assert one.soft_volumes == other.soft_volumes and one.affine.tobytes() == other.affine.tobytes() == affine.tobytes()
-    (_, _, none), (_, _, mirror), _ = threshold
-    assert none is None and mirror.axis == 0 and mirror.partners.tolist() == [0, 1]
+    (_, _, none), (_, _, flip), _ = threshold
+    assert none is None and flip.axis == 0 and flip.partners.tolist() == [0, 1]
 
 
 def test_an_image_in_memory_is_taken_as_its_file_would_be(threshold, tmp_path):
@@ -211,11 +211,11 @@ def test_entropy_is_the_mean_of_what_is_inside(threshold):
     ready = standardize(Scan(head(affine)[0], affine), SPEC)
     bright = np.clip(4 * (ready.image / 255) - 2.167, 0, 1)
     expected = np.mean([entropy([p, 1 - p]) for p in bright[bright > 0.5]])
-    assert prediction.find(BY, ready).entropy == pytest.approx(expected, rel=1e-4) and expected > 0.01
+    assert prediction.segment_grid(BY, ready).entropy == pytest.approx(expected, rel=1e-4) and expected > 0.01
     p = np.array([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.2, 0.2, 0.6], [0, 0, 1.0]], np.float32).reshape(2, 2, 1, 3)
     inside = [entropy([0.1, 0.8, 0.1]), entropy([0.2, 0.2, 0.6]), 0]
     np.testing.assert_allclose(prediction._entropy(jnp.asarray(p)), [sum(inside), 3], rtol=1e-6)
-    assert np.isnan(prediction.find(BY, ready._replace(image=np.zeros(SPEC.size, np.uint8))).entropy)
+    assert np.isnan(prediction.segment_grid(BY, ready._replace(image=np.zeros(SPEC.size, np.uint8))).entropy)
 
 
 SIX = "id\tname\tpartner\tfreesurfer\n" + "".join(
@@ -237,23 +237,23 @@ def test_classes_are_grouped_into_a_task(monkeypatch):
     skull = by.grouped("skull")
     assert [s.name for s in skull.table.structures] == ["Brain"]
     np.testing.assert_array_equal(skull.groups[:, 1], [0, 1, 1, 1, 1, 1, 0])
-    assert four.mirrored().mirror.partners.tolist() == [0, 2, 1, 3, 4, 5, 6]  # of the networks' classes
+    assert four.with_flip().flip.partners.tolist() == [0, 2, 1, 3, 4, 5, 6]  # of the networks' classes
 
     p = np.random.default_rng(0).dirichlet(np.ones(7), (48, 48, 48)).astype(np.float32)
 
-    def segment(models, volume, *, overlap, blend, mirror, each):
+    def segment(models, volume, *, overlap, blend, flip, each):
         each(slice(0, 20), jnp.asarray(p[:20]))
         each(slice(20, 48), jnp.asarray(p[20:]))
         return sliding_window.Segmentation(p.argmax(-1).astype(np.uint8), p.sum((0, 1, 2), np.float64))
 
     monkeypatch.setattr(sliding_window, "segment", segment)
     ready = Standardized(np.zeros((48, 48, 48), np.uint8), placed(), {})
-    found = prediction.find(four, ready)
+    found = prediction.segment_grid(four, ready)
     expected = p @ rows
     assert (np.moveaxis(found.soft, 0, -1).argmax(-1) == expected.argmax(-1)).all()
     np.testing.assert_allclose(found.volumes, expected.sum((0, 1, 2)) * 0.064, rtol=1e-6)
-    for one, together in zip((by, four, skull), prediction.find_each([by, four, skull], ready), strict=True):
-        alone = prediction.find(one, ready)
+    for one, together in zip((by, four, skull), prediction.segment_grid_each([by, four, skull], ready), strict=True):
+        alone = prediction.segment_grid(one, ready)
         np.testing.assert_array_equal(together.soft, alone.soft)
         np.testing.assert_array_equal(together.volumes, alone.volumes)
         assert together.entropy == alone.entropy
@@ -283,17 +283,17 @@ def test_ids_are_freesurfers_where_there_are_any(threshold):
     with pytest.raises(InputError, match="no FreeSurfer ids, not one; write the table's own ids"):
         predict(scan, bare, ids="freesurfer")
     twice = BY._replace(table=parse_table("id\tname\tpartner\tfreesurfer\n1\ta\t2\t17\n2\tb\t1\t17\n", "twice"))
-    assert [s.id for s in prediction.written(twice.table, "auto").structures] == [1, 2]
+    assert [s.id for s in prediction.output_table(twice.table, "auto").structures] == [1, 2]
     with pytest.raises(InputError, match="two structures with one FreeSurfer id"):
-        prediction.written(twice.table, "freesurfer")
+        prediction.output_table(twice.table, "freesurfer")
 
 
 def test_partners_are_renamed_with_the_ids():
-    table = prediction.written(read_table("seg33"), "auto")
+    table = prediction.output_table(read_table("seg33"), "auto")
     by_name = {s.name: s for s in table.structures}
     assert (by_name["Left hippocampus"].id, by_name["Left hippocampus"].partner) == (17, 53)
     assert by_name["Right hippocampus"].partner == 17
-    assert [s.id for s in prediction.written(read_table("seg4"), "auto").structures] == [1, 2, 3, 4]
+    assert [s.id for s in prediction.output_table(read_table("seg4"), "auto").structures] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("largest", "dtype"), [(255, np.uint8), (256, np.int16), (32767, np.int16), (32768, np.int32)])
@@ -304,10 +304,10 @@ def test_ids_take_the_smallest_type(largest, dtype):
 
 
 @pytest.mark.parametrize(("orientation", "axis"), [("RAS", 0), ("RSP", 0), ("PSL", 2), ("ALS", 1)])
-def test_the_mirror_stands_between_left_and_right(orientation, axis):
-    by = BY._replace(spec=replace(SPEC, orientation=orientation), own=read_table("seg33")).mirrored()
-    assert by.mirror.axis == axis
-    assert by.mirror.partners[[0, 1, 19]].tolist() == [0, 19, 1]  # white matter, left and right
+def test_the_flip_stands_between_left_and_right(orientation, axis):
+    by = BY._replace(spec=replace(SPEC, orientation=orientation), own=read_table("seg33")).with_flip()
+    assert by.flip.axis == axis
+    assert by.flip.partners[[0, 1, 19]].tolist() == [0, 19, 1]  # white matter, left and right
 
 
 def test_it_is_a_function_however_it_is_imported():
@@ -345,7 +345,7 @@ REFUSED = {
 def test_too_small(name):
     voxels, spacing, reason = REFUSED[name]
     with pytest.raises(InputError, match=rf"x\.nii: {reason}.*at least 16 voxels and 60 mm on every axis"):
-        refuse(Scan(voxels, placed(spacing=spacing)), "x.nii")
+        check_head_scan(Scan(voxels, placed(spacing=spacing)), "x.nii")
 
 
 def test_hounsfield_units():
@@ -353,14 +353,14 @@ def test_hounsfield_units():
     voxels = head(affine)[0]
     ct = np.where(voxels > 0, voxels - 60, -1000).astype(np.float32)
     with pytest.raises(InputError, match=r"x\.nii: looks like CT, \d+% of its voxels are air of about -1000 Hounsfield"):
-        refuse(Scan(ct, affine), "x.nii")
+        check_head_scan(Scan(ct, affine), "x.nii")
     ct[ct < -500] = -2000  # padding, as of scanners with a round field of view; the air in it is still there
     ct[:, :, :6] = -1024
     with pytest.raises(InputError, match="looks like CT"):
-        refuse(Scan(ct, affine), "x.nii")
+        check_head_scan(Scan(ct, affine), "x.nii")
     voxels[voxels == 0] = np.random.default_rng(0).normal(0, 12, (voxels == 0).sum())  # an MRI that was interpolated has some below 0
     voxels[0, 0, :3] = -1000
-    refuse(Scan(voxels, affine), "x.nii")
+    check_head_scan(Scan(voxels, affine), "x.nii")
 
 
 @pytest.mark.parametrize("kind", ["rician", "uniform", "integers"])
@@ -372,13 +372,15 @@ def test_noise(rng, kind):
         "integers": lambda: rng.integers(0, 3, shape),
     }[kind]
     with pytest.raises(InputError, match=r"x\.nii: is noise without a head"):
-        refuse(Scan(draw().astype(np.float32), placed()), "x.nii")
+        check_head_scan(Scan(draw().astype(np.float32), placed()), "x.nii")
 
 
 def test_a_noisy_head_is_a_head(rng):
     affine = placed()
     voxels = head(affine)[0]
-    refuse(Scan(np.hypot(voxels + rng.normal(0, 40, voxels.shape), rng.normal(0, 40, voxels.shape)).astype(np.float32), affine), "x.nii")
+    check_head_scan(
+        Scan(np.hypot(voxels + rng.normal(0, 40, voxels.shape), rng.normal(0, 40, voxels.shape)).astype(np.float32), affine), "x.nii"
+    )
 
 
 def test_where_no_brain_is_found_nothing_is_given(threshold):
@@ -391,9 +393,9 @@ def test_where_no_brain_is_found_nothing_is_given(threshold):
     empty = Standardized(np.zeros(SPEC.size, np.uint8), np.eye(4), {"source_shape": [4, 5, 6], "source_affine": np.eye(4).tolist()})
     soft = np.zeros((2, *SPEC.size), np.uint8)
     soft[0] = 255
-    assert not on_scan(Found(soft, np.zeros(2), 0.0), empty).any()
+    assert not on_scan(SoftSegmentation(soft, np.zeros(2), 0.0), empty).any()
     with pytest.raises(InputError, match="no brain was found in it, 0 ml"):
-        refuse_empty(TABLE, np.array([5.0, 0.0]), "x")
+        check_not_empty(TABLE, np.array([5.0, 0.0]), "x")
 
 
 def test_no_checkpoint():

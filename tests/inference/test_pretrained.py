@@ -59,7 +59,7 @@ def test_how_a_scan_is_stored_changes_nothing(by, head, found):
 def test_its_card_knows_what_is_usual(by):
     assert all(file.stat().st_size < 10e6 for file in NETWORKS.values())
     for task in ("", "skull", "four", "thirtythree"):
-        asked = by.asked(task, tta=False, islands=False)
+        asked = by.asked(task, tta=False, keep_small_components=False)
         cohort = asked.cohort()
         assert {s.name for s in asked.table.structures} <= cohort.keys()
         assert len(voxel_ids(asked.table)) == len(asked.table.structures) + 1

@@ -12,7 +12,7 @@ from peers import peer
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.inference import sliding_window
-from brainseg_jax.inference.sliding_window import Mirror, Model, segment, slabs
+from brainseg_jax.inference.sliding_window import Flip, Model, segment, slabs
 from brainseg_jax.models import segmenter
 from brainseg_jax.models.segmenter import Segmenter
 
@@ -68,7 +68,7 @@ def monai(model, volume, overlap, blend, axis=None):
     flipped = (lambda v: v) if axis is None else (lambda v: np.flip(v, axis))
     image = torch.tensor(np.moveaxis(flipped(volume), -1, 0)[None].copy())
     # MONAI makes its own weights in single precision.
-    weight = torch.tensor(sliding_window.importance(model.window, blend), dtype=image.dtype)
+    weight = torch.tensor(sliding_window.blend_weights(model.window, blend), dtype=image.dtype)
     found = sliding_window_inference(image, model.window, 2, predict, overlap=overlap, mode=blend, roi_weight_map=weight)
     return flipped(np.moveaxis(found[0].numpy(), 0, -1))
 
@@ -86,15 +86,15 @@ def blended(*args, **settings):
 
 @pytest.mark.parity
 def test_starts_are_monais():
-    assert sliding_window.starts(192, 160, 0.5) == [0, 32]
-    assert sliding_window.starts(192, 96, 0.5) == [0, 48, 96]
-    assert sliding_window.starts(10, 10, 0.5) == [0]
+    assert sliding_window.window_starts(192, 160, 0.5) == [0, 32]
+    assert sliding_window.window_starts(192, 96, 0.5) == [0, 48, 96]
+    assert sliding_window.window_starts(10, 10, 0.5) == [0]
     for overlap in (0, 0.25, 0.5, 0.7, 0.9, 0.99):
         for window in range(1, 13):
             for size in range(window, 30):
                 steps = _get_scan_interval((size,), (window,), 1, (overlap,))
                 theirs = [s[0].start for s in dense_patch_slices((size,), (window,), steps)]
-                assert sliding_window.starts(size, window, overlap) == theirs, (overlap, window, size)
+                assert sliding_window.window_starts(size, window, overlap) == theirs, (overlap, window, size)
 
 
 @pytest.mark.parity
@@ -102,7 +102,7 @@ def test_starts_are_monais():
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])
 def test_importance_is_monais(window, blend, close):
     theirs = compute_importance_map(window, blend)
-    close(sliding_window.importance(window, blend), theirs.numpy())
+    close(sliding_window.blend_weights(window, blend), theirs.numpy())
     assert blend == "constant" or theirs.min() == np.float32(1e-3), "the floor is in use"
 
 
@@ -164,7 +164,7 @@ def test_mirror_images_and_ensembles_are_averaged(x64, rng, close, model, axis):
     """Against whole maps: two networks with other windows, each of whose starts is another in the mirror."""
     size, partners = (21, 13, 11), np.array([0, 2, 1, 4, 3])
     volume, nets = rng.normal(size=(*size, 1)), [model((8, 5, 8)), model((9, 16, 4), width=7)]
-    found = segment(nets, volume, overlap=0.25, blend="gaussian", batch=2, mirror=Mirror(axis, partners))
+    found = segment(nets, volume, overlap=0.25, blend="gaussian", batch=2, flip=Flip(axis, partners))
     views = [softmax(monai(net, volume, 0.25, "gaussian")) for net in nets]
     views += [softmax(monai(net, volume, 0.25, "gaussian", axis))[..., partners] for net in nets]
     mean = sum(views) / 4
@@ -212,7 +212,7 @@ def test_what_is_compiled_ahead_is_not_compiled_again(rng, model, monkeypatch):
     traced, features = [], sliding_window._features
     monkeypatch.setattr(sliding_window, "_features", lambda *args: traced.append(1) or features(*args))
     net, volume = model((6, 8, 8)), rng.normal(size=(11, 9, 8, 1)).astype(np.float32)
-    settings = {"overlap": 0.25, "blend": "constant", "batch": 2, "mirror": Mirror(0, np.arange(5))}
+    settings = {"overlap": 0.25, "blend": "constant", "batch": 2, "flip": Flip(0, np.arange(5))}
     sliding_window.compile_ahead([net], jax.ShapeDtypeStruct(volume.shape, volume.dtype), **settings)
     assert len(traced) == 2
     segment([net], volume, **settings)
@@ -275,9 +275,9 @@ def test_a_network_of_ours_is_blended(rng, close, small):
         ({"overlap": 1.0}, "overlap from 0"),
         ({"overlap": -0.1}, "overlap from 0"),
         ({"batch": 0}, "batch of 1 or more"),
-        ({"mirror": Mirror(3, np.arange(5))}, "axis 0, 1 or 2"),
-        ({"mirror": Mirror(0, np.arange(4))}, "partner of each of the 5"),
-        ({"mirror": Mirror(0, np.array([0, 2, 3, 1, 4]))}, "partner of each of the 5"),
+        ({"flip": Flip(3, np.arange(5))}, "axis 0, 1 or 2"),
+        ({"flip": Flip(0, np.arange(4))}, "partner of each of the 5"),
+        ({"flip": Flip(0, np.array([0, 2, 3, 1, 4]))}, "partner of each of the 5"),
         ({"models": []}, "at least one"),
     ],
 )

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from brainseg_jax.data.labels import connected, parse_table, read_table
-from brainseg_jax.inference.small_components import dissolve
+from brainseg_jax.data.labels import connected_structures, parse_table, read_table
+from brainseg_jax.inference.small_components import relabel_small_components
 
 TABLE = parse_table(
     "id\tname\tfreesurfer\tpartner\ttissue\n"
@@ -26,13 +26,13 @@ def head():
 
 def changed(classes):
     after = classes.copy()
-    dissolve(after, TABLE)
+    relabel_small_components(after, TABLE)
     return {tuple(map(int, place)): int(after[tuple(place)]) for place in np.argwhere(after != classes)}
 
 
 def test_what_hangs_together():
-    assert connected(TABLE) == [LEFT, RIGHT]
-    names = {s.name for n, s in enumerate(read_table("freesurfer").structures, 1) if n in connected(read_table("freesurfer"))}
+    assert connected_structures(TABLE) == [LEFT, RIGHT]
+    names = {s.name for n, s in enumerate(read_table("freesurfer").structures, 1) if n in connected_structures(read_table("freesurfer"))}
     assert {"Left hippocampus", "Brain stem"} <= names and not {"White matter hypointensities", "Left lateral ventricle"} & names
 
 
@@ -85,5 +85,5 @@ def test_an_island_within_an_island_goes_with_it(head):
     head[3, 4, 2] = LEFT
     assert set(changed(head).values()) == {LEFT}
     after = head.copy()
-    dissolve(after, TABLE)
+    relabel_small_components(after, TABLE)
     assert changed(after) == {}

@@ -18,12 +18,12 @@ from brainseg_jax.models.swin import (
     Swin,
     _together,
     attend_windows,
-    cut,
-    join,
     masks,
+    merge_windows,
     partition,
     regions,
     relative,
+    window_grid,
 )
 
 torch = peer("torch")
@@ -132,19 +132,19 @@ def test_merging_by_hand(merging):
 def test_windows_by_hand():
     """A line of five voxels, windows of three, shifted by one: a zero is added at the end, then the first voxel goes there."""
     x = jnp.arange(1.0, 6).reshape(1, 5, 1, 1, 1)
-    c = cut((5, 1, 1), 3, 1)
+    c = window_grid((5, 1, 1), 3, 1)
     assert c == ((3, 1, 1), (1, 0, 0), (6, 1, 1))
     np.testing.assert_array_equal(partition(x, c)[..., 0], [[2, 3, 4], [5, 0, 1]])
     np.testing.assert_array_equal(regions(c), [[0, 0, 0], [9, 9, 18]])
-    assert cut((7, 8, 6), 7, 3) == ((7, 7, 6), (0, 3, 0), (7, 14, 6))
+    assert window_grid((7, 8, 6), 7, 3) == ((7, 7, 6), (0, 3, 0), (7, 14, 6))
 
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_join_undoes_partition(rng, shift):
     x = jnp.asarray(rng.normal(size=(2, 5, 6, 2, 3)), jnp.float32)
-    c = cut((5, 6, 2), 3, shift)
+    c = window_grid((5, 6, 2), 3, shift)
     assert partition(x, c).shape == (2 * 2 * 2, 18, 3)
-    np.testing.assert_array_equal(join(partition(x, c), c, (5, 6, 2)), x)
+    np.testing.assert_array_equal(merge_windows(partition(x, c), c, (5, 6, 2)), x)
 
 
 def apart(c):
@@ -157,7 +157,7 @@ def apart(c):
 
 @pytest.mark.parametrize("grid", [(5, 6, 4), (7, 3, 2), (9, 9, 9)])
 def test_masks_part_what_the_roll_brought_together(grid):
-    c = cut(grid, 3, 1)
+    c = window_grid(grid, 3, 1)
     mask, kinds = masks(c)
     np.testing.assert_array_equal(mask[kinds], apart(c))
     labels = regions(c)
@@ -185,7 +185,7 @@ def formula(q, k, v, bias, c):
 @pytest.mark.parametrize("form", ["cpu", "gpu"])
 def test_window_attention_is_the_formula_forward_and_backward(x64, rng, close, dtype, shift, form):
     """Two samples of four windows of 18 tokens. In double precision biases are large: some outweigh the -100 between regions."""
-    c = cut((5, 6, 2), 3, shift)
+    c = window_grid((5, 6, 2), 3, shift)
     q, k, v, g = (jnp.asarray(rng.normal(size=(8, 18, 2, 4)), dtype) for _ in range(4))
     exact = "float64" if dtype == "float64" else "float32"
     bias = jnp.asarray(rng.normal(size=(2, 18, 18)) * (40 if dtype == "float64" else 1), exact)
@@ -200,14 +200,14 @@ def test_window_attention_is_the_formula_forward_and_backward(x64, rng, close, d
 
 def test_large_scores_stay_finite(rng):
     q, v = (jnp.asarray(rng.normal(size=(4, 18, 2, 4)), jnp.float32) for _ in range(2))
-    out, pull = jax.vjp(lambda q: attend_windows(q * 1e3, q * 1e3, v, jnp.zeros((2, 18, 18)), cut((5, 6, 2), 3, 1)), q)
+    out, pull = jax.vjp(lambda q: attend_windows(q * 1e3, q * 1e3, v, jnp.zeros((2, 18, 18)), window_grid((5, 6, 2), 3, 1)), q)
     assert np.isfinite(out).all() and np.isfinite(pull(out)[0]).all()
 
 
 def test_no_scores_are_kept_for_the_backward_pass(rng):
     q = jnp.asarray(rng.normal(size=(4, 18, 2, 4)), jnp.float32)
     bias = jnp.zeros((2, 18, 18))
-    _, pull = jax.vjp(lambda q, bias: attend_windows(q, q, q, bias, cut((5, 6, 2), 3, 1)), q, bias)
+    _, pull = jax.vjp(lambda q, bias: attend_windows(q, q, q, bias, window_grid((5, 6, 2), 3, 1)), q, bias)
     kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.shape != bias.shape]
     assert kept and max(leaf.size for leaf in kept) <= q.size
 

@@ -12,7 +12,7 @@ from torch_trees import first, last, resenc_unet, slope, value
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.segmenter import Segmenter
-from brainseg_jax.models.unet import ResEnc, ResidualBlock, UNet, halved
+from brainseg_jax.models.unet import ResEnc, ResidualBlock, UNet, downsample
 
 torch = peer("torch")
 ResidualEncoderUNet = peer("dynamic_network_architectures.architectures.unet:ResidualEncoderUNet")
@@ -142,7 +142,7 @@ def test_a_block_begins_as_its_shortcut(rng, close, features, stride):
     x = jnp.asarray(rng.normal(size=(2, 4, 6, 4, 3)), jnp.float32)
     block = ResidualBlock(features, stride)
     params = jax.jit(block.init)(jax.random.key(0), x)
-    shortcut = halved(x) if stride == 2 else x
+    shortcut = downsample(x) if stride == 2 else x
     if features != 3:
         shortcut = shortcut @ params["params"]["skip"]["conv"]["kernel"]
         centred = shortcut - shortcut.mean((1, 2, 3), keepdims=True)
@@ -152,7 +152,7 @@ def test_a_block_begins_as_its_shortcut(rng, close, features, stride):
 
 def test_halved_is_the_mean_of_eight_voxels():
     x = jnp.arange(2 * 2 * 4.0).reshape(1, 2, 2, 4, 1)
-    np.testing.assert_array_equal(halved(x).ravel(), [(0 + 1 + 4 + 5 + 8 + 9 + 12 + 13) / 8, (2 + 3 + 6 + 7 + 10 + 11 + 14 + 15) / 8])
+    np.testing.assert_array_equal(downsample(x).ravel(), [(0 + 1 + 4 + 5 + 8 + 9 + 12 + 13) / 8, (2 + 3 + 6 + 7 + 10 + 11 + 14 + 15) / 8])
 
 
 def test_an_image_that_does_not_halve_is_refused():

@@ -19,16 +19,16 @@ from brainseg_jax.objectives.ssl import (
     SSL,
     Interpolated,
     Transposed,
-    boxes,
-    cut_paper,
-    cut_share,
-    donors,
+    cutout_boxes,
+    cutout_paper,
+    cutout_share,
+    donor_crops,
     double,
     every,
-    most_boxes,
-    newly,
+    max_boxes,
+    newly_covered,
     nt_xent,
-    turn,
+    rotate,
     view,
 )
 from brainseg_jax.parallel.sharding import batch_sharding, make_mesh
@@ -63,12 +63,12 @@ def tree(objective, size=SIZE, dtype=jnp.float32):
 def test_turns_are_numpys_and_torchs(rng):
     """The published plane: axes 2 and 3 of a sample [c x y z]."""
     image, k = rng.normal(size=(4, 5, 6, 6, 2)).astype(np.float32), [0, 1, 2, 3]
-    turned = turn(jnp.asarray(image), jnp.array(k))
+    turned = rotate(jnp.asarray(image), jnp.array(k))
     for ours, sample, quarters in zip(turned, image, k, strict=True):
         np.testing.assert_array_equal(ours, np.rot90(sample, quarters, axes=(1, 2)))
         theirs = torch.rot90(torch.tensor(np.moveaxis(sample, -1, 0)), quarters, (2, 3))
         np.testing.assert_array_equal(np.moveaxis(np.asarray(ours), -1, 0), theirs)
-    np.testing.assert_array_equal(turn(turned, -jnp.array(k)), image)
+    np.testing.assert_array_equal(rotate(turned, -jnp.array(k)), image)
 
 
 def test_labels_are_the_turns_and_uniform(rng):
@@ -103,7 +103,9 @@ def test_boxes_are_those_of_the_published_procedure(rng):
     """The share of 300 samples against 300 of a loop in NumPy: mean and spread."""
     n, b = 32, 300
     target = 0.2 * n**3
-    run = jax.jit(lambda: boxes(jax.random.key(0), constants(b), jnp.full(b, target), jnp.zeros(b), most_boxes((n,) * 3, target), every)[1])
+    run = jax.jit(
+        lambda: cutout_boxes(jax.random.key(0), constants(b), jnp.full(b, target), jnp.zeros(b), max_boxes((n,) * 3, target), every)[1]
+    )
     ours = np.mean(np.asarray(run()) == NOISE, axis=(1, 2, 3))
     theirs = np.array([published_union(rng, n, target) for _ in range(b)])
     assert abs(ours.mean() - theirs.mean()) < 5 * theirs.std() * (2 / b) ** 0.5
@@ -113,7 +115,7 @@ def test_boxes_are_those_of_the_published_procedure(rng):
 def test_one_box(rng):
     """Sides from 5 % to below a quarter, shorter only at the far border; noise from 0 to 1; all else as it was."""
     image = jnp.asarray(10 + rng.uniform(size=(60, 40, 20, 60, 2)), jnp.float32)
-    noised, held = jax.jit(lambda: boxes(jax.random.key(0), image, jnp.ones(60), jnp.zeros(60), 1, newly))()
+    noised, held = jax.jit(lambda: cutout_boxes(jax.random.key(0), image, jnp.ones(60), jnp.zeros(60), 1, newly_covered))()
     lengths = []
     for before, after, box in zip(np.asarray(image), np.asarray(noised), np.asarray(held), strict=True):
         at = np.argwhere(box == NOISE)
@@ -130,7 +132,7 @@ def test_one_box(rng):
 @pytest.mark.parametrize(("share", "b"), [(0.3, 1), (0.3, 200), (0.75, 40), (0.0, 4)])
 def test_the_true_share_is_met(share, b):
     """In every one of the samples, and passed by less than a box."""
-    cut = jax.jit(cut_share, static_argnums=3)(jax.random.key(1), constants(b), jnp.ones(b), share)
+    cut = jax.jit(cutout_share, static_argnums=3)(jax.random.key(1), constants(b), jnp.ones(b), share)
     shares = np.mean(np.asarray(cut) != constants(b), axis=(1, 2, 3, 4))
     assert shares.min() >= share and shares.max() < share + (7 / 32) ** 3
     if b == 1:
@@ -138,7 +140,7 @@ def test_the_true_share_is_met(share, b):
 
 
 def test_half_of_the_share_is_another_samples():
-    cut = np.asarray(jax.jit(cut_share, static_argnums=3)(jax.random.key(1), constants(100), jnp.ones(100), 0.3))
+    cut = np.asarray(jax.jit(cutout_share, static_argnums=3)(jax.random.key(1), constants(100), jnp.ones(100), 0.3))
     foreign = (cut > 1) & (cut != constants(100))
     assert 0.13 < foreign.mean() < 0.17
     donors = [np.unique(sample[mask]) for sample, mask in zip(cut, foreign, strict=True)]
@@ -148,7 +150,7 @@ def test_half_of_the_share_is_another_samples():
 def test_the_published_cut_keeps_its_budget(rng):
     """U(0, 30 %) of the volume, twice, overlaps counted again."""
     b, n = 200, 32
-    cut = np.asarray(jax.jit(cut_paper, static_argnums=3)(jax.random.key(0), constants(b), jnp.ones(b), 0.3))
+    cut = np.asarray(jax.jit(cutout_paper, static_argnums=3)(jax.random.key(0), constants(b), jnp.ones(b), 0.3))
     shares = np.mean(cut != constants(b), axis=(1, 2, 3, 4))
 
     def published():
@@ -164,7 +166,7 @@ def test_published_samples_are_cut_one_after_the_other():
     """What is taken from a later sample is untouched; from an earlier one it may be noise already."""
     chained = 0
     for seed in range(6):
-        first, second = np.asarray(jax.jit(cut_paper, static_argnums=3)(jax.random.key(seed), constants(2), jnp.ones(2), 0.3))
+        first, second = np.asarray(jax.jit(cutout_paper, static_argnums=3)(jax.random.key(seed), constants(2), jnp.ones(2), 0.3))
         assert set(np.unique(first[first > 1])) <= {10, 11} and set(np.unique(second[second > 1])) <= {10, 11}
         same = (first == second) & (first <= 1)
         chained += bool(same.any())
@@ -174,10 +176,10 @@ def test_published_samples_are_cut_one_after_the_other():
 def test_nobody_takes_from_padding():
     weight = jnp.array([1.0, 1.0, 0.0, 1.0])
     for own in (0.0, 1.0):
-        chosen = [donors(jax.random.key(i), weight, own) for i in range(50)]
+        chosen = [donor_crops(jax.random.key(i), weight, own) for i in range(50)]
         who = np.array([donor for donor, _ in chosen])
         assert set(np.unique(who)) == {0, 1, 3} and np.array_equal(np.any(who[:, 0] == 0), bool(own))
-    assert not donors(jax.random.key(0), jnp.array([1.0, 0.0]), 0.0)[1][0]
+    assert not donor_crops(jax.random.key(0), jnp.array([1.0, 0.0]), 0.0)[1][0]
 
 
 # ---- losses
@@ -400,16 +402,16 @@ def test_metrics_and_their_sum(rng, evaluated, close):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", ["share", "paper"])
-def test_what_padding_holds_changes_nothing(rng, evaluated, cut):
+@pytest.mark.parametrize("cutout", ["share", "paper"])
+def test_what_padding_holds_changes_nothing(rng, evaluated, cutout):
     image = rng.uniform(size=(4, *SIZE, 1)).astype(np.float32)
     other = image.copy()
     other[3] = rng.normal(size=other[3].shape)
     weight = jnp.array([1.0, 1, 1, 0])
-    one, two = (evaluated({"image": jnp.asarray(i), "weight": weight}, cut=cut) for i in (image, other))
+    one, two = (evaluated({"image": jnp.asarray(i), "weight": weight}, cutout=cutout) for i in (image, other))
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert one[1]["loss"][1] == 6
-    _, nothing = evaluated({"image": jnp.asarray(image), "weight": jnp.zeros(4)}, cut=cut)
+    _, nothing = evaluated({"image": jnp.asarray(image), "weight": jnp.zeros(4)}, cutout=cutout)
     assert all(total == number == 0 for total, number in nothing.values())
 
 
@@ -424,7 +426,7 @@ def test_pictures(rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fields", [{}, {"heads": "tokens", "cut": "paper", "decoder": "deconv", "drop_path": 0.3}], ids=["ours", "the other choices"]
+    "fields", [{}, {"heads": "tokens", "cutout": "paper", "decoder": "deconv", "drop_path": 0.3}], ids=["ours", "the other choices"]
 )
 def test_every_parameter_learns(rng, fields):
     objective, image = tiny(**fields), jnp.asarray(rng.uniform(size=(2, *SIZE, 1)), jnp.float32)
@@ -442,7 +444,7 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
     config = small(
         **{
             "objective": "ssl", "encoder": "swin", "swin.width": 12, "swin.depths": (1, 1, 1, 1), "swin.window": 4,
-            "steps": 30, "optim.peak": 2e-3, "optim.warmup": 0.1,
+            "steps": 30, "optim.lr": 2e-3, "optim.warmup": 0.1,
             "data.subjects": 4, "data.spacing": 6.0, "data.size": (64, 32, 32), "data.crop": (64, 32, 32), "data.batch": 4,
             "data.cache": str(tmp_path),
         }
@@ -453,8 +455,8 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
     # Of 80 views: by chance 0.25 ± 0.05. Where training stands after so few steps depends on rounding: 0.9 was seen.
     assert np.mean(losses["rotation_accuracy"][-10:]) > 0.5
     assert np.mean(losses["reconstruction"][-5:]) < 0.8 * np.mean(losses["reconstruction"][:5])
-    held_out = [row for row in rows if row["kind"] == "eval"][-1]
-    assert set(held_out) == {"step", "kind", "time", *SSL.metrics}
+    validation = [row for row in rows if row["kind"] == "eval"][-1]
+    assert set(validation) == {"step", "kind", "time", *SSL.metrics}
     assert (tmp_path / "run" / "pictures" / "step_000030.png").exists()
 
 
@@ -476,7 +478,7 @@ def test_it_learns_to_tell_rotations_on_the_sample_cohort(small, tmp_path):
         ({"ssl.share": 0.9}, r"ssl\.share .* 0\.75"),
         ({"ssl.weights": (1.0, 1.0)}, r"ssl\.weights .* three numbers"),
         ({"ssl.weights": (1.0, -1.0, 1.0)}, r"ssl\.weights .* not be negative"),
-        ({"ssl.cut": "circles"}, r"ssl\.cut .* share, paper"),
+        ({"ssl.cutout": "circles"}, r"ssl\.cutout .* share, paper"),
         ({"ssl.heads": "mean"}, r"ssl\.heads .* pooled, tokens"),
         ({"ssl.decoder": "linear"}, r"ssl\.decoder .* vae, deconv"),
         ({"ssl.temperature": 0.0}, r"ssl\.temperature .* greater than 0"),

@@ -16,7 +16,16 @@ from brainseg_jax.config.keys import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read
-from brainseg_jax.parallel.processes import Start, check_devices, chosen, first_host, from_first, gather, in_turns, own_gpus
+from brainseg_jax.parallel.processes import (
+    Start,
+    all_gather,
+    broadcast_from_first,
+    check_devices,
+    first_host,
+    own_gpus,
+    run_once_per_host,
+    start_from,
+)
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import Writer, read_metrics
 from brainseg_jax.weights.checkpoint import verify
@@ -31,14 +40,14 @@ STEP = {
 
 
 def test_without_srun_and_flags_a_process_is_alone():
-    assert chosen("", None, None, {}) is None
-    assert chosen("", None, None, {"SLURM_JOB_ID": "1234", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None  # a batch script
-    assert chosen("", None, None, STEP | {"SLURM_STEP_NUM_TASKS": "1"}) is None
-    assert chosen("", 1, None, STEP) is None
+    assert start_from("", None, None, {}) is None
+    assert start_from("", None, None, {"SLURM_JOB_ID": "1234", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None  # a batch script
+    assert start_from("", None, None, STEP | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert start_from("", 1, None, STEP) is None
 
 
 def test_flags_go_before_slurm():
-    assert chosen("node1:5000", 2, 1, STEP) == Start("node1:5000", 2, 1)
+    assert start_from("node1:5000", 2, 1, STEP) == Start("node1:5000", 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +64,7 @@ def test_flags_go_before_slurm():
 )
 def test_flags_that_do_not_go_together_are_refused(given, hint):
     with pytest.raises(InputError, match=hint):
-        chosen(*given, {})
+        start_from(*given, {})
 
 
 @pytest.mark.parametrize(
@@ -68,16 +77,16 @@ def test_flags_that_do_not_go_together_are_refused(given, hint):
 def test_what_slurm_would_not_say_is_named(name, value):
     environ = {key: said for key, said in (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"} | {name: value}).items() if said is not None}
     with pytest.raises(InputError, match=rf"^{name} is .*--processes=1"):
-        chosen("", None, None, environ)
+        start_from("", None, None, environ)
 
 
 def test_srun_says_it_all():
-    start = chosen("", None, None, STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
+    start = start_from("", None, None, STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
     host, _, port = start.coordinator.partition(":")
     assert (host, start.processes, start.process, start.devices) == ("gpu03", 8, 5, (1,)) and 61000 <= int(port) < 65536
-    others = [chosen("", None, None, STEP | other).coordinator for other in ({"SLURM_JOB_ID": "1235"}, {"SLURM_STEP_ID": "1"})]
+    others = [start_from("", None, None, STEP | other).coordinator for other in ({"SLURM_JOB_ID": "1235"}, {"SLURM_STEP_ID": "1"})]
     assert len({start.coordinator, *others}) == 3
-    assert chosen("", None, None, STEP | {"SLURM_PROCID": "0"}).coordinator == start.coordinator
+    assert start_from("", None, None, STEP | {"SLURM_PROCID": "0"}).coordinator == start.coordinator
 
 
 @pytest.mark.parametrize(
@@ -110,7 +119,7 @@ def test_gpus_that_do_not_divide_over_processes_are_refused():
 
 
 def test_alone_words_are_ones_own():
-    assert (gather("a"), from_first(lambda: (1, 2)), in_turns(lambda: 3)) == (["a"], (1, 2), 3)
+    assert (all_gather("a"), broadcast_from_first(lambda: (1, 2)), run_once_per_host(lambda: 3)) == (["a"], (1, 2), 3)
     check_devices(8)
     with pytest.raises(InputError, match=r"--devices is 4, and there are 8"):
         check_devices(4)

@@ -113,7 +113,7 @@ def test_samples_are_computed_where_they_lie(rng, samples):
     index = jnp.arange(samples) % 4
     rows = batch_sharding(m) if samples == 8 else replicated(m)
     with jax.set_mesh(m):
-        lowered = jax.jit(sharding.apart(pick), in_shardings=rows, out_shardings=rows).lower(array, index)
+        lowered = jax.jit(sharding.per_device(pick), in_shardings=rows, out_shardings=rows).lower(array, index)
     compiled = lowered.compile()
     np.testing.assert_array_equal(compiled(jax.device_put(array, rows), jax.device_put(index, rows)), pick(array, index))
     assert not list(moved(compiled.as_text())) and (samples == 6 or "[8,5,7]" not in compiled.as_text())
@@ -130,7 +130,7 @@ def test_what_looks_from_sample_to_sample_is_sent_once(rng, samples):
 
     rows = batch_sharding(m) if samples == 8 else replicated(m)
     with jax.set_mesh(m):
-        compiled = jax.jit(sharding.together(mixed), in_shardings=rows, out_shardings=rows).lower(array, other).compile()
+        compiled = jax.jit(sharding.gather_batch(mixed), in_shardings=rows, out_shardings=rows).lower(array, other).compile()
     np.testing.assert_allclose(compiled(jax.device_put(array, rows), jax.device_put(other, rows)), mixed(array, other), rtol=1e-6)
     assert sorted(moved(compiled.as_text())) == ([("all-gather", 8), ("all-gather", 8 * 5 * 7)] if samples == 8 else [])
 
@@ -157,12 +157,12 @@ COMMON = {
 
 
 @lru_cache
-def trained(make, name, shape, gather=sharding.gathering):
+def trained(make, name, shape, gather=sharding.gather_params):
     """Losses and parameters after five steps of a network on a mesh of that shape, leaves that are cut, the compiled step's text, and
     the sizes of all parameters."""
     config, m = make(**COMMON | {"objective": name} | NETWORKS[name]), mesh(*shape)
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "SMALLEST_CUT", 1)
+        patch.setattr(sharding, "MIN_SHARDED", 1)
         # As an accelerator computes: a CPU takes samples one by one in places, and fetches each from where it lies.
         patch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
         objective, one = OBJECTIVES[config.objective](config), sample_of(config)

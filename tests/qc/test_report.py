@@ -16,8 +16,8 @@ from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import parse_table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.qc.findings import KINDS, examine
-from brainseg_jax.qc.mosaic import strip
-from brainseg_jax.qc.report import case, page, read_cases, refuse, write_case, write_page
+from brainseg_jax.qc.mosaic import mosaic
+from brainseg_jax.qc.report import case_record, check_place_of_report, read_case_records, report, write_case_record, write_report
 
 TABLE = parse_table("id\tname\tpartner\tcolour\n4\tLeft <b> & nut\t5\t#ff0000\n5\tRight nut\t4\t#00ff00\n9\tStem\t9\t#0000ff\n", "three")
 AFFINE = np.diag([5.0, 5.0, 5.0, 1.0])
@@ -37,7 +37,7 @@ def record(name="one", stem=True, **given):
     if stem:
         classes[15:17, 18:22, 4:8] = 3
     scan = Scan(10.0 * classes.astype(np.float32), AFFINE)
-    return case(name, scan, classes, TABLE, examine(classes, AFFINE, TABLE), **given)
+    return case_record(name, scan, classes, TABLE, examine(classes, AFFINE, TABLE), **given)
 
 
 class Parsed(HTMLParser):
@@ -75,8 +75,8 @@ def test_a_record_says_what_was_found_and_survives_json(tmp_path):
     assert made["values"][1] == [pytest.approx(ml, rel=1e-3), None, None, 1.235]
     assert made["values"][0][3] == pytest.approx(3.735, abs=0.01)
     assert record(stem=False)["flags"] == [["absent", "Stem", 3.0, "Stem is absent."]]
-    write_case(tmp_path / "qc" / "one.json", made)
-    assert read_cases([tmp_path / "qc" / "one.json"]) == [made]
+    write_case_record(tmp_path / "qc" / "one.json", made)
+    assert read_case_records([tmp_path / "qc" / "one.json"]) == [made]
 
 
 def test_a_damaged_record_is_named(tmp_path):
@@ -84,12 +84,12 @@ def test_a_damaged_record_is_named(tmp_path):
     for text in ("{", "[]", '{"format": 0}'):
         file.write_text(text)
         with pytest.raises(InputError, match=r"one\.json: is no case .* delete it"):
-            read_cases([file])
+            read_case_records([file])
 
 
 def test_a_changed_byte_of_a_record_never_gives_another_page(tmp_path, rng):
     made, file = record(), tmp_path / "one.json"
-    write_case(file, made)
+    write_case_record(file, made)
     sound = np.frombuffer(file.read_bytes(), np.uint8)
     places = np.concatenate([np.arange(400), sound.size - 1 - np.arange(400)])  # the middle is pictures
     for at in rng.choice(places, 300, replace=False):
@@ -97,7 +97,7 @@ def test_a_changed_byte_of_a_record_never_gives_another_page(tmp_path, rng):
         damaged[at] ^= 1 << rng.integers(8)
         file.write_bytes(damaged.tobytes())
         try:
-            assert read_cases([file]) == [made]
+            assert read_case_records([file]) == [made]
         except InputError as refusal:
             assert str(refusal).startswith(f"{file}: is no case")
 
@@ -106,9 +106,9 @@ def test_the_pictures_are_those_of_the_strip():
     classes = np.zeros((32, 40, 32), np.uint8)
     classes[6:16, 10:30, 8:24] = 1
     scan = Scan(10.0 * classes.astype(np.float32), AFFINE)
-    html = page([case("one", scan, classes, TABLE, examine(classes, AFFINE, TABLE))], "T", "run")
+    html = report([case_record("one", scan, classes, TABLE, examine(classes, AFFINE, TABLE))], "T", "run")
     images = Parsed(html).all("img")
-    expected = [content for picture in strip(scan, classes, TABLE) for content in (picture.scan, picture.lines)]
+    expected = [content for picture in mosaic(scan, classes, TABLE) for content in (picture.scan, picture.lines)]
     assert [base64.b64decode(image["src"].partition("base64,")[2]) for image in images] == expected
     assert [image["alt"] for image in images[::2]] == [
         f"one: three {plane} slices of the scan" for plane in ("sagittal", "coronal", "axial")
@@ -120,15 +120,15 @@ def test_the_pictures_are_those_of_the_strip():
 def test_the_worst_comes_first_whatever_the_order():
     records = [record("b"), record("c", stem=False), record("a")]
     for given in (records, records[::-1]):
-        html = page(given, "T", "run")
+        html = report(given, "T", "run")
         assert [one["name"] for one in data(html)["cases"]] == ["c", "a", "b"]
         assert [one["data-case"] for one in Parsed(html).all("article")] == ["0", "1", "2"]
     assert data(html)["cases"][0]["flags"] == [["absent", 3]]
 
 
 def test_no_name_becomes_markup():
-    plain = Parsed(page([record(f"n{i}", subject=f"s{i}", session="x") for i in range(len(HOSTILE))], "T", "run", ["note"]))
-    hostile = page([record(f"{i}{text}", subject=text, session=text) for i, text in enumerate(HOSTILE)], HOSTILE[0], "run", [HOSTILE[1]])
+    plain = Parsed(report([record(f"n{i}", subject=f"s{i}", session="x") for i in range(len(HOSTILE))], "T", "run", ["note"]))
+    hostile = report([record(f"{i}{text}", subject=text, session=text) for i, text in enumerate(HOSTILE)], HOSTILE[0], "run", [HOSTILE[1]])
     parsed = Parsed(hostile)
     assert sorted(tag for tag, _ in parsed.elements) == sorted(tag for tag, _ in plain.elements)
     assert {key for _, a in parsed.elements for key in a} == {key for _, a in plain.elements for key in a}
@@ -140,7 +140,7 @@ def test_no_name_becomes_markup():
 
 
 def test_only_the_page_s_own_script_may_run_and_nothing_is_fetched():
-    html = page([record()], "T", "run")
+    html = report([record()], "T", "run")
     parsed = Parsed(html)
     (policy,) = (meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta)
     (script,) = re.findall("<script>(.*?)</script>", html, re.S)
@@ -157,39 +157,39 @@ def test_only_the_page_s_own_script_may_run_and_nothing_is_fetched():
 def test_flags_are_told_and_explained():
     classes = np.zeros((32, 40, 32), np.uint8)
     classes[16:26, 10:30, 8:24] = 1
-    made = case("one", Scan(10.0 * classes.astype(np.float32), AFFINE), classes, TABLE, examine(classes, AFFINE, TABLE))
-    html = page([made], "T", "run")
+    made = case_record("one", Scan(10.0 * classes.astype(np.float32), AFFINE), classes, TABLE, examine(classes, AFFINE, TABLE))
+    html = report([made], "T", "run")
     assert "<li class=worst><b>absent</b> <span>Stem is absent.</span></li>" in html
     assert Parsed(html).texts["dt"] == list(KINDS)
     made["flags"] = [["edge", "Stem", 1.0, f"<{i}>"] for i in range(9)]
-    assert "<summary>4 more</summary>" in page([made], "T", "run")
+    assert "<summary>4 more</summary>" in report([made], "T", "run")
 
 
 def test_cases_that_do_not_belong_on_one_page():
     with pytest.raises(InputError, match="two cases are called 'one'; give each its own name"):
-        page([record(), record()], "T", "run")
+        report([record(), record()], "T", "run")
     other = record("two")
     other["structures"] = other["structures"][:-1]
     with pytest.raises(InputError, match="two has other structures than one; make a page for each"):
-        page([record(), other], "T", "run")
+        report([record(), other], "T", "run")
 
 
 def test_ratings_belong_to_the_run(tmp_path):
-    first, again = (data(page([record(name) for name in names], title, "run")) for names, title in ((["a"], "T"), (["a", "b"], "other")))
-    assert first["id"] == again["id"] != data(page([record()], "T", "another run"))["id"]
+    first, again = (data(report([record(name) for name in names], title, "run")) for names, title in ((["a"], "T"), (["a", "b"], "other")))
+    assert first["id"] == again["id"] != data(report([record()], "T", "another run"))["id"]
 
 
 def test_a_page_without_cases(tmp_path):
-    write_page(tmp_path / "out" / "qc.html", [], "T", "run", ["3 scans failed"])
+    write_report(tmp_path / "out" / "qc.html", [], "T", "run", ["3 scans failed"])
     assert "3 scans failed" in (tmp_path / "out" / "qc.html").read_text()
 
 
 def test_only_a_page_of_ours_is_written_over(tmp_path):
     file, out = tmp_path / "qc.html", tmp_path / "out"
-    refuse(file, out)
-    refuse(out / "qc.html", out)  # the folder of all outputs is made later
-    write_page(file, [], "T", "run")
-    refuse(file, out)
+    check_place_of_report(file, out)
+    check_place_of_report(out / "qc.html", out)  # the folder of all outputs is made later
+    write_report(file, [], "T", "run")
+    check_place_of_report(file, out)
     file.write_text("<!doctype html><title>brainseg_jax</title>")
     (tmp_path / "folder.html").mkdir()
     for bad, reason in (
@@ -199,7 +199,7 @@ def test_only_a_page_of_ours_is_written_over(tmp_path):
         (file / "qc.html", r"there is no folder .*qc\.html; make it"),
     ):
         with pytest.raises(InputError, match=reason):
-            refuse(bad, out)
+            check_place_of_report(bad, out)
     assert not out.exists() and file.read_text().endswith("</title>")
 
 
@@ -209,4 +209,4 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tempfile.TemporaryFile", fails)
     with pytest.raises(InputError, match=r"Read-only file system\); give another place"):
-        refuse(tmp_path / "qc.html", tmp_path)
+        check_place_of_report(tmp_path / "qc.html", tmp_path)

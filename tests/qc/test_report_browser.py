@@ -16,7 +16,7 @@ from brainseg_jax.data.labels import lookup, parse_table, read_table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.data.sample import template
 from brainseg_jax.qc.findings import examine
-from brainseg_jax.qc.report import case, write_page
+from brainseg_jax.qc.report import case_record, write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -130,7 +130,7 @@ def record(subject, stem=True, size=10, session="", cohort=None):
         classes[15:17, 18:22, 4:8] = 3
     scan = Scan(10.0 * classes.astype(np.float32), AFFINE)
     name = f"{subject}_T1w"
-    return case(name, scan, classes, TABLE, examine(classes, AFFINE, TABLE, cohort), subject=subject, session=session)
+    return case_record(name, scan, classes, TABLE, examine(classes, AFFINE, TABLE, cohort), subject=subject, session=session)
 
 
 COHORT = {"Left nut": [400.0, 30.0, 50], "Right nut": [400.0, 30.0, 50], "Stem": [4.0, 0.4, 50]}
@@ -148,7 +148,7 @@ def opened(browser, tmp_path):
     """A page of three cases, of an empty memory: one sound, one without a stem, one with a small left side and a hostile name."""
     file = tmp_path / "qc.html"
     records = [record("sub-2"), record("sub-10", stem=False, cohort=COHORT), record(HOSTILE, size=5, session="ses-1", cohort=COHORT)]
-    write_page(file, records, "Three <people>", str(tmp_path))
+    write_report(file, records, "Three <people>", str(tmp_path))
     assert browser.open(file) == ([], [])
     return browser, file
 
@@ -297,7 +297,7 @@ def test_a_thousand_cases_stay_usable(browser, tmp_path):
     image, labels, _ = template()
     table = read_table("seg35")
     classes = lookup(labels.voxels, read_table("freesurfer"), table)
-    made = case("head", image, classes, table, examine(classes, image.affine, table))
+    made = case_record("head", image, classes, table, examine(classes, image.affine, table))
     records = []
     for i in range(1000):
         pictures = [
@@ -308,7 +308,7 @@ def test_a_thousand_cases_stay_usable(browser, tmp_path):
         values = [[ml * (1 + i / 1000), z, scaled] for ml, z, scaled in made["values"]]
         records.append(made | {"name": f"sub-{i}", "subject": f"sub-{i}", "pictures": pictures, "flags": flags, "values": values})
     file = tmp_path / "qc.html"
-    write_page(file, records, "Many", str(tmp_path))
+    write_report(file, records, "Many", str(tmp_path))
     browser.send("Network.disable")  # it would tell of 6,000 pictures, each with its content
     start = time.perf_counter()
     assert browser.open(file) == ([], [])

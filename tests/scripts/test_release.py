@@ -17,7 +17,7 @@ from brainseg_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 FINE = {
-    "objective": "segmentation", "data.labels": "brain", "classes": 2, "unetr.width": 4, "optim.peak": 3e-3,
+    "objective": "segmentation", "data.labels": "brain", "classes": 2, "unetr.width": 4, "optim.lr": 3e-3,
     "data.crop": (32, 32, 32), "vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2),
 }  # fmt: skip
 

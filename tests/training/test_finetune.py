@@ -16,7 +16,7 @@ from brainseg_jax.data.nifti import read
 from brainseg_jax.objectives.segmentation import Segmentation
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import read_metrics
-from brainseg_jax.training.validation import volume_of
+from brainseg_jax.training.validation import as_network_input
 from brainseg_jax.weights.checkpoint import card as card_of
 from brainseg_jax.weights.checkpoint import load
 from converters.convert import main as convert
@@ -42,7 +42,12 @@ def tuned(run, tmp_path_factory):
     """A pretraining's checkpoint, and a run that began with its encoder."""
     folder = tmp_path_factory.mktemp("tuned")
     pretrained = run(folder / "mae", **VIT | {"steps": 2}) / "checkpoints" / "2"
-    fine = FINE | {"steps": 60, "optim.peak": 3e-3, "init.checkpoint": str(pretrained), "optim.rates": (("encoder/patch_embed/.*", 0.0),)}
+    fine = FINE | {
+        "steps": 60,
+        "optim.lr": 3e-3,
+        "init.checkpoint": str(pretrained),
+        "optim.lr_multipliers": (("encoder/patch_embed/.*", 0.0),),
+    }
     return pretrained, run(folder / "fine", **fine)
 
 
@@ -66,7 +71,7 @@ def test_its_checkpoint_is_a_network(tuned, masked):
     network = load_network(tuned[1] / "checkpoints" / "60")
     file = next(f for f in (masked.parent / "volumes").glob("head3_*.npz") if "label" in cache.load(f))
     arrays = cache.load(file)
-    found = np.argmax(network.logits(volume_of(arrays["image"])[None])[0], axis=-1)
+    found = np.argmax(network.logits(as_network_input(arrays["image"])[None])[0], axis=-1)
     truth = arrays["label"]
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.9
 
@@ -114,7 +119,7 @@ def test_a_pretraining_cannot_be_scored(tuned, masked, tmp_path, capsys):
 
 
 def test_a_run_that_learns_no_more_ends_early_and_says_so_again(run, tmp_path, capsys):
-    changes = FINE | {"steps": 40, "optim.peak": 1e-9, "eval_every": 0.1, "patience": 2, "optim.layer_decay": 0.5, "optim.unfreeze": 0.5}
+    changes = FINE | {"steps": 40, "optim.lr": 1e-9, "eval_every": 0.1, "patience": 2, "optim.layer_decay": 0.5, "optim.unfreeze": 0.5}
     folder = run(tmp_path / "run", **changes)
     assert "finished: 8 steps, ended early: 2 evaluations without a better loss" in capsys.readouterr().out
     run(folder, **changes)
@@ -123,7 +128,7 @@ def test_a_run_that_learns_no_more_ends_early_and_says_so_again(run, tmp_path, c
 
 
 UNET = {"encoder": "resenc", "decoder": "unet", "unet.features": (4, 8, 8), "unet.blocks": (1, 1, 2), "unet.decoder_blocks": (1, 1)}
-UNET |= {"data.crop": (32, 32, 32), "objective": "segmentation", "data.labels": "brain", "classes": 2, "optim.peak": 1e-2}
+UNET |= {"data.crop": (32, 32, 32), "objective": "segmentation", "data.labels": "brain", "classes": 2, "optim.lr": 1e-2}
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,16 @@ import pytest
 
 from brainseg_jax.cli.evaluate import main as evaluate
 from brainseg_jax.config.keys import FORMAT, base, with_sources
-from brainseg_jax.core.progress import progress as show_progress
 from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.progress import progress as show_progress
 from brainseg_jax.data import cache, dataset
 from brainseg_jax.data.loader import ALL
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.objectives.mae import MAE
 from brainseg_jax.parallel.processes import stop_requests
 from brainseg_jax.parallel.sharding import make_mesh
-from brainseg_jax.training import loop as module
-from brainseg_jax.training import provenance
-from brainseg_jax.training.loop import idle, length, same_experiment, train
+from brainseg_jax.training import loop, provenance
+from brainseg_jax.training.loop import check_same_experiment, idle_devices, num_steps, train
 from brainseg_jax.training.metrics_log import Writer, read_metrics
 from brainseg_jax.training.step import averaged, means, totals
 from brainseg_jax.weights import checkpoint
@@ -86,7 +85,7 @@ def at_step(monkeypatch):
 
 @pytest.mark.slow
 def test_it_learns(run, tmp_path):
-    rows = losses(run(tmp_path / "run", **{"steps": 60, "optim.peak": 3e-3, "eval_every": 0.5}))
+    rows = losses(run(tmp_path / "run", **{"steps": 60, "optim.lr": 3e-3, "eval_every": 0.5}))
     assert np.mean([rows[s] for s in range(51, 61)]) < 0.7 * np.mean([rows[s] for s in range(1, 6)])
 
 
@@ -188,7 +187,7 @@ def test_scans_are_made_in_training_and_a_stop_changes_nothing(run, heads, tmp_p
     flags = ["--checkpoint", str(whole / "checkpoints" / "2"), "--split", "val", "--metrics", "dice", "--o", str(tmp_path / "t.tsv")]
     assert evaluate([*flags, "--manifest", str(heads)]) == 0
     assert "left out: 1 label map without an image to segment" in capsys.readouterr().out
-    write_manifest(tmp_path / "people.tsv", [row for row in read_manifest(heads) if row.alone])
+    write_manifest(tmp_path / "people.tsv", [row for row in read_manifest(heads) if row.labels_only])
     assert evaluate([*flags, "--manifest", str(tmp_path / "people.tsv")]) == 2
     error = capsys.readouterr().err
     assert "all labels of split 'val' are without an image to segment; choose another --split" in error and error.count("\n") == 1
@@ -273,19 +272,19 @@ def test_threads_and_mesh_may_change_on_the_way(run, whole, tmp_path, at_step, m
 
 @pytest.mark.slow
 def test_another_experiment_in_the_folder_is_refused_by_its_keys(run, whole):
-    with pytest.raises(InputError, match=r"holds another experiment \(optim\.peak: 0\.0004 → 0\.1\).*--workdir"):
-        run(whole, **{"optim.peak": 0.1})
+    with pytest.raises(InputError, match=r"holds another experiment \(optim\.lr: 0\.0004 → 0\.1\).*--workdir"):
+        run(whole, **{"optim.lr": 0.1})
 
 
 def test_a_run_that_saved_nothing_does_not_hold_its_folder(tmp_path, small):
-    first, second = (with_sources(small(**{"optim.peak": peak}), set(), "test.py") for peak in (0.1, 0.2))
+    first, second = (with_sources(small(**{"optim.lr": peak}), set(), "test.py") for peak in (0.1, 0.2))
     (tmp_path / "config.json").write_text(json.dumps(first))
     (tmp_path / "run.json").write_text(json.dumps({"starts": [], "data": {}}))
-    same_experiment(tmp_path, second)
+    check_same_experiment(tmp_path, second)
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
-    same_experiment(tmp_path, first)
-    with pytest.raises(InputError, match=r"holds another experiment \(optim\.peak: 0\.1 → 0\.2\)"):
-        same_experiment(tmp_path, second)
+    check_same_experiment(tmp_path, first)
+    with pytest.raises(InputError, match=r"holds another experiment \(optim\.lr: 0\.1 → 0\.2\)"):
+        check_same_experiment(tmp_path, second)
 
 
 @pytest.fixture
@@ -335,7 +334,7 @@ def in_the_run(name, content):
         (in_the_run("run.json", None), r"run/run\.json: is missing"),
         (in_the_run("run.json", b"\xff\x00"), r"run/run\.json: is damaged"),
         (in_the_run("metrics.jsonl", b"\xff\x00\n{}\n"), r"run/metrics\.jsonl: line 1 is damaged"),
-        (more_people, "was trained on 3 volumes and 1 held out, now there are 6 and 2"),
+        (more_people, "was trained on 3 volumes and 1 for validation, now there are 6 and 2"),
         (another_image, r"was trained on other content of .*/head2\.nii\.gz; bring back"),
         (no_images, r"4 of 4 scans cannot be used.*head0: .*no such file[^(]*;"),
     ],
@@ -360,7 +359,7 @@ def test_a_refused_start_of_a_new_run_writes_no_record(run, tmp_path):
 @pytest.mark.parametrize("checkpoint", ["", "none.safetensors", "c"], ids=["no checkpoint", "no file", "another network"])
 def test_what_a_run_begins_with_is_checked_before_scans_are_standardised(run, tmp_path, monkeypatch, checkpoint):
     of_vit = {"encoder": {"norm": np.zeros(3, np.float32)}}
-    module.checkpoint.write(tmp_path / "c", of_vit, {"config": with_sources(base(), set(), "test.py")})
+    loop.checkpoint.write(tmp_path / "c", of_vit, {"config": with_sources(base(), set(), "test.py")})
     monkeypatch.setattr(dataset, "prepare", None)
     with pytest.raises(InputError, match=re.escape(str(tmp_path / checkpoint))):
         run(tmp_path / "run", **{"init.checkpoint": str(tmp_path / checkpoint)})
@@ -368,8 +367,8 @@ def test_what_a_run_begins_with_is_checked_before_scans_are_standardised(run, tm
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_remedy(run, tmp_path):
-    with pytest.raises(InputError, match=r"the loss is nan at step \d.*optim\.peak") as refusal:
-        run(tmp_path / "run", **{"optim.peak": 1e30, "optim.warmup": 0.0, "optim.clip": 0.0})
+    with pytest.raises(InputError, match=r"the loss is nan at step \d.*optim\.lr") as refusal:
+        run(tmp_path / "run", **{"optim.lr": 1e30, "optim.warmup": 0.0, "optim.clip": 0.0})
     assert "\n" not in str(refusal.value)
     saved = list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert all(np.isfinite(leaf).all() for p in saved for leaf in jax.tree.leaves(load(p)[0]))
@@ -394,11 +393,11 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(run, tmp_path)
 
 
 def test_length(small):
-    assert length(small(steps=7), 100) == 7
+    assert num_steps(small(steps=7), 100) == 7
     epochs = {"steps": 0, "data.crops_per_volume": 4, "data.batch": 8}
-    assert length(small(**epochs, epochs=3.0), 100) == 150  # 3 · 100 · 4 / 8
+    assert num_steps(small(**epochs, epochs=3.0), 100) == 150  # 3 · 100 · 4 / 8
     with pytest.raises(InputError, match="less than one step"):
-        length(small(**epochs, epochs=0.01), 10)
+        num_steps(small(**epochs, epochs=0.01), 10)
 
 
 def test_averages_are_over_counts_and_not_over_batches():
@@ -423,8 +422,8 @@ def test_an_evaluation_whose_checkpoint_was_never_whole_does_not_end_a_run(tmp_p
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = base()
     config.patience = 1
-    run = module.Run(config, {}, tmp_path, None, None, ALL, 40)
-    assert not module.over(run, 20) and module.over(run, 30) and module.over(run, 40)
+    run = loop.Run(config, {}, tmp_path, None, None, ALL, 40)
+    assert not loop.is_finished(run, 20) and loop.is_finished(run, 30) and loop.is_finished(run, 40)
 
 
 def test_handlers_of_signals_are_put_back():
@@ -439,16 +438,20 @@ def test_handlers_of_signals_are_put_back():
 
 
 def test_a_run_folder_has_one_run(tmp_path):
-    with module.alone(tmp_path, ALL), pytest.raises(InputError, match="another run is training in it"), module.alone(tmp_path, ALL):
+    with (
+        loop.exclusive_run_dir(tmp_path, ALL),
+        pytest.raises(InputError, match="another run is training in it"),
+        loop.exclusive_run_dir(tmp_path, ALL),
+    ):
         pass
-    with module.alone(tmp_path, ALL):
+    with loop.exclusive_run_dir(tmp_path, ALL):
         pass
 
 
 @pytest.mark.parametrize("error", [InputError, KeyboardInterrupt])
 def test_a_start_that_comes_to_nothing_leaves_nothing(tmp_path, error):
     for folder in (tmp_path / "new" / "run", tmp_path):
-        with pytest.raises(error), module.alone(folder, ALL):
+        with pytest.raises(error), loop.exclusive_run_dir(folder, ALL):
             assert (folder / ".lock").exists()
             raise error
         assert list(tmp_path.iterdir()) == []
@@ -458,41 +461,41 @@ def test_a_run_is_no_file_and_lies_in_none(tmp_path):
     (tmp_path / "main.log").write_text("words")
     for folder in (tmp_path / "main.log", tmp_path / "main.log" / "run"):
         fault = re.escape(f"{folder}/run.json: {tmp_path}/main.log is a file, and nothing can be written below it; give another place")
-        with pytest.raises(InputError, match=fault), module.alone(folder, ALL):
+        with pytest.raises(InputError, match=fault), loop.exclusive_run_dir(folder, ALL):
             pass
     assert (tmp_path / "main.log").read_text() == "words"
 
 
 def test_a_start_that_is_refused_leaves_what_others_put_beside_it(tmp_path):
-    with pytest.raises(InputError), module.alone(tmp_path / "new" / "run", ALL):
+    with pytest.raises(InputError), loop.exclusive_run_dir(tmp_path / "new" / "run", ALL):
         (tmp_path / "new" / "notes.txt").touch()
         raise InputError
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "notes.txt"]
-    with pytest.raises(InputError), module.alone(tmp_path / "run", ALL):
+    with pytest.raises(InputError), loop.exclusive_run_dir(tmp_path / "run", ALL):
         (tmp_path / "run" / "failures.csv").touch()
         raise InputError
     assert (tmp_path / "run" / "failures.csv").exists()
 
 
 def test_a_lock_that_another_start_took_away_is_none(tmp_path, monkeypatch):
-    real = module.fcntl.flock
+    real = loop.fcntl.flock
 
     def late(lock, how):
         real(lock, how)
         (tmp_path / ".lock").unlink()
 
-    monkeypatch.setattr(module.fcntl, "flock", late)
-    with pytest.raises(InputError, match="another run is training in it"), module.alone(tmp_path, ALL):
+    monkeypatch.setattr(loop.fcntl, "flock", late)
+    with pytest.raises(InputError, match="another run is training in it"), loop.exclusive_run_dir(tmp_path, ALL):
         pass
 
 
 def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(InputError, match=r"\.lock: is a pipe or device and no file; remove it"), module.alone(tmp_path, ALL):
+    with pytest.raises(InputError, match=r"\.lock: is a pipe or device and no file; remove it"), loop.exclusive_run_dir(tmp_path, ALL):
         pass
 
 
 def test_devices_that_are_left_out_are_mentioned():
     devices = jax.devices()
-    assert idle(make_mesh(2, 1, devices)) == f", {len(devices) - 2} left idle by mesh.data=2 and mesh.fsdp=1"
-    assert idle(make_mesh(-1, 1, devices)) == ""
+    assert idle_devices(make_mesh(2, 1, devices)) == f", {len(devices) - 2} left idle by mesh.data=2 and mesh.fsdp=1"
+    assert idle_devices(make_mesh(-1, 1, devices)) == ""

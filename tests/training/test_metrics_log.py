@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.training import metrics_log as module
+from brainseg_jax.training import metrics_log
 from brainseg_jax.training.metrics_log import Writer, read_metrics
 
 
@@ -90,7 +90,7 @@ def test_on_a_terminal_there_is_a_live_line(tmp_path):
 
 
 def test_works_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "Event", None)
+    monkeypatch.setattr(metrics_log, "Event", None)
     writer = Writer(tmp_path, 10, 0, Out())
     writer.scalars(1, "train", {"loss": 0.5})
     writer.close()
@@ -140,7 +140,7 @@ def test_a_full_disk_names_the_file_and_closing_adds_nothing(tmp_path, name):
 
 
 def test_other_processes_say_and_write_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(metrics_log.jax, "process_index", lambda: 1)
     out = Out()
     writer = Writer(tmp_path, 10, 0, out)
     writer.say("hello")

@@ -32,7 +32,7 @@ def settings(**changes):
     ],
 )
 def test_schedule_by_hand(warmup, rates):
-    rate = schedule(settings(peak=2.0, warmup=warmup), 100)
+    rate = schedule(settings(lr=2.0, warmup=warmup), 100)
     for step, value in rates.items():
         assert float(rate(step)) == pytest.approx(2.0 * value, abs=1e-6)
 
@@ -48,7 +48,7 @@ def test_clip_is_that_of_optax(rng, close, size):
 
 @pytest.mark.parity
 def test_is_adamw_of_pytorch(x64, rng, close):
-    c = settings(peak=1e-2, warmup=0.25, weight_decay=0.1, clip=0.0)
+    c = settings(lr=1e-2, warmup=0.25, weight_decay=0.1, clip=0.0)
     start, gradients = rng.normal(size=(3, 2)), rng.normal(size=(6, 3, 2))
     params = {"kernel": jnp.asarray(start)}
     tx, rate = optimizer(c, 6, params), schedule(c, 6)

@@ -33,7 +33,7 @@ def test_the_same_volumes_are_taken(tmp_path):
 @pytest.mark.parametrize(("train", "val"), [("ab", "d"), ("acb", "d"), ("abd", "c"), ("abcd", ""), ("abc", "de")])
 def test_other_volumes_another_order_or_another_side_are_refused(tmp_path, train, val):
     started_on(tmp_path, dataset("abc", "d"))
-    with pytest.raises(InputError, match="was trained on 3 volumes and 1 held out"):
+    with pytest.raises(InputError, match="was trained on 3 volumes and 1 for validation"):
         provenance.check_same_data(tmp_path, dataset(train, val))
 
 

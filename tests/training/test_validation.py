@@ -9,19 +9,20 @@ from brainseg_jax.data import cache
 from brainseg_jax.data.cache import Entry
 from brainseg_jax.data.dataset import Dataset
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.data.loader import ALL, Share
+from brainseg_jax.data.loader import ALL, ProcessShare
 from brainseg_jax.data.manifest import Row, read_manifest
 from brainseg_jax.data.preprocess import spec
-from brainseg_jax.data.synthesis.generator import maker_of
+from brainseg_jax.data.synthesis.generator import generator_of
+from brainseg_jax.inference import sliding_window
 from brainseg_jax.inference.sliding_window import Segmentation
-from brainseg_jax.training import validation
-from brainseg_jax.training.validation import chosen, mean_of_counted, of_volumes, painted
+from brainseg_jax.parallel import processes
+from brainseg_jax.training.validation import colour_overlay, mean_of_counted, of_volumes, validation_volumes
 
 
 def test_volumes_are_spread_over_all_held_out_ones():
     val = tuple(Entry(Row(str(i), "", Path(f"{i}.nii"), (), (), "", "val"), Path(str(i))) for i in range(10))
     data = Dataset((), val, spec("default"), (), "", "", "")
-    names = lambda most: [int(entry.file.name) for entry in chosen(data, most)]  # noqa: E731
+    names = lambda most: [int(entry.file.name) for entry in validation_volumes(data, most)]  # noqa: E731
     assert names(4) == [0, 2, 5, 7] and names(64) == list(range(10))
 
 
@@ -33,15 +34,15 @@ def test_a_structure_counts_where_it_is():
 def test_classes_are_painted_in_the_tables_colours():
     table = read_table("seg4")
     image, classes = np.full((2, 1, 1), 0.5, np.float32), np.array([0, 1]).reshape(2, 1, 1)
-    out = painted(image, classes, table)
+    out = colour_overlay(image, classes, table)
     red, green, blue = bytes.fromhex(table.structures[0].colour[1:])
     np.testing.assert_allclose(out[0, 0, 0], 0.5)
     np.testing.assert_allclose(out[1, 0, 0], 0.45 * 0.5 + 0.55 * np.array([red, green, blue]) / 255, rtol=1e-6)
 
 
 @pytest.fixture
-def held_out(heads, small, monkeypatch):
-    """`held_out(**changes)`: of_volumes on a scan and on labels only, and the list of the images that it gives a network."""
+def validation(heads, small, monkeypatch):
+    """`validation(**changes)`: of_volumes on a scan and on labels only, and the list of the images that it gives a network."""
     target, made = read_table("seg4"), read_table("head")
     rows = read_manifest(heads)
     how = {"target": target, "heads": made, "max_failures": 0.0, "workers": 1}
@@ -52,20 +53,20 @@ def held_out(heads, small, monkeypatch):
         seen.append(np.asarray(image))
         return Segmentation(np.zeros(image.shape[:3], np.uint8), np.zeros(5, np.float32))
 
-    monkeypatch.setattr(validation.inference, "segment", segment)
+    monkeypatch.setattr(sliding_window, "segment", segment)
 
-    def held_out(share=ALL, **changes):
+    def validation(share=ALL, **changes):
         fine = {"objective": "segmentation", "data.labels": "seg4", "classes": 5, "synth.share": 0.5}
         data = Dataset(entries[:2], entries[2:], spec("default"), (), "", "", "", target)
         config = small(**fine | changes)
-        return of_volumes(None, config, data, share, maker_of(config, target)), seen
+        return of_volumes(None, config, data, share, generator_of(config, target)), seen
 
-    return held_out, entries
+    return validation, entries
 
 
-def test_of_labels_only_the_same_scan_is_made_at_every_evaluation(held_out):
-    make, entries = held_out
-    assert [entry.row.alone for entry in entries] == [False, True, True, False]
+def test_of_labels_only_the_same_scan_is_made_at_every_evaluation(validation):
+    make, entries = validation
+    assert [entry.row.labels_only for entry in entries] == [False, True, True, False]
     assert len(np.unique(cache.load(entries[2].file)["label"])) > len(np.unique(cache.load(entries[3].file)["label"]))  # the skin, too
     one, seen = make()
     first = one.evaluate({})
@@ -84,12 +85,12 @@ def test_of_labels_only_the_same_scan_is_made_at_every_evaluation(held_out):
     np.testing.assert_array_equal(seen[-1], real)
 
 
-def test_each_process_makes_the_scans_of_its_share(held_out, monkeypatch):
-    make, _ = held_out
+def test_each_process_makes_the_scans_of_its_share(validation, monkeypatch):
+    make, _ = validation
     whole, seen = make()
     whole.evaluate({})
-    parts = [make(share=Share(i, 2))[0] for i in range(2)]
-    monkeypatch.setattr(validation.distributed, "gather", lambda text: [text, text])
+    parts = [make(share=ProcessShare(i, 2))[0] for i in range(2)]
+    monkeypatch.setattr(processes, "all_gather", lambda text: [text, text])
     for part in parts:
         part.evaluate({})
     for ours, theirs in zip(seen[:2], seen[2:], strict=True):

@@ -8,7 +8,7 @@ import pytest
 from brainseg_jax.config.keys import base, with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.weights import checkpoint
-from brainseg_jax.weights.transfer import put, taken
+from brainseg_jax.weights.transfer import load_parts, merge_parameters
 
 
 def swin(**changes):
@@ -46,7 +46,7 @@ def params(encoder):
 def test_the_encoder_is_taken_and_the_rest_is_new(tmp_path, encoder, params):
     folder = pretrained(tmp_path / "c", swin(objective="ssl"), encoder, rotation={"bias": np.zeros(4, np.float32)})
     said = []
-    out = put(params, taken(params, swin(**{"init.checkpoint": folder, "swin.drop_path": 0.1}), said.append))
+    out = merge_parameters(params, load_parts(params, swin(**{"init.checkpoint": folder, "swin.drop_path": 0.1}), said.append))
     jax.tree.map(np.testing.assert_array_equal, out["encoder"], encoder)
     assert out["decoder"] is params["decoder"] and out["head"] is params["head"]
     assert said == [f"encoder from {folder}: all 9 numbers; from scratch: decoder, head"]
@@ -65,16 +65,16 @@ def test_of_a_u_net_those_sizes_count_whose_part_is_taken(tmp_path, encoder, par
     folder = pretrained(tmp_path / "c", unet(**changes), encoder, decoder={"kernel": np.ones(2, np.float32)})
     ours = unet(**{"init.checkpoint": folder, "init.parts": parts})
     if not refusal:
-        jax.tree.map(np.testing.assert_array_equal, taken(params, ours, print)["encoder"], encoder)
+        jax.tree.map(np.testing.assert_array_equal, load_parts(params, ours, print)["encoder"], encoder)
         return
     with pytest.raises(InputError, match=refusal):
-        taken(params, ours, print)
+        load_parts(params, ours, print)
 
 
 def test_another_resolution_is_said(tmp_path, encoder, params):
     folder = pretrained(tmp_path / "c", swin(**{"data.spacing": 2.0}), encoder)
     said = []
-    put(params, taken(params, swin(**{"init.checkpoint": folder}), said.append))
+    merge_parameters(params, load_parts(params, swin(**{"init.checkpoint": folder}), said.append))
     assert said[0].startswith("note: ") and "data.spacing 2.0, this run has 1.0" in said[0]
 
 
@@ -95,18 +95,18 @@ def test_another_resolution_is_said(tmp_path, encoder, params):
 def test_another_network_is_refused_by_name(tmp_path, encoder, params, theirs, ours, message):
     folder = pretrained(tmp_path / "c", swin(**theirs), encoder)
     with pytest.raises(InputError, match=message):
-        put(params, taken(params, swin(**{"init.checkpoint": folder} | ours), print))
+        merge_parameters(params, load_parts(params, swin(**{"init.checkpoint": folder} | ours), print))
 
 
 def test_it_is_refused_before_there_are_parameters(tmp_path, encoder, params):
     """Shapes are enough to tell: nothing has to be compiled for it."""
     config = swin(**{"init.checkpoint": pretrained(tmp_path / "c", swin(), encoder)})
     shapes = jax.eval_shape(lambda: params)
-    jax.tree.map(np.testing.assert_array_equal, taken(shapes, config, lambda _: None), {"encoder": encoder})
+    jax.tree.map(np.testing.assert_array_equal, load_parts(shapes, config, lambda _: None), {"encoder": encoder})
     shapes["encoder"]["norm"]["scale"] = jax.ShapeDtypeStruct((4,), jnp.float32)
     with pytest.raises(InputError, match="do not fit"):
-        taken(shapes, config, print)
-    assert taken(shapes, swin(), print) == {}
+        load_parts(shapes, config, print)
+    assert load_parts(shapes, swin(), print) == {}
 
 
 @pytest.mark.parametrize("fault", ["missing", "surplus", "shape"])
@@ -119,9 +119,9 @@ def test_less_than_all_of_a_part_is_refused(tmp_path, encoder, params, fault):
         encoder["norm"]["scale"] = np.zeros(4, np.float32)
     folder = pretrained(tmp_path / "c", swin(), encoder)
     with pytest.raises(InputError, match=r"1 of 2 parameters of its encoder do not fit, e\.g\. encoder/(norm/scale|cls_token) is"):
-        put(params, taken(params, swin(**{"init.checkpoint": folder}), print))
+        merge_parameters(params, load_parts(params, swin(**{"init.checkpoint": folder}), print))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path, params):
     with pytest.raises(InputError, match="is no checkpoint"):
-        put(params, taken(params, swin(**{"init.checkpoint": str(tmp_path)}), print))
+        merge_parameters(params, load_parts(params, swin(**{"init.checkpoint": str(tmp_path)}), print))

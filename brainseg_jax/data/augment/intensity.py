@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from brainseg_jax.data.augment.random_fields import along_axes, drawn, smooth_noise
+from brainseg_jax.data.augment.random_fields import along_axes, random_array, smooth_noise
 
 Image = Float[jax.Array, "x y z c"]
 Number = Float[jax.Array, ""]
@@ -43,7 +43,7 @@ def curve(key: jax.Array, image: Image, limit: float) -> Image:
 
     limit: at most 1.
     """
-    return along_curve(image, 1 + limit * drawn(jax.random.uniform, key, (RISES, image.shape[-1]), image.dtype, -1, 1))
+    return along_curve(image, 1 + limit * random_array(jax.random.uniform, key, (RISES, image.shape[-1]), image.dtype, -1, 1))
 
 
 def along_curve(image: Image, rises: Float[jax.Array, "k c"]) -> Image:
@@ -62,7 +62,7 @@ def bias(key: jax.Array, image: Image, limit: float, nodes: float) -> Image:
 
 def blur(key: jax.Array, image: Image, limit: float) -> Image:
     """Gaussian blur, along each axis with its own standard deviation up to `limit` voxels."""
-    sigmas = drawn(jax.random.uniform, key, (image.shape[-1], 3), image.dtype, 0, limit)
+    sigmas = random_array(jax.random.uniform, key, (image.shape[-1], 3), image.dtype, 0, limit)
     return each_along_axes(image, [tuple(gaussian(n, s[i]) for i, n in enumerate(image.shape[:3])) for s in sigmas])
 
 
@@ -84,14 +84,14 @@ def gaussian(n: int, sigma: Number) -> Float[jax.Array, "{n} {n}"]:
 def gaussian_noise(key: jax.Array, image: Image, limit: float) -> Image:
     """Values plus normal noise with a standard deviation up to `limit`."""
     amount, noise = jax.random.split(key)
-    return jnp.clip(image + _uniform(amount, image, 0, limit) * drawn(jax.random.normal, noise, image.shape, image.dtype), 0, 1)
+    return jnp.clip(image + _uniform(amount, image, 0, limit) * random_array(jax.random.normal, noise, image.shape, image.dtype), 0, 1)
 
 
 def rician_noise(key: jax.Array, image: Image, limit: float) -> Image:
     """The magnitude of values plus complex normal noise, each part with a standard deviation up to `limit`: what a scanner delivers."""
     amount, noise = jax.random.split(key)
     sigma = _uniform(amount, image, 0, limit)
-    real, imaginary = (sigma * drawn(jax.random.normal, part, image.shape, image.dtype) for part in jax.random.split(noise))
+    real, imaginary = (sigma * random_array(jax.random.normal, part, image.shape, image.dtype) for part in jax.random.split(noise))
     return jnp.clip(jnp.hypot(image + real, imaginary), 0, 1)
 
 
@@ -102,8 +102,8 @@ def low_resolution(key: jax.Array, image: Image, limit: float) -> Image:
     """What thicker voxels leave, up to `limit` of ours, interpolated back: half of the time thick slices along one axis, else all three."""
     c, keys = image.shape[-1], jax.random.split(key, 4)
     thick = (jax.random.randint(keys[0], (c, 1), 0, 3) == jnp.arange(3)[None]) | jax.random.bernoulli(keys[1], 0.5, (c, 1))
-    thickness = jnp.where(thick, drawn(jax.random.uniform, keys[2], (c, 3), image.dtype, 1, limit), 1)
-    first = drawn(jax.random.uniform, keys[3], (c, 3), image.dtype, -0.5, 0.5) * (thickness - 1)
+    thickness = jnp.where(thick, random_array(jax.random.uniform, keys[2], (c, 3), image.dtype, 1, limit), 1)
+    first = random_array(jax.random.uniform, keys[3], (c, 3), image.dtype, -0.5, 0.5) * (thickness - 1)
     sizes = list(enumerate(image.shape[:3]))
     return each_along_axes(image, [tuple(slices(n, t[i], f[i]) for i, n in sizes) for t, f in zip(thickness, first, strict=True)])
 
@@ -129,4 +129,4 @@ def slices(n: int, thickness: Number, first: Number) -> Float[jax.Array, "{n} {n
 
 
 def _uniform(key: jax.Array, image: Image, low: float | int, high: float | int) -> Float[jax.Array, "1 1 1 c"]:
-    return drawn(jax.random.uniform, key, (1, 1, 1, image.shape[-1]), image.dtype, low, high)
+    return random_array(jax.random.uniform, key, (1, 1, 1, image.shape[-1]), image.dtype, low, high)

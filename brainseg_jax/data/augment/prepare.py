@@ -19,20 +19,22 @@ from ml_collections import ConfigDict
 from brainseg_jax.data.augment import intensity, spatial
 from brainseg_jax.data.augment.spatial import Image, Labels, Place
 from brainseg_jax.data.preprocess import spec
-from brainseg_jax.data.synthesis.generator import Maker
-from brainseg_jax.parallel.sharding import apart
+from brainseg_jax.data.synthesis.generator import Generator
+from brainseg_jax.parallel.sharding import per_device
 
 Batch = dict[str, jax.Array]
 MAKING = 1000  # number of the stream of made scans; the first ones, `fold_in` gives the keys that `split` gives, are those of the changes
 Change = Callable[[jax.Array, Image, Labels], tuple[Image, Labels]]  # of one sample: (key, image, labels or None)
 
 
-def patch(config: ConfigDict) -> tuple[int, int, int]:
+def enlarged_crop(config: ConfigDict) -> tuple[int, int, int]:
     """Voxels of the box of a volume that a training crop is made from: the crop and all that a deformation may move into it."""
     c, mm = config.augment, config.data.spacing
     still = (0.0, 0.0, 0.0)
     limits = (c.affine.rotation, c.affine.scaling, c.affine.shear, in_voxels(c.affine.translation, mm)) if c.affine.chance else (still,) * 4
-    margin = spatial.reach(config.data.crop, *limits, sum(most for _, most in bending(c.elastic, mm)) if c.elastic.chance else 0.0)
+    margin = spatial.reach(
+        config.data.crop, *limits, sum(most for _, most in displacement_scales(c.elastic, mm)) if c.elastic.chance else 0.0
+    )
     return tuple(min(n + 2 * m, size) for n, m, size in zip(config.data.crop, margin, config.data.size, strict=True))
 
 
@@ -42,54 +44,54 @@ def as_float(image: Shaped[jax.Array, "*b x y z c"]) -> Float[jax.Array, "*b x y
 
 
 def prepare_train(
-    config: ConfigDict, swap: Integer[np.ndarray, "k"] | None = None, maker: Maker | None = None
+    config: ConfigDict, swap: Integer[np.ndarray, "k"] | None = None, generator: Generator | None = None
 ) -> Callable[[jax.Array, Batch], Batch]:
     """What a training batch undergoes before the objective: `(key, batch) → batch`; a label it may have is changed with the image.
 
     Images and labels that are larger than the crop are patches; then the batch's `place` [b 3] says where in each the crop begins.
     swap: for each class its partner on the other side, or itself; batches with labels cannot be mirrored without it.
-    maker: what makes scans of labels, which are its tissues' classes then; `alone` [b] says of which there is no image.
+    generator: what makes scans of labels, which are its tissues' classes then; `labels_only` [b] says of which there is no image.
     """
     c = config.augment
     moved = deformation(c.affine, c.elastic, config.data.spacing, tuple(config.data.crop))
-    steps = changes(config, swap)
+    steps = augmentations(config, swap)
 
     def one(sample: tuple[jax.Array, jax.Array, jax.Array | None, Place, jax.Array | None]) -> tuple[Image, Labels]:
-        key, image, labels, place, alone = sample
+        key, image, labels, place, labels_only = sample
         first, *streams = jax.random.split(key, 1 + len(steps))
-        if maker:
+        if generator:
             # Streams of its own, so that real scans are augmented as they would be without any that are made.
             making = jax.random.split(jax.random.fold_in(key, MAKING))
-            look = maker.look(making[0], alone)
-            image = maker.painted(look, as_float(image), labels)
+            look = generator.appearance(making[0], labels_only)
+            image = generator.with_means(look, as_float(image), labels)
         image, labels = moved(first, image, labels, place) if moved else (as_float(image), labels)
-        if maker:
-            image, labels = maker.finished(making[1], look, image, labels)
+        if generator:
+            image, labels = generator.finish(making[1], look, image, labels)
         for step, stream in zip(steps, streams, strict=True):
             image, labels = step(stream, image, labels) if step else (image, labels)
         return image, labels
 
     def prepare(key: jax.Array, batch: Batch) -> Batch:
-        image, labels, place, alone = batch["image"], batch.get("label"), batch.get("place"), batch.get("alone")
-        if moved or any(steps) or maker:
+        image, labels, place, labels_only = batch["image"], batch.get("label"), batch.get("place"), batch.get("labels_only")
+        if moved or any(steps) or generator:
             # 0 to 3 would be the streams of `intensity`.
             keys = jax.random.split(jax.random.fold_in(key, 4), len(image))
-            image, labels = apart(lambda *samples: jax.lax.map(one, samples))(keys, image, labels, place, alone)
+            image, labels = per_device(lambda *samples: jax.lax.map(one, samples))(keys, image, labels, place, labels_only)
         else:
             image = as_float(image)
         image = intensity.intensity(key, image, c.scale, c.shift, c.chance) if c.chance else image
-        rest = {name: part for name, part in batch.items() if name not in ("place", "alone")}
+        rest = {name: part for name, part in batch.items() if name not in ("place", "labels_only")}
         return rest | {"image": image} | ({} if labels is None else {"label": labels})
 
     return prepare
 
 
 def prepare_eval(key: jax.Array, batch: Batch) -> Batch:
-    """What a held-out batch undergoes: nothing but the change to float."""
+    """What a validation batch undergoes: nothing but the change to float."""
     return batch | {"image": as_float(batch["image"])}
 
 
-def changes(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[Change | None, ...]:
+def augmentations(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[Change | None, ...]:
     """Every change of a crop there is, None where its chance is 0, in the order in which they arise: head, contrast, coil, scanner, file.
 
     A scanner's resolution limits first what is there, then comes noise, and thick slices are interpolated with the noise they have.
@@ -99,7 +101,7 @@ def changes(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[
 
     def mirror(axis: int) -> Change | None:
         chance = c.mirror.sides if orientation[axis] in "LR" else c.mirror.others
-        return sometimes(chance, lambda key, image, labels: spatial.mirror(image, labels, axis, orientation, swap))
+        return sometimes(chance, lambda key, image, labels: spatial.flip(image, labels, axis, orientation, swap))
 
     def look(chance: float, change: Callable[..., Image], *limits: float) -> Change | None:
         return sometimes(chance, lambda key, image, labels: (change(key, image, *limits), labels))
@@ -112,7 +114,7 @@ def changes(config: ConfigDict, swap: Integer[np.ndarray, "k"] | None) -> tuple[
         look(c.blur.chance, intensity.blur, c.blur.mm / mm),
         look(c.noise.chance, intensity.NOISES[c.noise.kind], c.noise.sigma),
         look(c.low_resolution.chance, intensity.low_resolution, c.low_resolution.mm / mm),
-        sometimes(c.cut.chance, partial(spatial.cut, share=c.cut.share)),
+        sometimes(c.field_of_view.chance, partial(spatial.cut_field_of_view, share=c.field_of_view.share)),
     )
 
 
@@ -133,7 +135,7 @@ def deformation(
         def both(image: jax.Array, labels: jax.Array | None) -> tuple[Image, Labels]:
             limits = affine.rotation, affine.scaling, affine.shear, in_voxels(affine.translation, mm)
             matrix, shift = spatial.random_affine(keys[2], turned, *limits)
-            bend = spatial.random_bend(keys[3], bent, still, bending(elastic, mm))
+            bend = spatial.random_displacement(keys[3], bent, still, displacement_scales(elastic, mm))
             return spatial.resample(as_float(image), labels, spatial.coordinates(matrix, shift if place is None else shift + place, bend))
 
         return jax.lax.cond(turned | bent, both, lambda *_: (still, still_labels), image, labels)
@@ -141,7 +143,7 @@ def deformation(
     return change if affine.chance or elastic.chance else None
 
 
-def bending(elastic: ConfigDict, mm: float) -> list[tuple[float, float]]:
+def displacement_scales(elastic: ConfigDict, mm: float) -> list[tuple[float, float]]:
     """The scales of the elastic deformation, in voxels of so many mm."""
     return spatial.scales(elastic.nodes / mm, elastic.mm / mm, elastic.octaves)
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 
-def drawn(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], dtype: DTypeLike, *limits: float | int) -> jax.Array:
+def random_array(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], dtype: DTypeLike, *limits: float | int) -> jax.Array:
     """`draw(key, shape, dtype, *limits)`, drawn as a row of numbers: for more axes XLA takes up to ten times as long to compile."""
     return draw(key, (prod(shape),), dtype, *limits).reshape(shape)
 
@@ -34,7 +34,7 @@ def smooth_noise(
     Values spread by about a fifth (standard deviation) of ±1, for a spline is a mean over 4³ coefficients.
     """
     x, y, z = (jnp.asarray(bspline(n, nodes), like.dtype) for n in like.shape[:3])
-    coefficients = drawn(jax.random.uniform, key, (x.shape[1], y.shape[1], z.shape[1], channels), like.dtype, -1, 1)
+    coefficients = random_array(jax.random.uniform, key, (x.shape[1], y.shape[1], z.shape[1], channels), like.dtype, -1, 1)
     return along_axes(coefficients, (x, y, z))
 
 

@@ -13,7 +13,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Bool, Float, Integer, Shaped
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data.augment.random_fields import drawn, smooth_noise
+from brainseg_jax.data.augment.random_fields import random_array, smooth_noise
 
 Image = Float[jax.Array, "x y z c"]
 Labels = Integer[jax.Array, "x y z"] | None
@@ -22,7 +22,7 @@ Vector = Float[jax.Array, "3"]
 Limits = Sequence[float | int]  # one for each axis
 
 
-def mirror(image: Image, labels: Labels, axis: int, orientation: str, swap: Integer[np.ndarray, "k"] | None) -> tuple[Image, Labels]:
+def flip(image: Image, labels: Labels, axis: int, orientation: str, swap: Integer[np.ndarray, "k"] | None) -> tuple[Image, Labels]:
     """Mirrored along a spatial axis, 0 to 2, of arrays whose axes point as in "RAS".
 
     Along the axis from left to right each class becomes its partner on the other side, `swap[class]`: a mirrored left hippocampus is a
@@ -60,11 +60,11 @@ def random_affine(
     rotation: degrees about each axis. scaling: factors from 1 / (1 + limit) to 1 + limit, evenly in the logarithm. shear: voxels per voxel.
     """
     limits = np.array([np.radians(rotation), np.log1p(scaling), shear, translation], np.float32)
-    draws = drawn(jax.random.uniform, key, (4, 3), jnp.float32, -1, 1) * limits * happens
+    draws = random_array(jax.random.uniform, key, (4, 3), jnp.float32, -1, 1) * limits * happens
     return affine(draws[0], jnp.exp(draws[1]), draws[2]), draws[3]
 
 
-def random_bend(
+def random_displacement(
     key: jax.Array, happens: Bool[jax.Array, ""], like: Image, scales: Sequence[tuple[float, float]]
 ) -> Float[jax.Array, "x y z 3"]:
     """Smooth displacements (voxels) along each axis, 0 unless it happens: the sum over `scales` of (distance of nodes, limit).
@@ -135,7 +135,7 @@ def box(
     return take(image, image.shape[-1]), None if labels is None else take(labels)
 
 
-def cut(key: jax.Array, image: Image, labels: Labels, share: float) -> tuple[Image, Labels]:
+def cut_field_of_view(key: jax.Array, image: Image, labels: Labels, share: float) -> tuple[Image, Labels]:
     """A smaller field of view: slabs of up to `share` of an axis become 0, at one side that is drawn and with chance 1/4 at each other.
 
     Labels become background there, as they are outside of any scan: what was not measured cannot be known.

@@ -1,4 +1,4 @@
-"""Scans made from label maps (Billot et al. 2023, SynthSeg): what tissues look like, and what is missing of a head, of one sample.
+"""Scans made from label maps (Billot et al. 2023, SynthSeg): what tissues appearance like, and what is missing of a head, of one sample.
 
 A made scan is painted first, each structure in the mean of its tissue, then deformed as a real one is: interpolating the painted means is
 partial volume, since a voxel between two structures gets its share of both. Then comes what every scan has in its own grid: spread and
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Integer
 from ml_collections import ConfigDict
 
 from brainseg_jax.data.augment.intensity import gaussian
-from brainseg_jax.data.augment.random_fields import along_axes, drawn, smooth_noise
+from brainseg_jax.data.augment.random_fields import along_axes, random_array, smooth_noise
 from brainseg_jax.data.labels import HEAD, Table, lookup, read_table, voxel_ids
 from brainseg_jax.data.preprocess import spec
 from brainseg_jax.data.synthesis.priors import Prior, read_prior
@@ -36,7 +36,7 @@ AHEAD = {"A": 1, "P": -1, "S": -1, "I": 1}  # towards the face: forwards and dow
 class Tissues(NamedTuple):
     """What is known of the ids of label maps, 0 (air) to k − 1: each id's tissue, and whether it is brain, or white matter.
 
-    Ids of one tissue look alike in every scan, as the two sides of a structure do.
+    Ids of one tissue appearance alike in every scan, as the two sides of a structure do.
     """
 
     of: Integer[np.ndarray, "k"]
@@ -59,7 +59,7 @@ def tissues_of(table: Table) -> Tissues:
     return Tissues(of, np.array(brain), np.array(white))
 
 
-def appearance_of(
+def random_appearance(
     key: jax.Array, tissues: Tissues, spread: float, air: float, prior: Prior | None = None, share: float = 0.0
 ) -> tuple[Float[jax.Array, "t"], Float[jax.Array, "t"]]:
     """Mean and spread of every tissue in one scan: anything from 0 to 1, and to `spread`; with chance `share` as the prior says.
@@ -68,33 +68,36 @@ def appearance_of(
     """
     keys = jax.random.split(key, 5)
     t = tissues.count
-    means, spreads = drawn(jax.random.uniform, keys[0], (t,), jnp.float32), drawn(jax.random.uniform, keys[1], (t,), jnp.float32) * spread
+    means, spreads = (
+        random_array(jax.random.uniform, keys[0], (t,), jnp.float32),
+        random_array(jax.random.uniform, keys[1], (t,), jnp.float32) * spread,
+    )
     means = means.at[tissues.of[0]].multiply(air)
     if prior is None:
         return means, spreads
 
     def likely(key: jax.Array, of: Float[np.ndarray, "2 t"]) -> Float[jax.Array, "t"]:
-        return jnp.clip(of[0] + of[1] * drawn(jax.random.normal, key, (t,), jnp.float32), 0, 1).astype(jnp.float32)
+        return jnp.clip(of[0] + of[1] * random_array(jax.random.normal, key, (t,), jnp.float32), 0, 1).astype(jnp.float32)
 
     usual = jax.random.bernoulli(keys[2], share) & ~np.isnan(prior.means[0])
     return jnp.where(usual, likely(keys[3], prior.means), means), jnp.where(usual, likely(keys[4], prior.spreads), spreads)
 
 
-def paint(labels: Labels, tissues: Tissues, of_tissue: Float[jax.Array, "t"]) -> Image:
+def paint_means(labels: Labels, tissues: Tissues, of_tissue: Float[jax.Array, "t"]) -> Image:
     """Each voxel's tissue in its value: means before a deformation, spreads after it."""
     return of_tissue[tissues.of][labels][..., None]
 
 
-def textured(key: jax.Array, means: Image, spreads: Image, nodes: float, share: float) -> Image:
+def add_texture(key: jax.Array, means: Image, spreads: Image, nodes: float, share: float) -> Image:
     """Normal noise of each voxel's spread around its mean; up to `share` of its variance is smooth, with a node every `nodes` voxels."""
     keys = jax.random.split(key, 3)
     smooth = jax.random.uniform(keys[0], (), maxval=share)
-    fine = drawn(jax.random.normal, keys[1], means.shape, means.dtype)
+    fine = random_array(jax.random.normal, keys[1], means.shape, means.dtype)
     coarse = smooth_noise(keys[2], means, nodes, 1) / SPREAD
     return jnp.clip(means + spreads * (jnp.sqrt(1 - smooth) * fine + jnp.sqrt(smooth) * coarse), 0, 1)
 
 
-def lesions(key: jax.Array, image: Image, white: Mask, nodes: float, load: float) -> Image:
+def add_lesions(key: jax.Array, image: Image, white: Mask, nodes: float, load: float) -> Image:
     """Patches of the white matter, up to about the share `load` of it, in another mean, as hyperintensities; labels stay what they are."""
     keys = jax.random.split(key, 3)
     field = smooth_noise(keys[0], image, nodes, 1)[..., 0] / SPREAD
@@ -104,7 +107,7 @@ def lesions(key: jax.Array, image: Image, white: Mask, nodes: float, load: float
     return image + inside[..., None] * (jax.random.uniform(keys[2], (), image.dtype) - image)
 
 
-def strip(key: jax.Array, image: Image, brain: Mask, margin: float, edge: float) -> tuple[Image, Mask]:
+def strip_skull(key: jax.Array, image: Image, brain: Mask, margin: float, edge: float) -> tuple[Image, Mask]:
     """The brain with up to `margin` voxels around it, or a quarter of that less than all of it; and what is left of the head.
 
     Its border is `edge` voxels soft, and as smooth as the brain's mask after a Gaussian of half the margin, which is read as a distance: of
@@ -119,7 +122,7 @@ def strip(key: jax.Array, image: Image, brain: Mask, margin: float, edge: float)
     return image * left, left[..., 0] > 0.5
 
 
-def deface(key: jax.Array, image: Image, brain: Mask, orientation: str, gap: float) -> tuple[Image, Mask]:
+def remove_face(key: jax.Array, image: Image, brain: Mask, orientation: str, gap: float) -> tuple[Image, Mask]:
     """Zeros before and below a plane in front of the brain, up to `gap` voxels away from it; and what is left of the head."""
     keys = jax.random.split(key, 2)
     forward, down = (next(i for i, code in enumerate(orientation) if code in pair) for pair in ("AP", "SI"))
@@ -133,12 +136,12 @@ def deface(key: jax.Array, image: Image, brain: Mask, orientation: str, gap: flo
     return image * left[..., None], left
 
 
-def noisy_air(key: jax.Array, image: Image, head: Mask) -> Image:
+def add_air_noise(key: jax.Array, image: Image, head: Mask) -> Image:
     """Air that is anything from black to white, voxel by voxel, as where two images were divided (MP2RAGE)."""
-    return jnp.where(head[..., None], image, drawn(jax.random.uniform, key, image.shape, image.dtype))
+    return jnp.where(head[..., None], image, random_array(jax.random.uniform, key, image.shape, image.dtype))
 
 
-def standardized(image: Image, head: Mask) -> Image:
+def rescale(image: Image, head: Mask) -> Image:
     """Scaled as `standardize` does by default, from the background's level to the head's brightest, by every other voxel of each axis.
 
     Of a crop both are the crop's own, where a real one has its whole head's. On heads of the sample cohort in nine of ten crops each lies
@@ -151,15 +154,15 @@ def standardized(image: Image, head: Mask) -> Image:
     return jnp.nan_to_num(jnp.clip((image - low) / (high - low), 0, 1))
 
 
-class Look(NamedTuple):
-    """What is drawn for one scan: whether it is made, and how its tissues look then."""
+class Appearance(NamedTuple):
+    """What is drawn for one scan: whether it is made, and how its tissues appearance then."""
 
     made: Bool[jax.Array, ""]
     means: Float[jax.Array, "t"]
     spreads: Float[jax.Array, "t"]
 
 
-class Maker(NamedTuple):
+class Generator(NamedTuple):
     """Makes scans as a config's `synth` says, of label maps with the classes of `tissues`, on voxels of `mm`, axes as in "RAS".
 
     classes: for each of these classes the one that the network learns. prior: what its share of the made scans looks like.
@@ -172,28 +175,28 @@ class Maker(NamedTuple):
     orientation: str
     prior: Prior | None = None
 
-    def look(self, key: jax.Array, alone: Bool[jax.Array, ""]) -> Look:
-        """Whether a sample's scan is made, which it always is where there are labels `alone`, and of what."""
+    def appearance(self, key: jax.Array, labels_only: Bool[jax.Array, ""]) -> Appearance:
+        """Whether a sample's scan is made, which it always is where there are `labels_only`, and of what."""
         c, (whether, how) = self.config, jax.random.split(key)
-        made = alone | jax.random.bernoulli(whether, c.share)
-        return Look(made, *appearance_of(how, self.tissues, c.spread, c.air, self.prior, c.prior.share))
+        made = labels_only | jax.random.bernoulli(whether, c.share)
+        return Appearance(made, *random_appearance(how, self.tissues, c.spread, c.air, self.prior, c.prior.share))
 
-    def painted(self, look: Look, image: Image, labels: Labels) -> Image:
+    def with_means(self, appearance: Appearance, image: Image, labels: Labels) -> Image:
         """The real image, or its structures in their means: before the deformation."""
-        return jax.lax.cond(look.made, lambda: paint(labels, self.tissues, look.means), lambda: image)
+        return jax.lax.cond(appearance.made, lambda: paint_means(labels, self.tissues, appearance.means), lambda: image)
 
-    def finished(self, key: jax.Array, look: Look, image: Image, labels: Labels) -> tuple[Image, Labels]:
+    def finish(self, key: jax.Array, appearance: Appearance, image: Image, labels: Labels) -> tuple[Image, Labels]:
         """What a made scan has in its own grid, scaled as real ones are; and of either the labels as classes that the network learns."""
-        image = jax.lax.cond(look.made, lambda: self._scan(key, look, image, labels), lambda: image)
+        image = jax.lax.cond(appearance.made, lambda: self._scan(key, appearance, image, labels), lambda: image)
         return image, jnp.asarray(self.classes)[labels]
 
-    def whole(self, key: jax.Array, labels: Labels) -> tuple[Image, Labels]:
+    def whole_scan(self, key: jax.Array, labels: Labels) -> tuple[Image, Labels]:
         """A scan made of a label map as it lies there, and its labels as classes that the network learns: to validate with."""
         keys = jax.random.split(key)
-        look = self.look(keys[0], jnp.array(True))
-        return self.finished(keys[1], look, paint(labels, self.tissues, look.means), labels)
+        appearance = self.appearance(keys[0], jnp.array(True))
+        return self.finish(keys[1], appearance, paint_means(labels, self.tissues, appearance.means), labels)
 
-    def _scan(self, key: jax.Array, look: Look, image: Image, labels: Labels) -> Image:
+    def _scan(self, key: jax.Array, appearance: Appearance, image: Image, labels: Labels) -> Image:
         c, mm, keys = self.config, self.mm, jax.random.split(key, 5)
         brain, white = (jnp.asarray(ids)[labels] for ids in (self.tissues.brain, self.tissues.white))
 
@@ -201,31 +204,33 @@ class Maker(NamedTuple):
             whether, how = jax.random.split(key)
             return jax.lax.cond(jax.random.bernoulli(whether, chance), lambda: change(how, *now), lambda: now) if chance else now
 
-        image = textured(keys[0], image, paint(labels, self.tissues, look.spreads), c.texture.mm / mm, c.texture.share)
-        mark = lambda key, image: (lesions(key, image, white, c.lesions.mm / mm, c.lesions.share),)  # noqa: E731
+        image = add_texture(keys[0], image, paint_means(labels, self.tissues, appearance.spreads), c.texture.mm / mm, c.texture.share)
+        mark = lambda key, image: (add_lesions(key, image, white, c.lesions.mm / mm, c.lesions.share),)  # noqa: E731
         (image,) = perhaps(keys[1], c.lesions.chance, mark, image)
         head = labels > 0
-        image, head = perhaps(keys[2], c.strip.chance, lambda key, image, _: strip(key, image, brain, c.strip.mm / mm, 1.0), image, head)
-        face = lambda key, image, head: _both(head, deface(key, image, brain, self.orientation, c.face.mm / mm))  # noqa: E731
+        image, head = perhaps(
+            keys[2], c.strip.chance, lambda key, image, _: strip_skull(key, image, brain, c.strip.mm / mm, 1.0), image, head
+        )
+        face = lambda key, image, head: _both(head, remove_face(key, image, brain, self.orientation, c.face.mm / mm))  # noqa: E731
         image, head = perhaps(keys[3], c.face.chance, face, image, head)
-        image = standardized(image, head)
-        return perhaps(keys[4], c.air_noise.chance, lambda key, image: (noisy_air(key, image, head),), image)[0]
+        image = rescale(image, head)
+        return perhaps(keys[4], c.air_noise.chance, lambda key, image: (add_air_noise(key, image, head),), image)[0]
 
 
-def maker(config: ConfigDict, target: Table) -> Maker:
-    """The maker of a config's scans, whose label maps have the classes of HEAD and are learned as those of `target`.
+def generator(config: ConfigDict, target: Table) -> Generator:
+    """The generator of a config's scans, whose label maps have the classes of HEAD and are learned as those of `target`.
 
     Raises InputError for a prior that cannot be read.
     """
     head = read_table(HEAD)
     tissues, classes = tissues_of(head), lookup(voxel_ids(head), head, target)
     prior = read_prior(Path(table), head, tissues.of) if (table := config.synth.prior.table) else None
-    return Maker(config.synth, tissues, classes, config.data.spacing, spec(config.data.spec).orientation, prior)
+    return Generator(config.synth, tissues, classes, config.data.spacing, spec(config.data.spec).orientation, prior)
 
 
-def maker_of(config: ConfigDict, target: Table | None) -> Maker | None:
-    """The maker of a run's scans; None where it has no labels, or makes none. Raises InputError as `maker`."""
-    return maker(config, target) if target and config.synth.share else None
+def generator_of(config: ConfigDict, target: Table | None) -> Generator | None:
+    """The generator of a run's scans; None where it has no labels, or makes none. Raises InputError as `generator`."""
+    return generator(config, target) if target and config.synth.share else None
 
 
 def _both(head: Mask, cut: tuple[Image, Mask]) -> tuple[Image, Mask]:

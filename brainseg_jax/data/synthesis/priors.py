@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import cells_of, read_table_text, split_lines
+from brainseg_jax.core.files import parse_cells, read_table_text, split_rows
 from brainseg_jax.data.labels import Table
 
 COLUMNS = ("id", "mean", "mean_sd", "spread", "spread_sd")
@@ -34,7 +34,7 @@ def read_prior(path: Path, table: Table, of: Integer[np.ndarray, "k"]) -> Prior:
     tissue = dict(zip([0, *(structure.id for structure in table.structures)], of.tolist(), strict=True))
     named: dict[int, list[float]] = {}  # by one id of each tissue, whatever other tissues the table has
     found = np.full((4, of.max() + 1), np.nan)
-    for number, cells in cells_of(str(path), split_lines(text), COLUMNS, COLUMNS, "\t", "tissues"):
+    for number, cells in parse_cells(str(path), split_rows(text), COLUMNS, COLUMNS, "\t", "tissues"):
         where = f"{path}: line {number}"
         id, values = _numbers([*cells.values()], where)
         if id not in tissue:

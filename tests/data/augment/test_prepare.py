@@ -9,11 +9,11 @@ from scipy import ndimage
 from brainseg_jax.config.keys import base
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.augment.intensity import intensity
-from brainseg_jax.data.augment.prepare import as_float, patch, prepare_eval, prepare_train, sometimes
+from brainseg_jax.data.augment.prepare import as_float, enlarged_crop, prepare_eval, prepare_train, sometimes
 from brainseg_jax.data.labels import lookup, read_table
 from brainseg_jax.data.labels import swap as partners
-from brainseg_jax.data.loader import cut
-from brainseg_jax.data.synthesis.generator import maker
+from brainseg_jax.data.loader import crop_box
+from brainseg_jax.data.synthesis.generator import generator
 from brainseg_jax.parallel.sharding import batch_sharding, make_mesh, replicated
 from brainseg_jax.planning.hlo import facts
 
@@ -21,9 +21,9 @@ SWAP = np.array([0, 2, 1, 3])
 OFF = {"chance": 0.0}
 CHANCES = (
     *("mirror.sides", "mirror.others", "affine.chance", "elastic.chance", "contrast.chance", "bias.chance"),
-    *("blur.chance", "noise.chance", "low_resolution.chance", "cut.chance"),
+    *("blur.chance", "noise.chance", "low_resolution.chance", "field_of_view.chance"),
 )
-MOVING = ("mirror.sides", "mirror.others", "affine.chance", "elastic.chance", "cut.chance")
+MOVING = ("mirror.sides", "mirror.others", "affine.chance", "elastic.chance", "field_of_view.chance")
 
 
 def prepared(changes, swap=SWAP):
@@ -76,7 +76,7 @@ def test_each_happens_to_each_sample_by_its_own_chance(rng, chance):
     one = made(rng, 1, 8)
     batch = jax.tree.map(lambda a: jnp.tile(a, (600, *[1] * (a.ndim - 1))), one)
     # Cuts that are deep enough to be seen.
-    out = np.asarray(prepared(OFF | {chance: 0.3, "cut.share": 1.0})(jax.random.key(0), batch)["image"])
+    out = np.asarray(prepared(OFF | {chance: 0.3, "field_of_view.share": 1.0})(jax.random.key(0), batch)["image"])
     other = (out != np.asarray(jax.jit(as_float)(one["image"]))).any((1, 2, 3, 4))
     expected = 600 * (1 - 0.7 ** {"mirror.others": 2, "contrast.chance": 2}.get(chance, 1))
     assert abs(other.sum() - expected) < 55
@@ -161,7 +161,7 @@ def test_what_is_deformed_is_the_volume_and_not_the_crop(rng):
     c = base()
     c.data.spacing, c.data.size, c.data.crop = 4.0, (40, 36, 32), (8, 10, 12)
     c.augment.chance, c.augment.affine.chance, c.augment.elastic.chance, c.augment.mirror.sides = 0.0, 0.7, 0.7, 0.5
-    size, crop, small = np.array(c.data.size), np.array(c.data.crop), np.array(patch(c))
+    size, crop, small = np.array(c.data.size), np.array(c.data.crop), np.array(enlarged_crop(c))
     assert (small > crop + 8).all() and (small < size).all()
     prepare = jax.jit(prepare_train(c, np.arange(256)))
 
@@ -172,12 +172,12 @@ def test_what_is_deformed_is_the_volume_and_not_the_crop(rng):
     volume = rng.integers(0, 256, size).astype(np.uint8)
     starts = np.concatenate([rng.integers(0, size - crop + 1, (14, 3)), [[0, 0, 0], size - crop]])
     corners = np.clip(starts - (small - crop) // 2, 0, size - small)
-    boxes = np.stack([cut(volume, corner, patch(c)) for corner in corners.tolist()])
+    boxes = np.stack([crop_box(volume, corner, enlarged_crop(c)) for corner in corners.tolist()])
     found, whole = crops(boxes, starts - corners), crops(np.broadcast_to(volume, (16, *size)), starts)
     assert set(found) == {"image", "label"} and found["image"].shape == (16, *crop, 1)
     np.testing.assert_array_equal(found["label"], whole["label"])
     np.testing.assert_allclose(found["image"], whole["image"], atol=1e-5)
-    plain = np.stack([cut(volume, start, c.data.crop) for start in starts.tolist()])
+    plain = np.stack([crop_box(volume, start, c.data.crop) for start in starts.tolist()])
     as_they_were = sum(any(map(np.array_equal, (label, label), (p, p[::-1]))) for label, p in zip(found["label"], plain, strict=True))
     assert 0 < as_they_were < 6  # about one of eleven
 
@@ -187,7 +187,7 @@ def test_no_outside_enters_a_crop_from_within_a_volume():
     c.data.spacing, c.data.size, c.data.crop = 4.0, (40, 40, 40), (8, 8, 8)
     c.augment.chance, c.augment.affine.chance, c.augment.elastic.chance = 0.0, 1.0, 1.0
     prepare = jax.jit(prepare_train(c))
-    box, place = jnp.full((16, *patch(c), 1), 255, jnp.uint8), (jnp.array(patch(c), jnp.int32) - 8) // 2
+    box, place = jnp.full((16, *enlarged_crop(c), 1), 255, jnp.uint8), (jnp.array(enlarged_crop(c), jnp.int32) - 8) // 2
     np.testing.assert_allclose(prepare(jax.random.key(2), {"image": box, "place": jnp.tile(place, (16, 1))})["image"], 1, atol=1e-6)
     # Into a crop without its surroundings much of it comes.
     alone = prepare(jax.random.key(2), {"image": box[:, :8, :8, :8]})["image"]
@@ -198,11 +198,11 @@ def test_patches_are_crops_where_nothing_is_deformed_and_no_larger_than_volumes(
     c = base()
     c.data.size, c.data.crop = (96, 96, 96), (64, 64, 96)
     c.augment.mirror.sides = c.augment.noise.chance = 1.0
-    assert patch(c) == (64, 64, 96)
+    assert enlarged_crop(c) == (64, 64, 96)
     c.augment.elastic.chance = 0.1
-    assert patch(c) == (80, 80, 96)
+    assert enlarged_crop(c) == (80, 80, 96)
     c.augment.affine.chance = 0.1
-    assert patch(c) == (96, 96, 96)
+    assert enlarged_crop(c) == (96, 96, 96)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def config_of(changes, synth):
 def both_ways(changes, synth, batch, key):
     """What comes out of a batch with a head's labels where scans may be made of it, and where the same is all real."""
     c = config_of(changes, synth)
-    making = maker(c, TARGET)
+    making = generator(c, TARGET)
     plain = {name: part for name, part in batch.items() if name != "alone"} | {"label": jnp.asarray(making.classes)[batch["label"]]}
     swap = partners(TARGET)
     return tuple(jax.tree.map(np.asarray, jax.jit(prepare_train(c, swap, m))(key, b)) for m, b in ((making, batch), (None, plain)))
@@ -286,7 +286,7 @@ def test_a_made_scan_is_deformed_with_its_labels(rng):
     """Without spread every voxel well inside a structure has the one value that its mean becomes."""
     batch = scans(rng, 6, 16, alone=6)
     ours, _ = both_ways({"affine.chance": 1.0, "elastic.chance": 1.0}, {"share": 0.5, "spread": 0.0}, batch, jax.random.key(4))
-    white, cortex = (int(maker(config_of({}, {}), TARGET).classes[id]) for id in (WHITE, CORTEX))
+    white, cortex = (int(generator(config_of({}, {}), TARGET).classes[id]) for id in (WHITE, CORTEX))
     values, inner = [], 0
     for image, label, was in zip(ours["image"], ours["label"], batch["label"], strict=True):
         assert not np.array_equal(label > 0, was > 0)
@@ -312,7 +312,7 @@ def test_the_same_scans_are_made_however_a_batch_lies_on_devices(rng, close):
     for data, fsdp in ((1, 1), (2, 2)):
         mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
         placed, everywhere = jax.device_put(batch, batch_sharding(mesh)), replicated(mesh)
-        prepare = prepare_train(c, partners(TARGET), maker(c, TARGET))
+        prepare = prepare_train(c, partners(TARGET), generator(c, TARGET))
         with jax.set_mesh(mesh):
             compiled = jax.jit(prepare, in_shardings=(everywhere, batch_sharding(mesh))).lower(key, placed).compile()
         assert not facts(compiled.as_text()).collectives

@@ -10,7 +10,17 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data.augment.spatial import affine, coordinates, cut, mirror, random_affine, random_bend, reach, resample, scales
+from brainseg_jax.data.augment.spatial import (
+    affine,
+    coordinates,
+    cut_field_of_view,
+    flip,
+    random_affine,
+    random_displacement,
+    reach,
+    resample,
+    scales,
+)
 
 # Background, a left and a right structure, one in the middle.
 SWAP = np.array([0, 2, 1, 3])
@@ -29,7 +39,7 @@ def randomly(key, happens, image, labels, limits, nodes, most):
     def one(key, happens, image, labels):
         turn, bend = jax.random.split(key)
         moves = random_affine(turn, happens, *((limit,) * 3 for limit in limits))
-        return resample(image, labels, coordinates(*moves, random_bend(bend, happens, image, [(nodes, most)])))
+        return resample(image, labels, coordinates(*moves, random_displacement(bend, happens, image, [(nodes, most)])))
 
     return jax.vmap(one)(jax.random.split(key, len(image)), happens, image, labels)
 
@@ -53,12 +63,12 @@ def left_is_left(labels):
 def test_a_mirrored_left_structure_is_a_right_one():
     labels = sides()
     image = labels[..., None] / 4.0
-    out, carried = mirror(image, labels, 0, "RAS", SWAP)
+    out, carried = flip(image, labels, 0, "RAS", SWAP)
     np.testing.assert_array_equal(out, np.asarray(image)[::-1])
     np.testing.assert_array_equal(carried, SWAP[np.asarray(labels)[::-1]])
     assert left_is_left(labels) and left_is_left(carried) and carried.dtype == labels.dtype
     # The law is one that can be broken.
-    assert not left_is_left(mirror(image, labels, 0, "RAS", np.arange(4))[1])
+    assert not left_is_left(flip(image, labels, 0, "RAS", np.arange(4))[1])
 
 
 @pytest.mark.parametrize(("orientation", "axis"), [("RAS", 0), ("RSP", 0), ("PSR", 2), ("ALS", 1)])
@@ -66,23 +76,23 @@ def test_the_axis_of_sides_is_known_by_its_letter(rng, orientation, axis):
     labels = rng.integers(0, 4, (3, 4, 5)).astype(np.uint8)
     image = rng.random((3, 4, 5, 2), np.float32)
     for k in range(3):
-        out, carried = mirror(jnp.asarray(image), jnp.asarray(labels), k, orientation, SWAP)
+        out, carried = flip(jnp.asarray(image), jnp.asarray(labels), k, orientation, SWAP)
         np.testing.assert_array_equal(out, np.flip(image, k))
         flipped = np.flip(labels, k)
         np.testing.assert_array_equal(carried, SWAP[flipped] if k == axis else flipped)
         if k == axis:
             with pytest.raises(InputError, match=r"without their left/right partners; .*augment\.mirror\.sides=0"):
-                mirror(jnp.asarray(image), jnp.asarray(labels), k, orientation, None)
+                flip(jnp.asarray(image), jnp.asarray(labels), k, orientation, None)
         else:
-            np.testing.assert_array_equal(mirror(jnp.asarray(image), jnp.asarray(labels), k, orientation, None)[1], flipped)
+            np.testing.assert_array_equal(flip(jnp.asarray(image), jnp.asarray(labels), k, orientation, None)[1], flipped)
 
 
 def test_images_alone_need_no_partners_and_partners_must_be_mutual():
     image = jnp.arange(4.0).reshape(4, 1, 1, 1)
-    out, none = mirror(image, None, 0, "RAS", None)
+    out, none = flip(image, None, 0, "RAS", None)
     assert out.ravel().tolist() == [3, 2, 1, 0] and none is None
     with pytest.raises(InputError, match=r"\[0, 2, 3, 1\] are not mutual"):
-        mirror(image, jnp.zeros((4, 1, 1), jnp.int32), 0, "RAS", np.array([0, 2, 3, 1]))
+        flip(image, jnp.zeros((4, 1, 1), jnp.int32), 0, "RAS", np.array([0, 2, 3, 1]))
 
 
 # ---- affine and elastic
@@ -210,7 +220,7 @@ def folds(bend):
 
 
 def test_up_to_four_tenths_of_the_nodes_distance_nothing_folds():
-    one = jax.vmap(lambda key: random_bend(key, jnp.bool_(True), jnp.zeros((24, 24, 24, 1)), [(6.0, 1.0)]))
+    one = jax.vmap(lambda key: random_displacement(key, jnp.bool_(True), jnp.zeros((24, 24, 24, 1)), [(6.0, 1.0)]))
     bend = jax.jit(one)(jax.random.split(jax.random.key(0), 30))
     assert not folds(bend * 0.4 * 6) and folds(bend * 1.2 * 6)
     assert np.abs(bend).max() < 1
@@ -222,7 +232,7 @@ def test_up_to_four_tenths_of_the_nodes_distance_nothing_folds():
 def test_what_is_cut_is_background_in_image_and_labels():
     n, b = 16, 200
     ones = jnp.ones((n, n, n, 1)), jnp.ones((n, n, n), jnp.uint8)
-    image, labels = jax.jit(jax.vmap(lambda key: cut(key, *ones, 0.5)))(jax.random.split(jax.random.key(0), b))
+    image, labels = jax.jit(jax.vmap(lambda key: cut_field_of_view(key, *ones, 0.5)))(jax.random.split(jax.random.key(0), b))
     image, labels = np.asarray(image)[..., 0], np.asarray(labels)
     np.testing.assert_array_equal(image, labels)
     assert set(np.unique(image)) == {0, 1} and labels.dtype == np.uint8
@@ -239,7 +249,7 @@ def test_what_is_cut_is_background_in_image_and_labels():
 
 def test_a_cut_of_nothing_is_the_identity(rng):
     image = jnp.asarray(rng.random((4, 5, 6, 2), np.float32))
-    out, none = jax.jit(cut, static_argnums=3)(jax.random.key(0), image, None, 0.0)
+    out, none = jax.jit(cut_field_of_view, static_argnums=3)(jax.random.key(0), image, None, 0.0)
     assert none is None
     np.testing.assert_array_equal(out, image)
 
@@ -250,9 +260,9 @@ def test_displacements_of_two_scales_do_not_fold_within_the_bound():
     assert two == [(8.0, pytest.approx(2.133, abs=1e-3)), (4.0, pytest.approx(0.533, abs=1e-3))]
     least = []
     for key in jax.random.split(jax.random.key(0), 10):
-        bend = random_bend(key, jnp.array(True), like, two)
+        bend = random_displacement(key, jnp.array(True), like, two)
         jacobian = np.stack([np.stack(np.gradient(np.asarray(bend)[..., i]), -1) for i in range(3)], -2) + np.eye(3)
         least.append(np.linalg.det(jacobian).min())
     assert min(least) > 0
-    rest = np.abs(bend - random_bend(key, jnp.array(True), like, two[:1]))
+    rest = np.abs(bend - random_displacement(key, jnp.array(True), like, two[:1]))
     assert 0.1 < rest.max() < 0.533

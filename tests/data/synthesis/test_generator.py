@@ -12,7 +12,7 @@ from brainseg_jax.data.augment.random_fields import smooth_noise
 from brainseg_jax.data.augment.spatial import coordinates, resample
 from brainseg_jax.data.labels import SCHEMES, grouping, lookup, read_table
 from brainseg_jax.data.synthesis import generator
-from brainseg_jax.data.synthesis.generator import Tissues, appearance_of, paint
+from brainseg_jax.data.synthesis.generator import Tissues, paint_means, random_appearance
 from brainseg_jax.data.synthesis.priors import Prior
 
 # Air, a left and a right structure of one tissue, white matter, skin.
@@ -37,8 +37,8 @@ def test_tissues_follow_from_the_label_table():
 
 
 def test_a_tissue_looks_alike_on_both_sides_and_otherwise_in_every_scan():
-    means, spreads = jax.vmap(lambda key: appearance_of(key, TISSUES, 0.1, 0.2))(jax.random.split(KEY, 2000))
-    painted = paint(jnp.arange(5)[:, None, None], TISSUES, means[0])[:, 0, 0, 0]
+    means, spreads = jax.vmap(lambda key: random_appearance(key, TISSUES, 0.1, 0.2))(jax.random.split(KEY, 2000))
+    painted = paint_means(jnp.arange(5)[:, None, None], TISSUES, means[0])[:, 0, 0, 0]
     np.testing.assert_array_equal(painted, np.asarray(means[0])[[0, 1, 1, 2, 3]])
     assert means.min() >= 0 and 0.95 < means[:, 1:].max() <= 1 and 0.19 < means[:, 0].max() <= 0.2
     assert spreads.min() >= 0 and 0.095 < spreads.max() <= 0.1
@@ -46,25 +46,25 @@ def test_a_tissue_looks_alike_on_both_sides_and_otherwise_in_every_scan():
 
 
 def test_a_prior_is_followed_as_often_as_is_asked():
-    means, spreads = jax.vmap(lambda key: appearance_of(key, TISSUES, 0.1, 1.0, PRIOR, 0.25))(jax.random.split(KEY, 2000))
+    means, spreads = jax.vmap(lambda key: random_appearance(key, TISSUES, 0.1, 1.0, PRIOR, 0.25))(jax.random.split(KEY, 2000))
     usual = np.isclose(means, PRIOR.means[0], atol=1e-6).all(axis=1)
     np.testing.assert_array_equal(usual, np.isclose(spreads, PRIOR.spreads[0], atol=1e-6).all(axis=1))
     assert abs(usual.sum() - 500) < 80
     wide = PRIOR._replace(means=np.array([[0.5] * 4, [0.1] * 4]))
-    drawn, _ = jax.vmap(lambda key: appearance_of(key, TISSUES, 0.1, 1.0, wide, 1.0))(jax.random.split(KEY, 4000))
+    drawn, _ = jax.vmap(lambda key: random_appearance(key, TISSUES, 0.1, 1.0, wide, 1.0))(jax.random.split(KEY, 4000))
     np.testing.assert_allclose([drawn.mean(), drawn.std()], [0.5, 0.1], atol=0.005)
 
 
 def test_of_what_a_prior_does_not_tell_a_tissue_looks_like_anything():
     half = Prior(*(np.where([True, False, True, True], values, np.nan) for values in PRIOR[:2]))
-    means, spreads = jax.vmap(lambda key: appearance_of(key, TISSUES, 0.1, 1.0, half, 1.0))(jax.random.split(KEY, 500))
+    means, spreads = jax.vmap(lambda key: random_appearance(key, TISSUES, 0.1, 1.0, half, 1.0))(jax.random.split(KEY, 500))
     np.testing.assert_allclose(means[:, [0, 2, 3]], np.broadcast_to(PRIOR.means[0, [0, 2, 3]], (500, 3)), atol=1e-6)
     assert means[:, 1].min() < 0.05 and means[:, 1].max() > 0.95 and np.isfinite(means).all() and np.isfinite(spreads).all()
 
 
 def test_a_voxel_between_two_structures_gets_its_share_of_both():
     labels = jnp.asarray(np.repeat([1, 3], 4)[:, None, None] * np.ones((8, 6, 6), int))
-    image = paint(labels, TISSUES, jnp.array([0.0, 0.2, 0.9, 0.5]))
+    image = paint_means(labels, TISSUES, jnp.array([0.0, 0.2, 0.9, 0.5]))
     at = coordinates(jnp.eye(3), jnp.array([0.25, 0.0, 0.0]), jnp.zeros((8, 6, 6, 3)))
     image, labels = resample(image, labels, at)
     np.testing.assert_allclose(image[3, 3, 3, 0], 0.75 * 0.2 + 0.25 * 0.9, atol=1e-6)
@@ -78,15 +78,15 @@ def test_the_spread_of_smooth_noise_is_what_it_is_scaled_by():
 
 def test_texture_has_the_spread_that_is_asked_fine_or_smooth():
     means, spreads = jnp.full((40, 40, 40, 1), 0.5), jnp.full((40, 40, 40, 1), 0.05)
-    fine = np.asarray(generator.textured(KEY, means, spreads, 5.0, 0.0))[..., 0] - 0.5
+    fine = np.asarray(generator.add_texture(KEY, means, spreads, 5.0, 0.0))[..., 0] - 0.5
     np.testing.assert_allclose([fine.mean(), fine.std()], [0, 0.05], atol=0.001)
     assert abs(np.corrcoef(fine[1:].ravel(), fine[:-1].ravel())[0, 1]) < 0.02
     keys = jax.random.split(KEY, 20)
-    smooth = np.stack([generator.textured(key, means, spreads, 5.0, 1.0)[..., 0] - 0.5 for key in keys])
+    smooth = np.stack([generator.add_texture(key, means, spreads, 5.0, 1.0)[..., 0] - 0.5 for key in keys])
     np.testing.assert_allclose(smooth.std(), 0.05, rtol=0.1)
     alike = [np.corrcoef(field[1:].ravel(), field[:-1].ravel())[0, 1] for field in smooth]
     assert max(alike) > 0.8 and min(alike) < 0.4
-    still = generator.textured(KEY, means, 0 * spreads, 5.0, 1.0)
+    still = generator.add_texture(KEY, means, 0 * spreads, 5.0, 1.0)
     np.testing.assert_array_equal(still, means)
 
 
@@ -94,7 +94,7 @@ def test_lesions_lie_in_white_matter_and_are_as_many_as_may_be():
     white, image = ball(radius=12.0), jnp.full((32, 32, 32, 1), 0.5)
     shares = []
     for key in jax.random.split(KEY, 60):
-        change = np.abs(np.asarray(generator.lesions(key, image, white, 4.0, 0.1))[..., 0] - 0.5)
+        change = np.abs(np.asarray(generator.add_lesions(key, image, white, 4.0, 0.1))[..., 0] - 0.5)
         assert not change[~np.asarray(white)].any()
         changed = change > change.max() / 2
         shares.append(changed[np.asarray(white)].mean())
@@ -106,7 +106,7 @@ def test_a_skull_is_taken_off_at_a_surface_like_the_brains():
     brain = jnp.asarray(np.indices((40, 30, 30))[0] < 20)
     margins, widths = [], []
     for key in jax.random.split(KEY, 200):
-        image, left = generator.strip(key, jnp.ones((40, 30, 30, 1)), brain, 4.0, 2.0)
+        image, left = generator.strip_skull(key, jnp.ones((40, 30, 30, 1)), brain, 4.0, 2.0)
         profile = np.asarray(image[:, 15, 15, 0])
         assert (np.asarray(left) == (np.asarray(image)[..., 0] > 0.5)).all() and (np.diff(profile) <= 1e-6).all()
         margins.append(profile.sum() - 20)
@@ -119,29 +119,29 @@ def test_a_skull_is_taken_off_around_a_brain_like_one():
     brain = ball(32, 9.0)
     outside, inside = (ndimage.distance_transform_edt(a) for a in (~np.asarray(brain), np.asarray(brain)))
     for key in jax.random.split(KEY, 20):
-        left = np.asarray(generator.strip(key, jnp.ones((32, 32, 32, 1)), brain, 4.0, 1.0)[1])
+        left = np.asarray(generator.strip_skull(key, jnp.ones((32, 32, 32, 1)), brain, 4.0, 1.0)[1])
         # A ball is bent: its blurred mask is lower than a half-space's.
         assert outside[left].max(initial=0) <= 4 + 0.5 and inside[~left].max(initial=0) <= 1 + 1.5
 
 
 def test_a_face_is_taken_out_before_the_brain_and_below_whatever_the_axes():
     brain, image = ball(32, 7.0, (15, 14, 20)), jnp.ones((32, 32, 32, 1))
-    out, left = generator.deface(KEY, image, brain, "RAS", 4.0)
+    out, left = generator.remove_face(KEY, image, brain, "RAS", 4.0)
     gone = ~np.asarray(left)
     np.testing.assert_array_equal(np.asarray(out)[..., 0] == 0, gone)
     assert not gone[np.asarray(brain)].any() and 0.02 < gone.mean() < 0.5
     assert gone[:, -1, 0].all() and not gone[:, 0, -1].any() and not gone[:, 0, :].all()
     for orientation, turn in {"RPS": lambda a: a[:, ::-1], "RAI": lambda a: a[:, :, ::-1], "RSA": lambda a: a.swapaxes(1, 2)}.items():
-        _, other = generator.deface(KEY, image, jnp.asarray(turn(np.asarray(brain))), orientation, 4.0)
+        _, other = generator.remove_face(KEY, image, jnp.asarray(turn(np.asarray(brain))), orientation, 4.0)
         assert (turn(np.asarray(other)) == ~gone).mean() > 0.999  # but for rounding on the plane
-    gaps = [np.asarray(brain).sum() - np.asarray(brain & generator.deface(k, image, brain, "RAS", 4.0)[1]).sum() for k in
+    gaps = [np.asarray(brain).sum() - np.asarray(brain & generator.remove_face(k, image, brain, "RAS", 4.0)[1]).sum() for k in
             jax.random.split(KEY, 30)]  # fmt: skip
     assert max(gaps) == 0
 
 
 def test_noise_of_the_air_leaves_the_head_alone():
     head, image = ball(), jnp.full((32, 32, 32, 1), 0.3)
-    out = np.asarray(generator.noisy_air(KEY, image, head))[..., 0]
+    out = np.asarray(generator.add_air_noise(KEY, image, head))[..., 0]
     np.testing.assert_array_equal(out[np.asarray(head)], np.float32(0.3))
     np.testing.assert_allclose([out[~np.asarray(head)].mean(), out[~np.asarray(head)].std()], [0.5, 12**-0.5], atol=0.01)
 
@@ -150,10 +150,10 @@ def test_a_made_scan_is_scaled_as_a_real_one(rng):
     head, image = np.asarray(ball()), rng.random((32, 32, 32), np.float32)
     few = (slice(None, None, 2),) * 3
     low, high = np.percentile(image[few], 2.0), np.percentile(image[few][head[few]], 99.5)
-    out = generator.standardized(jnp.asarray(image)[..., None], jnp.asarray(head))
+    out = generator.rescale(jnp.asarray(image)[..., None], jnp.asarray(head))
     np.testing.assert_allclose(out[..., 0], np.clip((image - low) / (high - low), 0, 1), atol=1e-5)
-    flat = generator.standardized(jnp.full((8, 8, 8, 1), 0.4), jnp.ones((8, 8, 8), bool))
-    nothing = generator.standardized(jnp.full((8, 8, 8, 1), 0.4), jnp.zeros((8, 8, 8), bool))
+    flat = generator.rescale(jnp.full((8, 8, 8, 1), 0.4), jnp.ones((8, 8, 8), bool))
+    nothing = generator.rescale(jnp.full((8, 8, 8, 1), 0.4), jnp.zeros((8, 8, 8), bool))
     assert np.isfinite(flat).all() and np.isfinite(nothing).all()
 
 
@@ -169,7 +169,7 @@ def made_by(target="seg33", spacing=4.0, **changes):
     c = base()
     c.data.spacing = spacing
     c.update_from_flattened_dict({f"synth.{name}": value for name, value in changes.items()})
-    return generator.maker(c, read_table(target))
+    return generator.generator(c, read_table(target))
 
 
 def head_of_layers(n=16):
@@ -197,7 +197,7 @@ def test_labels_only_are_made_a_scan_of_always_and_others_by_their_share():
     keys = jax.random.split(KEY, 2000)
 
     def share_of(share, alone):
-        return float(jax.vmap(lambda key: made_by(share=share).look(key, jnp.array(alone)).made)(keys).mean())
+        return float(jax.vmap(lambda key: made_by(share=share).appearance(key, jnp.array(alone)).made)(keys).mean())
 
     assert share_of(1e-9, True) == 1 and share_of(1e-9, False) == 0 and share_of(1.0, False) == 1
     assert abs(share_of(0.5, False) - 0.5) < 0.04 and abs(share_of(0.2, False) - 0.2) < 0.03
@@ -214,8 +214,8 @@ def test_what_the_network_learns_of_a_heads_classes_is_what_it_would_without(tar
     ids = rng.choice([0, *plain], (4, 40, 5)).astype(np.uint16)
     classes = jnp.asarray(lookup(ids, source, HEADS))
     image = jnp.zeros((4, 40, 5, 1))
-    for look in (maker.look(KEY, jnp.array(True)), maker.look(KEY, jnp.array(False))):
-        _, learned = maker.finished(KEY, look, image, classes)
+    for look in (maker.appearance(KEY, jnp.array(True)), maker.appearance(KEY, jnp.array(False))):
+        _, learned = maker.finish(KEY, look, image, classes)
         np.testing.assert_array_equal(learned, lookup(ids, source, table))
     assert len(plain) > 20
     outside = lookup(np.arange(601, 607).reshape(6, 1, 1), HEADS, HEADS)
@@ -232,8 +232,8 @@ def test_without_spread_a_structure_is_its_mean_and_a_real_scan_is_left_as_it_is
     real = jax.random.uniform(KEY, (16, 16, 16, 1))
     made = 0
     for key in jax.random.split(KEY, 8):
-        look = maker.look(key, jnp.array(False))
-        image, _ = maker.finished(key, look, maker.painted(look, real, labels), labels)
+        look = maker.appearance(key, jnp.array(False))
+        image, _ = maker.finish(key, look, maker.with_means(look, real, labels), labels)
         if not look.made:
             np.testing.assert_array_equal(image, real)
             continue

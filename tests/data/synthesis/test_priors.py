@@ -6,7 +6,7 @@ import pytest
 from brainseg_jax.config.keys import base
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.data.synthesis.generator import maker, tissues_of
+from brainseg_jax.data.synthesis.generator import generator, tissues_of
 from brainseg_jax.data.synthesis.priors import COLUMNS, read_prior
 
 HEADS = read_table("head")
@@ -65,7 +65,7 @@ def test_columns_may_stand_in_any_order_and_an_empty_file_is_one_line(tmp_path):
 def test_a_config_names_it(tmp_path):
     c = base()
     c.synth.prior.table = str(written(tmp_path / "t1.tsv", (2, 0.8, 0.05, 0.04, 0.01)))
-    assert np.nanmax(maker(c, read_table("seg33")).prior.means) == 0.8
+    assert np.nanmax(generator(c, read_table("seg33")).prior.means) == 0.8
     c.synth.prior.table = str(tmp_path / "t2.tsv")
     with pytest.raises(InputError, match=r"t2\.tsv: no such file; check synth\.prior\.table"):
-        maker(c, read_table("seg33"))
+        generator(c, read_table("seg33"))
