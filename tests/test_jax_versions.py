@@ -11,7 +11,7 @@ import pytest
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.runtime import known_flags, known_options, private_of_jax
 from brainseg_jax.models.attention import flash
-from brainseg_jax.parallel import processes
+from brainseg_jax.parallel import launch, service, signals, sync
 from brainseg_jax.planning import compilation
 from brainseg_jax.planning.compilation import Place
 from brainseg_jax.planning.gpus import gpu
@@ -84,14 +84,12 @@ def test_without_jaxs_service_a_process_is_alone_and_several_are_refused(gone, m
         gone("jax._src.distributed")
     else:
         monkeypatch.setattr("jax._src.distributed.global_state", ModuleType("without a client"))
-    monkeypatch.setattr(processes, "global_state", processes.service())
-    with processes.joined(None), processes.barrier(), processes.stop_requests(0) as (asked, _):
-        assert (
-            processes.all_gather("a") == ["a"] and processes.broadcast_from_first(lambda: 3) == processes.run_once_per_host(lambda: 3) == 3
-        )
+    monkeypatch.setattr(service, "global_state", service.find_state())
+    with launch.joined(None), sync.barrier(), signals.stop_requests(0) as (asked, _):
+        assert sync.all_gather("a") == ["a"] and sync.broadcast_from_first(lambda: 3) == sync.run_once_per_host(lambda: 3) == 3
         assert not asked(1)
     with (
         pytest.raises(InputError, match=r"^2 processes talk by jax._src.distributed.global_state.* --processes=1$"),
-        processes.joined(processes.Start("localhost:1", 2, 0)),
+        launch.joined(launch.Start("localhost:1", 2, 0)),
     ):
         pass

@@ -12,17 +12,9 @@ import jax
 from brainseg_jax.config.keys import from_resolved, with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.loader import ProcessShare
-from brainseg_jax.parallel.processes import (
-    all_gather,
-    assert_same_on_all,
-    barrier,
-    broadcast_from_first,
-    check_devices,
-    joined,
-    run_once_per_host,
-    start_from,
-)
+from brainseg_jax.parallel.launch import check_devices, joined, start_from
 from brainseg_jax.parallel.sharding import check_batch, make_mesh
+from brainseg_jax.parallel.sync import all_gather, assert_same_on_all, barrier, broadcast_from_first, run_once_per_host
 from brainseg_jax.training import loop
 from brainseg_jax.training.loop import exclusive_run_dir, train
 

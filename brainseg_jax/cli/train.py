@@ -31,19 +31,17 @@ def main(argv: list[str]) -> None:
     # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
     import jax
 
-    from brainseg_jax.parallel import processes
+    from brainseg_jax.parallel import launch, sync
     from brainseg_jax.training.loop import train
     from brainseg_jax.training.program import resolve_auto
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
-    with processes.joined(processes.start_from(COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ)):
+    with launch.joined(launch.start_from(COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ)):
         config = CONFIG.value
         # A cache may lie on a disk of each node's own. Nothing has been asked of the devices so far.
         values = {key: value for key, value in flat(config).items() if key != "data.cache"}
-        processes.assert_same_on_all(
-            {"jax": jax.__version__, "brainseg_jax": brainseg_jax.__version__, "--workdir": WORKDIR.value} | values
-        )
-        processes.check_devices(DEVICES.value)
+        sync.assert_same_on_all({"jax": jax.__version__, "brainseg_jax": brainseg_jax.__version__, "--workdir": WORKDIR.value} | values)
+        launch.check_devices(DEVICES.value)
         path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
         resolved = with_sources(config, set(config_flags.get_override_values(flags.FLAGS["config"])), path)
         resolve_auto(config, jax.default_backend() == "cpu", resolved)

@@ -29,7 +29,7 @@ from brainseg_jax.data.augment.prepare import enlarged_crop
 from brainseg_jax.data.loader import ProcessShare, release_shared, train_batches
 from brainseg_jax.data.synthesis.generator import generator_of
 from brainseg_jax.objectives import OBJECTIVES
-from brainseg_jax.parallel import processes, sharding
+from brainseg_jax.parallel import sharding, signals, sync
 from brainseg_jax.qc import figures
 from brainseg_jax.training import optim, provenance
 from brainseg_jax.training.memory import check_room
@@ -66,7 +66,7 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
     Of several processes each calls this. Raises InputError for whatever the user can mend, and KeyboardInterrupt for Ctrl-C, once the
     step that was under way is saved; nothing that was saved is lost.
     """
-    with processes.barrier():
+    with sync.barrier():
         check(config)
         check_idle(config)
         if config.best not in (metrics := OBJECTIVES[config.objective](config).metrics):
@@ -90,15 +90,13 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
     generator = generator_of(config, target)  # refuses a prior before scans are standardised
     heads, prior = labels.read_table(labels.HEAD) if generator else None, generator.prior.sha256 if generator and generator.prior else ""
     if config.init.checkpoint and not goes_on:
-        with processes.barrier():  # before scans are standardised, which may take hours
+        with sync.barrier():  # before scans are standardised, which may take hours
             load_parts(shapes(config, objective, mesh), config, lambda _: None)
     failures = None if goes_on or share.index else folder / dataset.FAILURES
-    data = processes.run_once_per_host(
-        lambda: dataset.prepare(config.data, target, say, progress.progress, config.channels, failures, heads)
-    )
+    data = sync.run_once_per_host(lambda: dataset.prepare(config.data, target, say, progress.progress, config.channels, failures, heads))
     same = {"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256}
-    processes.assert_same_on_all(same | {"synth.prior.table": prior})
-    with processes.barrier():
+    sync.assert_same_on_all(same | {"synth.prior.table": prior})
+    with sync.barrier():
         if goes_on:
             provenance.check_same_data(folder, data, prior)
     steps = num_steps(config, len(data.train))
@@ -111,13 +109,13 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
         # What a run that goes on began with may be gone by now: its own checkpoints say all that is needed.
         before = checkpoint.card(checkpoints.folder / str(start)).get("subjects_before", ()) if state else subjects_before(config)
         run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before), prior)
-        with processes.barrier():
+        with sync.barrier():
             if state and share.index == 0:
                 dataset.repair_split(data, folder, provenance.read(folder / provenance.RUN)["data"].get("split_sha256", ""), say)
         if state and is_finished(run, start):
             report_end(run, start, done=True)
             return
-        with processes.barrier():
+        with sync.barrier():
             parts = {} if state else load_parts(params, config, say)
         say("compiling the training step")
         began = time.perf_counter()
@@ -142,14 +140,14 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
         writer = Writer(folder, run.steps, start)
         try:
             batches = sharding.put_batches(training_batches(run, start), mesh)
-            with processes.stop_requests(start) as (stopped, interrupted), closing(batches):
+            with signals.stop_requests(start) as (stopped, interrupted), closing(batches):
                 last = loop(run, train_step, validation, state, batches, checkpoints, writer, stopped)
                 checkpoints.wait()
         finally:
             writer.close()
             release_shared()
         done = is_finished(run, last)
-        if not done and processes.any_process(interrupted()):
+        if not done and sync.any_process(interrupted()):
             raise KeyboardInterrupt(stopped_at(last))  # what called this is not to go on as if all had been trained
         report_end(run, last, done)
 
@@ -246,7 +244,7 @@ def evaluated_metric(run: Run, step: int) -> list[float]:
     What a run that was killed wrote down of later steps is of none that it goes on from.
     """
     rows = lambda: read_metrics(run.folder / "metrics.jsonl")  # noqa: E731
-    return processes.broadcast_from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval" and row["step"] <= step])
+    return sync.broadcast_from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval" and row["step"] <= step])
 
 
 def out_of_patience(judged: list[float], patience: int) -> bool:
@@ -316,7 +314,7 @@ def training_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
 
 def write_pictures(run: Run, validation: Validation, params: Any, step: int, writer: Writer) -> None:
     """A PNG of what the objective shows of the first validation volume."""
-    if not processes.broadcast_from_first(figures.available):
+    if not sync.broadcast_from_first(figures.available):
         if step == 0:
             writer.say('no pictures: matplotlib is missing; pip install "brainseg_jax[view]"')
         return
@@ -349,7 +347,7 @@ def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
     InputError if another run holds it, whose checkpoints would be mixed with this one's, or if processes have different folders there.
     """
     with ExitStack() as stack:
-        with processes.barrier():
+        with sync.barrier():
             if share.index == 0:
                 check_place(folder / provenance.RUN)
                 made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -364,8 +362,8 @@ def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
                 except OSError:
                     raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
                 stack.callback(remove_if_empty, folder, made)
-        word = processes.broadcast_from_first(lambda: write_token(folder / ".lock")) if share.count > 1 else ""
-        with processes.barrier():
+        word = sync.broadcast_from_first(lambda: write_token(folder / ".lock")) if share.count > 1 else ""
+        with sync.barrier():
             if share.index and not ((folder / ".lock").exists() and read_text(folder / ".lock") == word):
                 raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
         yield

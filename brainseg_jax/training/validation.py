@@ -20,7 +20,7 @@ from brainseg_jax.data.loader import ProcessShare, central_crop, eval_batches
 from brainseg_jax.data.synthesis.generator import Generator
 from brainseg_jax.evaluation import metrics
 from brainseg_jax.inference import sliding_window
-from brainseg_jax.parallel import processes, sharding
+from brainseg_jax.parallel import sharding, sync
 from brainseg_jax.training.step import Objective, averaged, eval_streams, make_eval_step
 
 Pictures = dict[str, Float[np.ndarray, "..."]]
@@ -70,7 +70,7 @@ def of_crops(objective: Objective, config: ConfigDict, data: Dataset, mesh: Mesh
     def evaluate(params: Any) -> dict[str, float]:
         batches = sharding.put_batches(eval_batches(files, crop=config.data.crop, batch=config.data.batch, share=share), mesh)
         found = averaged([compiled(params, batch, np.int32(i)) for i, batch in enumerate(batches)])
-        return processes.broadcast_from_first(lambda: found)
+        return sync.broadcast_from_first(lambda: found)
 
     @partial(jax.jit, out_shardings=everywhere)
     def pictures(params: Any, image: jax.Array) -> tuple[jax.Array, ...]:
@@ -115,7 +115,7 @@ def of_volumes(network: Any, config: ConfigDict, data: Dataset, share: ProcessSh
     def evaluate(params: Any) -> dict[str, float]:
         params = sharding.on_one_device(params)
         mine = [score(params, i) for i in range(len(entries))[share.index :: share.count]]
-        parts = [json.loads(part) for part in processes.all_gather(json.dumps(mine))]
+        parts = [json.loads(part) for part in sync.all_gather(json.dumps(mine))]
         # In the order of the files: the mean is the same to the bit for any number of processes.
         each = mean_of_counted(np.array([parts[i % share.count][i // share.count] for i in range(len(entries))]))[1:]
         names = [f"dice/{structure.name}" for structure in data.target.structures]

@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from brainseg_jax.core.errors import InputError, first_few
 from brainseg_jax.core.files import SEAL, check_place, read_text, write_text
-from brainseg_jax.parallel import processes
+from brainseg_jax.parallel import sync
 from brainseg_jax.weights import single_file
 
 STATE = "state"
@@ -87,7 +87,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in order."""
-        return processes.broadcast_from_first(lambda: _steps(self.folder))
+        return sync.broadcast_from_first(lambda: _steps(self.folder))
 
     def save(
         self, step: int, state: Any, card: dict[str, Any], metrics: dict[str, float] | None = None, carried: dict[str, Any] | None = None
@@ -119,11 +119,11 @@ class Checkpoints:
 
         Damaged checkpoints are passed over, said, and removed. Raises InputError, and removes nothing, if every one is damaged.
         """
-        with processes.barrier():
+        with sync.barrier():
             if jax.process_index() == 0:
                 _check_places(self.folder)
         # Read once, however many processes there are, and judged alike in all.
-        found = processes.broadcast_from_first(lambda: _judged(self.folder))
+        found = sync.broadcast_from_first(lambda: _judged(self.folder))
         whole, damaged = [step for step, fault in found if not fault], [(step, fault) for step, fault in found if fault]
         if damaged and not whole:
             raise InputError(
@@ -132,7 +132,7 @@ class Checkpoints:
             )
         for step, fault in damaged:
             say(f"checkpoint {step} is passed over and removed: {fault}")
-        processes.broadcast_from_first(lambda: [shutil.rmtree(self.folder / str(step)) for step, _ in damaged])
+        sync.broadcast_from_first(lambda: [shutil.rmtree(self.folder / str(step)) for step, _ in damaged])
         if not whole:
             return None
         self.carried = _described(self.folder / str(whole[0])).get(CARRIED, {})

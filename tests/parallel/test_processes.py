@@ -16,16 +16,8 @@ from brainseg_jax.config.keys import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read
-from brainseg_jax.parallel.processes import (
-    Start,
-    all_gather,
-    broadcast_from_first,
-    check_devices,
-    first_host,
-    own_gpus,
-    run_once_per_host,
-    start_from,
-)
+from brainseg_jax.parallel.launch import Start, check_devices, first_host, own_gpus, start_from
+from brainseg_jax.parallel.sync import all_gather, broadcast_from_first, run_once_per_host
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import Writer, read_metrics
 from brainseg_jax.weights.checkpoint import verify

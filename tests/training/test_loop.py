@@ -24,8 +24,8 @@ from brainseg_jax.data import cache, dataset
 from brainseg_jax.data.loader import ALL
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.objectives.mae import MAE
-from brainseg_jax.parallel.processes import stop_requests
 from brainseg_jax.parallel.sharding import make_mesh
+from brainseg_jax.parallel.signals import stop_requests
 from brainseg_jax.training import loop, provenance
 from brainseg_jax.training.loop import check_same_experiment, idle_devices, num_steps, train
 from brainseg_jax.training.metrics_log import Writer, read_metrics

@@ -15,7 +15,7 @@ from brainseg_jax.data.preprocess import spec
 from brainseg_jax.data.synthesis.generator import generator_of
 from brainseg_jax.inference import sliding_window
 from brainseg_jax.inference.sliding_window import Segmentation
-from brainseg_jax.parallel import processes
+from brainseg_jax.parallel import sync
 from brainseg_jax.training.validation import colour_overlay, mean_of_counted, of_volumes, validation_volumes
 
 
@@ -90,7 +90,7 @@ def test_each_process_makes_the_scans_of_its_share(validation, monkeypatch):
     whole, seen = make()
     whole.evaluate({})
     parts = [make(share=ProcessShare(i, 2))[0] for i in range(2)]
-    monkeypatch.setattr(processes, "all_gather", lambda text: [text, text])
+    monkeypatch.setattr(sync, "all_gather", lambda text: [text, text])
     for part in parts:
         part.evaluate({})
     for ours, theirs in zip(seen[:2], seen[2:], strict=True):

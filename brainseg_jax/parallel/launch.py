@@ -1,59 +1,26 @@
-"""Several processes as one run: how they are started (by SLURM, by flags, or not at all), and what they tell one another.
+"""How the processes of a run are started and find one another: by SLURM, by flags, or not at all."""
 
-Words go through the coordination service of `jax.distributed`, not over the devices: it is there before anything is allocated, a word may
-be waited for as long as another process works, and a process that dies takes those that wait for it along.
-"""
-
-import json
 import os
 import re
-import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.runtime import UNTRIED, private_of_jax
-
-T = TypeVar("T")
+from brainseg_jax.core.runtime import UNTRIED
+from brainseg_jax.parallel import service
+from brainseg_jax.parallel.sync import all_gather
 
 NOTICE = 10  # seconds after which a process says that it waits for others
 CONTACT = 300  # seconds in which all processes have to be there
 SILENCE = 60  # seconds after which a process that says nothing is dead
 LEAVING = 10  # seconds that one that fails waits for the others to fail too
-WAIT = 7 * 24 * 3600 * 1000  # milliseconds: a process may work for days; if it dies, waiting ends after SILENCE
-
-# Where JAX keeps the client of its service has no public name.
-SERVICE = "jax._src.distributed:global_state"
-
-_numbers = count()
-
-
-class Alone:
-    """What stands for the service's state where JAX keeps it elsewhere: that of the only process."""
-
-    client = preemption_sync_manager = None
-    process_id, num_processes = 0, 1
-
-
-def service() -> Any:
-    """JAX's state of the coordination service; `Alone` where a later JAX has it no more, which takes nothing from a single process."""
-    needed = ("client", "process_id", "num_processes", "preemption_sync_manager", "initialize_preemption_sync_manager")
-    try:
-        state = private_of_jax(SERVICE, "")
-    except InputError:
-        return Alone
-    return state if all(hasattr(state, name) for name in needed) else Alone
-
-
-global_state = service()
 
 
 class Start(NamedTuple):
@@ -63,9 +30,6 @@ class Start(NamedTuple):
     processes: int
     process: int
     devices: tuple[int, ...] | None = None
-
-
-# ---- starting
 
 
 def start_from(coordinator: str, processes: int | None, process: int | None, environ: Mapping[str, str]) -> Start | None:
@@ -148,9 +112,9 @@ def joined(start: Start | None) -> Iterator[None]:
     if start is None:
         yield
         return
-    if global_state is Alone:
+    if service.global_state is service.Alone:
         raise InputError(
-            f"{start.processes} processes talk by {SERVICE.replace(':', '.')}, which JAX {jax.__version__} has not as we know it; "
+            f"{start.processes} processes talk by {service.SERVICE.replace(':', '.')}, which JAX {jax.__version__} has not as we know it; "
             f'pip install "jax<{UNTRIED}", or start one process, by --processes=1'
         )
     # Signals are JAX's only while there is a step to stop at: see `stop_requests`.
@@ -182,7 +146,7 @@ def joined(start: Start | None) -> Iterator[None]:
         yield
     except BaseException as error:
         try:
-            global_state.client.wait_at_barrier("leaving", LEAVING * 1000)
+            service.global_state.client.wait_at_barrier("leaving", LEAVING * 1000)
         except RuntimeError:
             if isinstance(error, InputError):
                 print(f"error: process {start.process}: {error}", file=sys.stderr)
@@ -203,96 +167,3 @@ def check_devices(wanted: int) -> None:
     if wanted and (have := jax.device_count()) != wanted:
         each = ", ".join(all_gather(f"{jax.local_device_count()} on {socket.gethostname()}"))
         raise InputError(f"--devices is {wanted}, and there are {have} ({each}); start as many as you mean, or leave --devices out")
-
-
-# ---- telling one another
-
-
-def all_gather(word: str) -> list[str]:
-    """What every process says here, in their order, in all of them. All have to come by, in the same order of calls."""
-    client = global_state.client
-    if client is None:
-        return [word]
-    number = next(_numbers)
-    client.key_value_set(f"brainseg_jax/{number}/{global_state.process_id}", word)
-    return [client.blocking_key_value_get(f"brainseg_jax/{number}/{i}", WAIT) for i in range(global_state.num_processes)]
-
-
-def broadcast_from_first(find: Callable[[], T]) -> T:
-    """What process 0 finds, in all: for what is read from a disk that changes, and for decisions. JSON has to be able to hold it."""
-    if global_state.client is None:
-        return find()
-    return json.loads(all_gather("null" if global_state.process_id else json.dumps(find()))[0])
-
-
-def any_process(here: bool) -> bool:
-    """Whether it is so in any process."""
-    return any(json.loads(word) for word in all_gather(json.dumps(here)))
-
-
-@contextmanager
-def barrier() -> Iterator[None]:
-    """All go on once all are here; an InputError of one process is raised in all."""
-    fault = None
-    try:
-        yield
-    except InputError as error:
-        fault = error
-    for i, said in enumerate(all_gather(str(fault or ""))):
-        if said:
-            raise fault if i == global_state.process_id else InputError(f"process {i}: {said}")
-
-
-def assert_same_on_all(told: dict[str, Any]) -> None:
-    """Raises InputError, naming key and values, unless all processes tell the same."""
-    first, *others = map(json.loads, all_gather(json.dumps(told)))
-    for i, other in enumerate(others, 1):
-        if different := [key for key in first.keys() | other.keys() if first.get(key) != other.get(key)]:
-            key = min(different)
-            raise InputError(
-                f"process {i} has {key} {other.get(key)} where process 0 has {first.get(key)}; start all with the same command, software "
-                "and files"
-            )
-
-
-def run_once_per_host(make: Callable[[], T]) -> T:
-    """What `make` makes on disk is made once: by process 0, then by one process of each other host, and all others find it there."""
-    hosts, me = all_gather(socket.gethostname()), global_state.process_id
-    turn = 0 if me == 0 else 1 if hosts.index(hosts[me]) == me else 2
-    for now in range(3):
-        with barrier():
-            if now == turn:
-                made = make()
-    return made
-
-
-@contextmanager
-def stop_requests(step: int) -> Iterator[tuple[Callable[[int], bool], Callable[[], bool]]]:
-    """Whether the run has been asked to stop before a step: Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit;
-    and whether Ctrl-C was among it.
-
-    Of several processes one that is asked is enough, and all stop before the same step. `step` is the first one; each has to be asked for.
-    """
-    asked: list[int] = []
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-    if global_state.client is not None:
-        # JAX listens for SIGTERM in all processes and agrees on a step that none of them has begun.
-        numbers.remove(signal.SIGTERM)
-        if global_state.preemption_sync_manager is None:
-            jax.config.update("jax_enable_preemption_service", True)
-            global_state.initialize_preemption_sync_manager()
-        reached = global_state.preemption_sync_manager.reached_sync_point
-        reached(step)
-
-    def ask(number: int, _: Any) -> None:
-        asked.append(number)
-        if global_state.client is not None:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    handlers = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        stopped = reached if global_state.client is not None else lambda step: bool(asked)
-        yield stopped, lambda: signal.SIGINT in asked
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
