@@ -1,4 +1,4 @@
-"""`python -m converters.convert IN OUT`: weights between PyTorch's files and our checkpoints, in the direction that IN and OUT say.
+"""`brainseg convert IN OUT` (or `python -m converters.convert`): weights between PyTorch's files and our checkpoints, in the direction that IN and OUT say.
 
 A file (.pt, .pth, .safetensors) becomes a checkpoint: a folder that `brainseg_jax.load` takes. A checkpoint becomes a .safetensors file in
 MONAI's keys, or in those of the paper's code. The kind of file is told by its keys; what cannot be seen is asked for. Every key is
@@ -58,7 +58,7 @@ def _crop(text: str) -> tuple[int, int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m converters.convert", description="Weights between PyTorch's files and our checkpoints.", allow_abbrev=False)
+    parser = Parser("brainseg convert", description="Weights between PyTorch's files and our checkpoints.", allow_abbrev=False)
     parser.add_argument("source", metavar="IN", type=Path, help="a .pt, .pth or .safetensors file, or a checkpoint of ours")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder, or the .safetensors file, to write")
     parser.add_argument("--dialect", default="", choices=[d.name for d in DIALECTS], help="the kind of file, where it is not detected")

@@ -17,8 +17,9 @@ from brainseg_jax import load
 from brainseg_jax.config import keys
 from brainseg_jax.config.keys import base, from_resolved, with_sources
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.training.loop import check_same_experiment, train
+from brainseg_jax.training.loop import train
 from brainseg_jax.training.program import resolve_auto
+from brainseg_jax.training.run_folder import check_same_experiment
 
 FROZEN = Path(__file__).with_name("frozen")
 SPEC = importlib.util.spec_from_file_location("frozen_make", FROZEN / "make.py")

@@ -1,6 +1,7 @@
 """What the commands share: `--config` and `--devices`, one line for what the user can mend, and answers to mistyped flags."""
 
 import re
+import sys
 from collections.abc import Callable
 
 from absl import app, flags
@@ -17,7 +18,7 @@ DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have to
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: what the user can mend is one line on stderr and exit code 2, Ctrl-C one line and 130."""
     stopped = "stopped; the same command starts again, with what it has in its cache"
-    exit_process(exit_code(lambda: app.run(main, flags_parser=_parse), stopped))
+    exit_process(exit_code(lambda: app.run(main, flags_parser=lambda argv: _parse(argv, main.__module__)), stopped))
 
 
 def check_given(argv: list[str]) -> None:
@@ -28,13 +29,16 @@ def check_given(argv: list[str]) -> None:
         raise InputError("--config is missing; e.g. --config=configs/pretrain_vit.py")
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], module: str) -> list[str]:
     given = [word.lstrip("-").partition("=") for word in argv if word.startswith("-")]
     for flag, equals, value in given:
         if flag.startswith("config.") and (fault := unknown_key(flag.removeprefix("config."))):
             raise InputError(f"--{flag}: {fault}")
         if flag == "config" and equals and not value:
             raise InputError("--config is empty; e.g. --config=configs/pretrain_vit.py")
+    if any(flag in ("help", "h") for flag, *_ in given):
+        print(sys.modules[module].__doc__.strip(), flags.FLAGS.module_help(module).strip().partition("\n")[2], sep="\n\n")
+        raise SystemExit(0)
     if [flag for flag, *_ in given].count("config") > 1:
         raise InputError("--config is given twice; give one experiment")
     argv = [re.sub(r"(?<=^--config\.)[\w.]+", lambda match: RENAMED.get(match[0], match[0]), word) for word in argv]

@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references, or, with
+"""`brainseg evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references, or, with
 `--checkpoint C --manifest M`, a checkpoint's own on the scans of a split, each on its own grid.
 
 Both sides are grouped into one label table first, so SynthSeg's, FreeSurfer's and our own output are scored by the same code. One bad pair
@@ -361,7 +361,7 @@ def _tsv(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser("python -m brainseg_jax.evaluate", description="Scores label maps against references.", allow_abbrev=False)
+    parser = Parser("brainseg evaluate", description="Scores label maps against references.", allow_abbrev=False)
     parser.add_argument("--pred", type=Path, help="the predicted label map (.nii, .nii.gz, .mgz), or a folder of them")
     parser.add_argument("--ref", type=Path, help="the reference, or a folder of them; the files of two folders pair up by name")
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a list with the columns subject, pred and ref")

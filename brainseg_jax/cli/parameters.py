@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.parameters --config=configs/pretrain_vit.py`: what the config's networks are made of, and the paper's Table I.
+"""`brainseg parameters --config=configs/pretrain_vit.py`: what the config's networks are made of, and the paper's Table I.
 
 Nothing is trained and no weight is made: parameters are counted on shapes.
 """

@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.plan --config=configs/pretrain_vit.py:full --gpu=h100 --devices=8`: does it fit, and how long may it take?
+"""`brainseg plan --config=configs/pretrain_vit.py:full --gpu=h100 --devices=8`: does it fit, and how long may it take?
 
 Compiles, on a machine without a GPU, the very step that training would run on these GPUs, and prints what each of them needs: memory,
 kernels, traffic between devices, FLOPs, and a range for the time. `--search` finds the largest batch that fits, with and without

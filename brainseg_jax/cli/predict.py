@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.predict --i SCAN|FOLDER|LIST.csv|BIDS --o OUT --checkpoint C`: label maps, each on its scan's own grid.
+"""`brainseg predict --i SCAN|FOLDER|LIST.csv|BIDS --o OUT --checkpoint C`: label maps, each on its scan's own grid.
 
 What is done is not done again, one bad scan does not lose the others (exit code 3), and with `--part` any number of jobs share a folder.
 `--qc` writes the QC report of all cases in that folder. JAX is imported only where there is something to do. From Python the same is a

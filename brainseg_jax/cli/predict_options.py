@@ -1,4 +1,4 @@
-"""The flags of `python -m brainseg_jax.predict`, and what they may say."""
+"""The flags of `brainseg predict`, and what they may say."""
 
 import argparse
 from pathlib import Path
@@ -34,7 +34,7 @@ def _table(text: str) -> Path:
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags. Its errors are InputErrors."""
-    parser = Parser("python -m brainseg_jax.predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
+    parser = Parser("brainseg predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
     parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
     enhanced = "of a BIDS data set, takes scans after a contrast agent (ce-…) too"
     parser.add_argument("--contrast-enhanced", action="store_true", help=enhanced)

@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.probe --checkpoint=runs/pretrain_vit/checkpoints/150`: what a pretrained encoder knows about tissue.
+"""`brainseg probe --checkpoint=runs/pretrain_vit/checkpoints/150`: what a pretrained encoder knows about tissue.
 
 A linear classifier reads the class of a voxel off the frozen encoder's maps, fitted on a few labelled volumes and judged on unseen
 people: pretraining is measured by what it is for, not by its own loss (linear probing: Alain & Bengio 2016). Beside it stand what the

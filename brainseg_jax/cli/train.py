@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.main --config=configs/pretrain_vit.py`: flags, process start-up, then `train`.
+"""`brainseg train --config=configs/pretrain_vit.py` (or `python -m brainseg_jax.main`): flags, process start-up, then training.
 
 `--config=FILE.py:VARIANT` picks a variant, `--config.KEY=VALUE` changes a value, `--workdir` names the run folder. The same command
 again goes on where it stopped. Under `srun`, or with `--coordinator`, `--processes` and `--process`, several processes are one run

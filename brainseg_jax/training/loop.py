@@ -3,25 +3,20 @@
 Checkpoint i is the state before batch i, so that a run that goes on from it repeats nothing and leaves nothing out.
 """
 
-import fcntl
-import os
-import secrets
-import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import FORMAT, check, check_idle, differing_keys, known_entries
+from brainseg_jax.config.keys import FORMAT, check, check_idle
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import check_place, check_regular, read_text
 from brainseg_jax.core.pytree import count
 from brainseg_jax.core.runtime import trim_memory
 from brainseg_jax.data import dataset, labels
@@ -33,31 +28,17 @@ from brainseg_jax.parallel import sharding, signals, sync
 from brainseg_jax.qc import figures
 from brainseg_jax.training import optim, provenance
 from brainseg_jax.training.memory import check_room
-from brainseg_jax.training.metrics_log import Writer, read_metrics
+from brainseg_jax.training.metrics_log import Writer
 from brainseg_jax.training.program import program, shapes
+from brainseg_jax.training.run import Run, evaluated_metric, is_evaluation_step, is_finished, out_of_patience, report_end, stopped_at
+from brainseg_jax.training.run_folder import check_same_experiment, exclusive_run_dir, has_checkpoint
 from brainseg_jax.training.step import Batch, Metrics, Totals, TrainState, means, totals
+from brainseg_jax.training.throughput import Clock
 from brainseg_jax.training.validation import Validation, validation_of
 from brainseg_jax.weights import checkpoint
 from brainseg_jax.weights.transfer import load_parts, merge_parameters, subjects_before
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-class Run(NamedTuple):
-    """What stays the same while a run lasts."""
-
-    config: ConfigDict
-    resolved: dict[str, dict[str, Any]]
-    folder: Path
-    data: dataset.Dataset
-    mesh: Mesh
-    share: ProcessShare
-    steps: int
-    subjects_before: tuple[str, ...] = ()  # who was trained on by what config.init took its parameters from
-    prior: str = ""  # the SHA-256 of what scans are made to look like, where synth.prior.table says it
-
-    def picture(self, step: int) -> Path:
-        return self.folder / "pictures" / f"step_{step:06d}.png"
 
 
 def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -233,25 +214,6 @@ def loop(
     return last
 
 
-def is_evaluation_step(config: ConfigDict, steps: int, step: int) -> bool:
-    """Whether a run of so many steps is evaluated at this one: every `eval_every` of the run, and at its end."""
-    return step == steps or bool(config.eval_every and step % max(1, round(config.eval_every * steps)) == 0)
-
-
-def evaluated_metric(run: Run, step: int) -> list[float]:
-    """The metric that checkpoints are judged by, of every evaluation up to a step; the same in all processes, since they end together.
-
-    What a run that was killed wrote down of later steps is of none that it goes on from.
-    """
-    rows = lambda: read_metrics(run.folder / "metrics.jsonl")  # noqa: E731
-    return sync.broadcast_from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval" and row["step"] <= step])
-
-
-def out_of_patience(judged: list[float], patience: int) -> bool:
-    """Whether the last `patience` evaluations brought nothing better than before; 0: never."""
-    return 0 < patience < len(judged) and min(judged[-patience:]) >= min(judged[:-patience])
-
-
 def check_finite(run: Run, step: int, values: dict[str, float]) -> None:
     """Raises InputError if a metric is not finite; checkpoints from before stay as they are."""
     for name in sorted(values, key=lambda name: name != "loss"):
@@ -260,38 +222,6 @@ def check_finite(run: Run, step: int, values: dict[str, float]) -> None:
                 f"{run.folder}: the {name} is {values[name]} at step {step}; lower optim.lr or optim.clip, and start again "
                 "with another --workdir"
             )
-
-
-class Clock:
-    """Time spent on steps and on waiting for batches; evaluations are not charged to the steps around them."""
-
-    def __init__(self, batch: int):
-        self.batch, self.began, self.wait, self.read_at = batch, time.perf_counter(), 0.0, 0
-        self.seconds, self.steps = 0.0, 0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        at = time.perf_counter()
-        yield
-        self.began += time.perf_counter() - at
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """For the next batch: once a step."""
-        at = time.perf_counter()
-        yield
-        self.wait, self.steps = self.wait + time.perf_counter() - at, self.steps + 1
-
-    def read(self) -> dict[str, float]:
-        """Throughput and input-wait share since the last reading, of the steps that were done here."""
-        now = time.perf_counter()
-        seconds, wait, steps = now - self.began, self.wait, self.steps - self.read_at
-        self.began, self.wait, self.read_at = now, 0.0, self.steps
-        self.seconds += seconds
-        return {"crops_per_second": steps * self.batch / seconds, "input_wait": wait / seconds}
-
-    def per_step(self) -> float:
-        return self.seconds / self.steps
 
 
 def training_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -338,110 +268,3 @@ def card(run: Run) -> dict[str, Any]:
     if run.data.target:
         facts |= {"labels": labels.table_text(run.data.target), "subjects_before": run.subjects_before}
     return facts
-
-
-@contextmanager
-def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
-    """Makes the run folder and holds it for this run; where nothing came into it, what was made is taken away again.
-
-    InputError if another run holds it, whose checkpoints would be mixed with this one's, or if processes have different folders there.
-    """
-    with ExitStack() as stack:
-        with sync.barrier():
-            if share.index == 0:
-                check_place(folder / provenance.RUN)
-                made = [place for place in (folder, *folder.parents) if not place.exists()]
-                folder.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):
-                    check_regular(folder / ".lock", "remove it")
-                lock = stack.enter_context((folder / ".lock").open("a"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
-                        raise OSError  # what another start has just taken away holds nothing
-                except OSError:
-                    raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
-                stack.callback(remove_if_empty, folder, made)
-        word = sync.broadcast_from_first(lambda: write_token(folder / ".lock")) if share.count > 1 else ""
-        with sync.barrier():
-            if share.index and not ((folder / ".lock").exists() and read_text(folder / ".lock") == word):
-                raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
-        yield
-
-
-def remove_if_empty(folder: Path, made: Sequence[Path]) -> None:
-    """Removes the lock of a folder that holds nothing else, and then the folders that were `made` for it."""
-    with suppress(OSError):  # somebody else's file has come into one of them
-        if list(folder.iterdir()) == [folder / ".lock"]:
-            (folder / ".lock").unlink()
-            for place in made:
-                place.rmdir()
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds a run that saved something."""
-    return any(checkpoint.name.isdigit() for checkpoint in (folder / "checkpoints").glob("*/"))
-
-
-def check_same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
-    """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none.
-
-    Likewise for a record in it that is missing or cannot be read.
-    """
-    goes_on = has_checkpoint(folder)
-    records = {name: provenance.read(folder / name) for name in (provenance.CONFIG, provenance.RUN) if goes_on or (folder / name).exists()}
-    if not goes_on:
-        return
-    read_metrics(folder / "metrics.jsonl")
-    if differences := differing_keys(known_entries(records[provenance.CONFIG], str(folder / provenance.CONFIG)), resolved):
-        raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
-
-
-def write_token(file: Path) -> str:
-    """Writes a word into the file that nobody else can know."""
-    word = secrets.token_hex()
-    file.write_text(word)
-    return word
-
-
-def is_finished(run: Run, step: int) -> bool:
-    """Whether nothing is left to do from a step on."""
-    return step >= run.steps or out_of_patience(evaluated_metric(run, step), run.config.patience)
-
-
-def report_end(run: Run, last: int, done: bool) -> None:
-    """Process 0 says how the run ended."""
-    if run.share.index == 0:
-        print(summary(run, last) if done else stopped_at(last))
-
-
-def stopped_at(step: int) -> str:
-    """What is said of a run that was stopped before its end."""
-    return f"stopped at step {step}{', saved' if step else ''}; the same command goes on from there"
-
-
-def summary(run: Run, last: int) -> str:
-    """Where everything is, and what to do next."""
-    early = f", ended early: {run.config.patience} evaluations without a better {run.config.best}" if last < run.steps else ""
-    lines = [f"finished: {last} steps{early}, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(last)}"]
-    evaluated = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval" and row["step"]]
-    # A run ends with an evaluation, scheduled or the last of its patience.
-    scheduled = {step for step in range(1, last + 1) if is_evaluation_step(run.config, run.steps, step)}
-    complete = {last, *scheduled} <= {row["step"] for row in evaluated}
-    best = min(evaluated, key=lambda row: row[run.config.best]) if complete else {"step": last}
-    if not complete:
-        lines.append(f"  best        unknown: {run.folder / 'metrics.jsonl'} is missing, or has lost evaluations")
-    if best["step"] != last:
-        lines.append(f"  best        {run.folder / 'checkpoints' / str(best['step'])}, {run.config.best} {best[run.config.best]:.5g}")
-    if run.picture(last).exists():
-        lines.append(f"  picture     {run.picture(last)}")
-    lines.append(f"  curves      tensorboard --logdir {run.folder}")
-    if not run.config.data.manifest:
-        lines.append("next, with your own scans:")
-        lines.append("  python scripts/prepare_data.py manifest folder YOUR_SCANS --subject-regex '(sub-[^_]+)' --out people.tsv")
-    elif run.config.objective == "segmentation":
-        folder, manifest = shlex.quote(str(run.folder)), shlex.quote(str(run.config.data.manifest))
-        lines.append("next, to score it on the people of split test:")
-        lines.append(f"  python -m brainseg_jax.evaluate --checkpoint {folder}/checkpoints/{best['step']} --manifest {manifest} "
-                     f"--splits {folder}/split.tsv --o {folder}/test.tsv")  # fmt: skip
-    return "\n".join(lines)

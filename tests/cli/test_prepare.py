@@ -128,7 +128,7 @@ def test_the_next_command_is_one_that_the_labels_can_do(ten, capsys, scheme, exp
         ("cc359 SCANS", "no scans found"),
         ("folder SCANS --fractions 1 1 1", "sum to 1"),
         ("folder SCANS --fractions 1 1", "argument --fractions: "),  # the rest is argparse's, and Python's releases differ in it
-        ("folder SCANS --fraction 1 0 0", "; see python scripts/prepare_data.py --help"),
+        ("folder SCANS --fraction 1 0 0", "; see brainseg prepare --help"),
         ("foldr SCANS", "invalid choice: 'foldr'"),
         ("folder SCANS --lab MASKS", "unrecognized arguments: --lab MASKS"),
         ("folder NOWHERE", "NOWHERE: no such folder; check the path"),
@@ -251,7 +251,7 @@ def test_ctrl_c_is_one_line(masked, tmp_path, monkeypatch, capsys):
     [
         ("none.tsv", "none.tsv: no such file; check the path, or make a manifest"),
         (". --labels brain", ".: cannot be read (Is a directory)"),
-        ("people.tsv --labels", "argument --labels: expected one argument; see python scripts/prepare_data.py cache --help"),
+        ("people.tsv --labels", "argument --labels: expected one argument; see brainseg prepare cache --help"),
         ("people.tsv --labels segg4", "label table 'segg4' is unknown (did you mean 'seg4'?)"),
         ("people.tsv --labels seg4", "does not tell 'Cortex' from"),
         ("people.tsv --lacking background", "--lacking: is about labels; give --labels too"),

@@ -90,8 +90,8 @@ def test_a_config_that_cannot_be_read_as_python_is_one_line(tmp_path, name):
 def test_a_config_is_run_once_and_cannot_get_other_keys(tmp_path):
     """As it was written, with what the command line changes."""
     (tmp_path / "mine.py").write_text("print('run')\nfrom configs.pretrain_vit import get_config\n")
-    code = "print(flags.CONFIG.value.steps, flags.CONFIG.value.is_locked)"
-    script = f"import sys; from brainseg_jax import flags; flags._parse(sys.argv); {code}"
+    code = "print(config_flags.CONFIG.value.steps, config_flags.CONFIG.value.is_locked)"
+    script = f"import sys; from brainseg_jax.cli import config_flags; config_flags._parse(sys.argv, ''); {code}"
     words = [sys.executable, "-c", script, f"--config={tmp_path}/mine.py:full", "--config.steps=7"]
     assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout == "run\n7 True\n"
 

@@ -73,7 +73,7 @@ class Look:
             os._exit(7 if os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE") == {{}} and "JAX_COMPILATION_CACHE_DIR" in os.environ else 8)
 sys.meta_path.insert(0, Look())
 sys.argv[1:] = ["--checkpoint=none"]
-from brainseg_jax.{command} import *
+from brainseg_jax.cli.{command} import *
 sys.exit({flags})
 """
     for given in ({}, {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}):

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # as it is for t
 
 
 @pytest.mark.parametrize(
-    "name", ["prepare_data", "release", "gallery", "label_sources", "pretraining_report", "finetuning_report", "robustness", "candidates"]
+    "name", ["release", "gallery", "label_sources", "pretraining_report", "finetuning_report", "robustness", "candidates"]
 )
 def test_a_mistyped_flag_is_one_line_and_exit_code_2(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", "--zzz=3"])

@@ -26,9 +26,11 @@ from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.objectives.mae import MAE
 from brainseg_jax.parallel.sharding import make_mesh
 from brainseg_jax.parallel.signals import stop_requests
-from brainseg_jax.training import loop, provenance
-from brainseg_jax.training.loop import check_same_experiment, idle_devices, num_steps, train
+from brainseg_jax.training import loop, provenance, run_folder
+from brainseg_jax.training.loop import idle_devices, num_steps, train
 from brainseg_jax.training.metrics_log import Writer, read_metrics
+from brainseg_jax.training.run import Run, is_finished
+from brainseg_jax.training.run_folder import check_same_experiment
 from brainseg_jax.training.step import averaged, means, totals
 from brainseg_jax.weights import checkpoint
 from brainseg_jax.weights.checkpoint import load, verify
@@ -422,8 +424,8 @@ def test_an_evaluation_whose_checkpoint_was_never_whole_does_not_end_a_run(tmp_p
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = base()
     config.patience = 1
-    run = loop.Run(config, {}, tmp_path, None, None, ALL, 40)
-    assert not loop.is_finished(run, 20) and loop.is_finished(run, 30) and loop.is_finished(run, 40)
+    one = Run(config, {}, tmp_path, None, None, ALL, 40)
+    assert not is_finished(one, 20) and is_finished(one, 30) and is_finished(one, 40)
 
 
 def test_handlers_of_signals_are_put_back():
@@ -439,19 +441,19 @@ def test_handlers_of_signals_are_put_back():
 
 def test_a_run_folder_has_one_run(tmp_path):
     with (
-        loop.exclusive_run_dir(tmp_path, ALL),
+        run_folder.exclusive_run_dir(tmp_path, ALL),
         pytest.raises(InputError, match="another run is training in it"),
-        loop.exclusive_run_dir(tmp_path, ALL),
+        run_folder.exclusive_run_dir(tmp_path, ALL),
     ):
         pass
-    with loop.exclusive_run_dir(tmp_path, ALL):
+    with run_folder.exclusive_run_dir(tmp_path, ALL):
         pass
 
 
 @pytest.mark.parametrize("error", [InputError, KeyboardInterrupt])
 def test_a_start_that_comes_to_nothing_leaves_nothing(tmp_path, error):
     for folder in (tmp_path / "new" / "run", tmp_path):
-        with pytest.raises(error), loop.exclusive_run_dir(folder, ALL):
+        with pytest.raises(error), run_folder.exclusive_run_dir(folder, ALL):
             assert (folder / ".lock").exists()
             raise error
         assert list(tmp_path.iterdir()) == []
@@ -461,17 +463,17 @@ def test_a_run_is_no_file_and_lies_in_none(tmp_path):
     (tmp_path / "main.log").write_text("words")
     for folder in (tmp_path / "main.log", tmp_path / "main.log" / "run"):
         fault = re.escape(f"{folder}/run.json: {tmp_path}/main.log is a file, and nothing can be written below it; give another place")
-        with pytest.raises(InputError, match=fault), loop.exclusive_run_dir(folder, ALL):
+        with pytest.raises(InputError, match=fault), run_folder.exclusive_run_dir(folder, ALL):
             pass
     assert (tmp_path / "main.log").read_text() == "words"
 
 
 def test_a_start_that_is_refused_leaves_what_others_put_beside_it(tmp_path):
-    with pytest.raises(InputError), loop.exclusive_run_dir(tmp_path / "new" / "run", ALL):
+    with pytest.raises(InputError), run_folder.exclusive_run_dir(tmp_path / "new" / "run", ALL):
         (tmp_path / "new" / "notes.txt").touch()
         raise InputError
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "notes.txt"]
-    with pytest.raises(InputError), loop.exclusive_run_dir(tmp_path / "run", ALL):
+    with pytest.raises(InputError), run_folder.exclusive_run_dir(tmp_path / "run", ALL):
         (tmp_path / "run" / "failures.csv").touch()
         raise InputError
     assert (tmp_path / "run" / "failures.csv").exists()
@@ -485,13 +487,16 @@ def test_a_lock_that_another_start_took_away_is_none(tmp_path, monkeypatch):
         (tmp_path / ".lock").unlink()
 
     monkeypatch.setattr(loop.fcntl, "flock", late)
-    with pytest.raises(InputError, match="another run is training in it"), loop.exclusive_run_dir(tmp_path, ALL):
+    with pytest.raises(InputError, match="another run is training in it"), run_folder.exclusive_run_dir(tmp_path, ALL):
         pass
 
 
 def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(InputError, match=r"\.lock: is a pipe or device and no file; remove it"), loop.exclusive_run_dir(tmp_path, ALL):
+    with (
+        pytest.raises(InputError, match=r"\.lock: is a pipe or device and no file; remove it"),
+        run_folder.exclusive_run_dir(tmp_path, ALL),
+    ):
         pass
 
 

@@ -1,0 +1,81 @@
+"""The run folder: one run at a time holds it, and only the same experiment goes on in it."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from brainseg_jax.config.keys import differing_keys, known_entries
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import check_place, check_regular, read_text
+from brainseg_jax.data.loader import ProcessShare
+from brainseg_jax.parallel import sync
+from brainseg_jax.training import provenance
+from brainseg_jax.training.metrics_log import read_metrics
+
+
+@contextmanager
+def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
+    """Makes the run folder and holds it for this run; where nothing came into it, what was made is taken away again.
+
+    InputError if another run holds it, whose checkpoints would be mixed with this one's, or if processes have different folders there.
+    """
+    with ExitStack() as stack:
+        with sync.barrier():
+            if share.index == 0:
+                check_place(folder / provenance.RUN)
+                made = [place for place in (folder, *folder.parents) if not place.exists()]
+                folder.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    check_regular(folder / ".lock", "remove it")
+                lock = stack.enter_context((folder / ".lock").open("a"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
+                        raise OSError  # what another start has just taken away holds nothing
+                except OSError:
+                    raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
+                stack.callback(remove_if_empty, folder, made)
+        word = sync.broadcast_from_first(lambda: write_token(folder / ".lock")) if share.count > 1 else ""
+        with sync.barrier():
+            if share.index and not ((folder / ".lock").exists() and read_text(folder / ".lock") == word):
+                raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
+        yield
+
+
+def remove_if_empty(folder: Path, made: Sequence[Path]) -> None:
+    """Removes the lock of a folder that holds nothing else, and then the folders that were `made` for it."""
+    with suppress(OSError):  # somebody else's file has come into one of them
+        if list(folder.iterdir()) == [folder / ".lock"]:
+            (folder / ".lock").unlink()
+            for place in made:
+                place.rmdir()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a run that saved something."""
+    return any(checkpoint.name.isdigit() for checkpoint in (folder / "checkpoints").glob("*/"))
+
+
+def check_same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
+    """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none.
+
+    Likewise for a record in it that is missing or cannot be read.
+    """
+    goes_on = has_checkpoint(folder)
+    records = {name: provenance.read(folder / name) for name in (provenance.CONFIG, provenance.RUN) if goes_on or (folder / name).exists()}
+    if not goes_on:
+        return
+    read_metrics(folder / "metrics.jsonl")
+    if differences := differing_keys(known_entries(records[provenance.CONFIG], str(folder / provenance.CONFIG)), resolved):
+        raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
+
+
+def write_token(file: Path) -> str:
+    """Writes a word into the file that nobody else can know."""
+    word = secrets.token_hex()
+    file.write_text(word)
+    return word
