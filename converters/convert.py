@@ -1,4 +1,4 @@
-"""`brainseg convert IN OUT` (or `python -m converters.convert`): weights between PyTorch's files and our checkpoints, in the direction that IN and OUT say.
+"""`brainseg convert IN OUT`: weights between PyTorch's files and our checkpoints, in the direction that IN and OUT say.
 
 A file (.pt, .pth, .safetensors) becomes a checkpoint: a folder that `brainseg_jax.load` takes. A checkpoint becomes a .safetensors file in
 MONAI's keys, or in those of the paper's code. The kind of file is told by its keys; what cannot be seen is asked for. Every key is

@@ -329,7 +329,7 @@ def test_arrays_in_class_numbers_make_the_same_table(run, folder):
         ((*BOTH, "--labels=seg34"), "label table 'seg34' is unknown"),
         ((*BOTH, "--pred-scheme=seg35"), "has no FreeSurfer ids"),
         ((*BOTH, "--o=out.csv"), "argument --o: out.csv does not end in .tsv"),
-        ((*BOTH, "--parts"), "unrecognized arguments: --parts; see python -m brainseg_jax.evaluate --help"),
+        ((*BOTH, "--parts"), "unrecognized arguments: --parts; see brainseg evaluate --help"),
     ],
 )
 def test_refused_in_one_line(run, folder, flags, reason):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax import models
-from brainseg_jax.cli.predict import main, prefetch
+from brainseg_jax.cli.predict import main
 from brainseg_jax.config.keys import with_sources
 from brainseg_jax.core.files import SEAL
 from brainseg_jax.data import inputs
@@ -28,6 +28,7 @@ from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read_labels, write
 from brainseg_jax.data.preprocess import spec
 from brainseg_jax.inference import input_checks, prediction, sliding_window
+from brainseg_jax.inference.many_scans import prefetch
 from brainseg_jax.inference.prediction import Predictor
 from brainseg_jax.pretrained import DEFAULT, NETWORKS
 from brainseg_jax.qc import findings
@@ -557,13 +558,13 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part_of_a_file(run, scans, tmp_p
 
 
 def test_a_disk_that_fills_up_before_the_sidecar_leaves_no_label_map_without_one(run, scans, tmp_path, monkeypatch):
-    from brainseg_jax.cli import predict
+    from brainseg_jax.inference import outputs
 
     def full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(predict, "write_json", full)
+        patched.setattr(outputs, "write_json", full)
         assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 2
     assert files(tmp_path / "out") == ["seg_labels.tsv"]
     assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 0
@@ -750,7 +751,7 @@ def test_where_all_is_done_no_jax_is_imported(run, networks, scans, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (("--o={f}/o",), "the following arguments are required: --i; see python -m brainseg_jax.predict --help"),
+        (("--o={f}/o",), "the following arguments are required: --i; see brainseg predict --help"),
         (("--i={f}/none", "--o={f}/o"), "none: no such file or folder; check the path"),
         (("--i={f}/scans", "--o={f}/o.nii"), "is the name of one file, and --i may hold many scans"),
         (("--i={f}/scans", "--o={f}/o", "--part=3/2"), "argument --part: 3/2 is no part; give i/N with i from 1 to N"),

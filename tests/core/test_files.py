@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.cli.predict import digest
 from brainseg_jax.core import files
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import (
@@ -26,6 +25,7 @@ from brainseg_jax.core.files import (
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import apply_splits, read_manifest
 from brainseg_jax.evaluation.pairs import read_pairs
+from brainseg_jax.inference.job import digest
 from brainseg_jax.qc.report import read_case_records
 from brainseg_jax.training import provenance
 from brainseg_jax.training.metrics_log import read_metrics

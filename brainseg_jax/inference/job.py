@@ -1,0 +1,118 @@
+"""A job of segmenting many scans: what is asked for, and what earlier runs have left to do."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from brainseg_jax.core.errors import InputError
+from brainseg_jax.core.files import SEAL, check_regular, read_text
+from brainseg_jax.data import inputs
+from brainseg_jax.data.inputs import Case, Source
+from brainseg_jax.inference.outputs import COLUMNS, VERSION, Sidecar
+
+
+class Job(NamedTuple):
+    """What stays the same during a run: what is asked for, where scans come from and results go, and what tells the checkpoints apart.
+
+    `by`, the predictor, and `table`, whose ids are written, are only there where something is to be done.
+    """
+
+    options: argparse.Namespace
+    source: Source
+    folder: Path
+    digests: tuple[str, ...]
+    by: Any = None
+    table: Any = None
+
+
+def digest(checkpoint: str) -> str:
+    """What tells a checkpoint, or any file, from others, wherever it lies; "" where there is none."""
+    try:
+        file = Path(checkpoint)
+        file = file / SEAL if file.is_dir() else file
+        check_regular(file)
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except (OSError, InputError):
+        return ""
+
+
+def cases_of(job: Job, task: str) -> tuple[Case, ...]:
+    """This part's scans, and where their outputs go."""
+    return inputs.share(inputs.output_places(job.source, job.options.o, task), job.folder, *job.options.part)
+
+
+def finished(job: Job) -> dict[Case, Sidecar] | None:
+    """The cases and their sidecars, if earlier runs have left nothing to do, which can be sidecar without the networks."""
+    for task in inputs.tasks(job.source, job.folder):
+        cases = cases_of(job, task)
+        sidecar = {case: done(job, case) for case in cases}
+        sound = (one and not damage(job, case, one) and not lost_names(case, one) and recorded(job, case) for case, one in sidecar.items())
+        if not job.options.overwrite and all(sound):
+            return sidecar
+    return None
+
+
+def done(job: Job, case: Case) -> Sidecar | None:
+    """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
+    try:
+        if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
+            return None
+        sidecar = json.loads(read_text(case.sidecar))
+        kinds = {"Entropy": (int, float), "Score": (int, float), "Remarks": list, "SHA256": dict}
+        whole = all(isinstance(sidecar[key], kind) for key, kind in kinds.items())
+        whole = whole and all(tuple(volume) == COLUMNS[3:] for volume in sidecar["Volumes"])
+        return sidecar if whole and sidecar["MadeFrom"] == fingerprint(job, case) else None
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def damage(job: Job, case: Case, sidecar: Sidecar) -> str:
+    """What is wrong with the files of a scan whose sidecar says that it is done, and the remedy, or "".
+
+    A label map that was corrected by hand is sound. As long as its bytes are those that were written, no file is unpacked.
+    """
+    written = sidecar["SHA256"]
+    if job.options.post and written.get(case.soft.name, now := digest(str(case.soft))) != now:
+        return f"{case.soft}: is not as it was written; delete it and run again"
+    if digest(str(case.labels)) == written.get(case.labels.name):
+        return ""
+    try:
+        from brainseg_jax.data.nifti import read_labels
+
+        read_labels(case.labels)
+    except InputError as refusal:
+        return f"{cause_of(refusal)}; delete it and run again"
+    except Exception as error:
+        return f"{case.labels}: cannot be read ({type(error).__name__}); delete it and run again"
+    return ""
+
+
+def lost_names(case: Case, sidecar: Sidecar) -> bool:
+    """Whether the table of names is not as it was written with the label map."""
+    return sidecar["SHA256"].get(case.names.name) != digest(str(case.names))
+
+
+def cause_of(refusal: InputError) -> str:
+    """What an error says up to its remedy, which is one for scans."""
+    return str(refusal).partition(";")[0]
+
+
+def recorded(job: Job, case: Case) -> bool:
+    """Whether the QC report has what it needs of a scan that is done; not where the label map was corrected since."""
+    if not job.options.qc:
+        return True
+    from brainseg_jax.qc import case_records
+
+    file = inputs.record_file(case.sidecar, job.folder)
+    return case_records.valid_record(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
+
+
+def fingerprint(job: Job, case: Case) -> str:
+    """A hash of all that decides the labels: the checkpoints, the options that bear on them, and size and time of the scan's files."""
+    options, files = job.options, [image.stat() for image in case.row.images]
+    facts = [VERSION, job.digests, options.task, options.tta, options.keep_small_components, options.ids]
+    facts += [fact for status in files for fact in (status.st_size, status.st_mtime_ns)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
