@@ -45,7 +45,8 @@ from brainseg_jax.data.labels import Table, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read
 from brainseg_jax.data.synthesis.priors import Prior
-from brainseg_jax.inference.prediction import Predictor, predictor, prepare, segment_grid
+from brainseg_jax.inference.predictor import Predictor, predictor
+from brainseg_jax.inference.segmentation import prepare, segment_grid
 from brainseg_jax.training import provenance
 from brainseg_jax.weights import checkpoint, single_file
 

@@ -33,7 +33,8 @@ from brainseg_jax.data.labels import lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.evaluation.metrics import score
-from brainseg_jax.inference.prediction import Predictor, native_labels, predictor, prepare, segment_grid_each, voxel_volumes
+from brainseg_jax.inference.predictor import Predictor, predictor
+from brainseg_jax.inference.segmentation import native_labels, prepare, segment_grid_each, voxel_volumes
 from brainseg_jax.qc.findings import COHORT, cohort_of
 from brainseg_jax.weights import checkpoint, single_file
 

@@ -22,7 +22,7 @@ from brainseg_jax.config.recipes import TASKS
 from brainseg_jax.core.errors import exit_code
 from brainseg_jax.core.progress import progress
 from brainseg_jax.data.manifest import apply_splits, read_manifest
-from brainseg_jax.inference.prediction import predictor
+from brainseg_jax.inference.predictor import predictor
 from brainseg_jax.pretrained import NETWORKS
 
 ALTERATIONS: dict[str, Callable[[Head, np.random.Generator], Head]] = {

@@ -20,7 +20,8 @@ from brainseg_jax.data.preprocess import on_grid, spec, standardize, standardize
 from brainseg_jax.data.synthesis.generator import generator, tissues_of
 from brainseg_jax.data.synthesis.priors import Prior
 from brainseg_jax.evaluation.metrics import score
-from brainseg_jax.inference.prediction import Predictor, prepare, segment
+from brainseg_jax.inference.predictor import Predictor
+from brainseg_jax.inference.segmentation import prepare, segment
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "finetune_unet.py:thirtythree,any")  # whose scans are made
 

@@ -120,7 +120,7 @@ def of_files(options: argparse.Namespace) -> Work:
 def of_checkpoint(options: argparse.Namespace) -> Work:
     """The scans of a manifest's split that have labels, segmented by one checkpoint or by several together."""
     runtime.for_prediction()
-    from brainseg_jax.inference.prediction import predictor  # JAX is needed for this only, and reads its settings when it is imported
+    from brainseg_jax.inference.predictor import predictor  # JAX is needed for this only, and reads its settings when it is imported
 
     if not options.manifest:
         raise InputError("--manifest is missing: the scans to segment, with labels and splits, e.g. the one that was trained on")
@@ -240,7 +240,7 @@ def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS
 
 def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
     """The scores of a subject's scan that the predictor `by` segments, on its own grid. Raises InputError as reading does."""
-    from brainseg_jax.inference.prediction import segment_scan
+    from brainseg_jax.inference.segmentation import segment_scan
 
     scans, reference = {path: read(path) for path in row.images}, read_labels(row.labels[0])
     first = scans[row.image]

@@ -121,7 +121,8 @@ def check_free(job: Job, file: Path) -> None:
 def load(job: Job, networks: list[str]) -> Job:
     """The job with its networks."""
     start(job.options)
-    from brainseg_jax.inference.prediction import output_table, predictor
+    from brainseg_jax.inference.prediction import output_table
+    from brainseg_jax.inference.predictor import predictor
 
     by = predictor(networks).asked(job.options.task, job.options.tta, job.options.keep_small_components)
     return job._replace(by=by, table=output_table(by.table, job.options.ids))

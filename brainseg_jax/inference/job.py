@@ -45,7 +45,7 @@ def cases_of(job: Job, task: str) -> tuple[Case, ...]:
 
 
 def finished(job: Job) -> dict[Case, Sidecar] | None:
-    """The cases and their sidecars, if earlier runs have left nothing to do, which can be sidecar without the networks."""
+    """The cases and their sidecars, if earlier runs have left nothing to do, which can be told without the networks."""
     for task in inputs.tasks(job.source, job.folder):
         cases = cases_of(job, task)
         sidecar = {case: done(job, case) for case in cases}

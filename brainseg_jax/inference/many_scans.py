@@ -37,7 +37,7 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Sidecar],
         return []
     from brainseg_jax.core.progress import progress
     from brainseg_jax.data.cache import Failure, write_failures
-    from brainseg_jax.inference import prediction
+    from brainseg_jax.inference import segmentation
 
     if lacking := sum(case in results for case in todo):
         print(f"label maps that are there already and are taken as they are for the QC report: {lacking}")
@@ -46,7 +46,7 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Sidecar],
     scans = prefetch(partial(read_case, job, results), todo)
     if lacking < len(todo):
         with suppress(Exception):  # what is too large for the machine is said of each scan
-            prediction.compile_ahead(job.by)  # meanwhile the first scan is read
+            segmentation.compile_ahead(job.by)  # meanwhile the first scan is read
     for n, (case, coming) in enumerate(scans, len(cases) - len(todo) + 1):
         try:
             results[case] = finish_case(job, case, results.get(case), *coming.result())
@@ -87,7 +87,7 @@ def read_case(job: Job, results: dict[Case, Sidecar], case: Case) -> tuple[str, 
     Raises InputError for what cannot be segmented, and where somebody else's file would be overwritten.
     """
     from brainseg_jax.data.nifti import read
-    from brainseg_jax.inference.prediction import prepare
+    from brainseg_jax.inference.segmentation import prepare
 
     if case.fault:
         raise InputError(case.fault)
@@ -150,7 +150,7 @@ def finish_case(job: Job, case: Case, sidecar: Sidecar | None, mark: str, scan: 
     import numpy as np
 
     from brainseg_jax.data import nifti
-    from brainseg_jax.inference import input_checks, prediction
+    from brainseg_jax.inference import input_checks, prediction, segmentation
     from brainseg_jax.qc import case_records
     from brainseg_jax.qc.findings import examine
 
@@ -164,7 +164,7 @@ def finish_case(job: Job, case: Case, sidecar: Sidecar | None, mark: str, scan: 
         sidecar = now
         case_records.write(case, job.folder, sidecar, scan, ready, table, findings, cohort)
         return sidecar
-    classes, ml, found = prediction.segment(job.by, ready)
+    classes, ml, found = segmentation.segment(job.by, ready)
     input_checks.check_not_empty(job.by.table, ml, str(image))
     findings = examine(classes, np.array(ready.record["source_affine"]), table, cohort, found.entropy)
     raw = job.source.root if job.source.kind == "bids" else None
@@ -178,7 +178,7 @@ def finish_case(job: Job, case: Case, sidecar: Sidecar | None, mark: str, scan: 
     }
     sidecar |= qc_fields(findings, table, found.volumes[1:].tolist())
     if job.options.post:
-        nifti.write_soft(case.soft, prediction.soft_maps(found, ready), len(found.soft), image)
+        nifti.write_soft(case.soft, segmentation.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
         write_json(case.soft.with_name(stem(case.soft) + ".json"), about | {"LabelMap": names})
     named = write_names(case.names, table)

@@ -27,9 +27,9 @@ from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read_labels, write
 from brainseg_jax.data.preprocess import spec
-from brainseg_jax.inference import input_checks, prediction, sliding_window
+from brainseg_jax.inference import input_checks, segmentation, sliding_window
 from brainseg_jax.inference.many_scans import prefetch
-from brainseg_jax.inference.prediction import Predictor
+from brainseg_jax.inference.predictor import Predictor
 from brainseg_jax.pretrained import DEFAULT, NETWORKS
 from brainseg_jax.qc import findings
 from brainseg_jax.qc.report import read_case_records
@@ -67,7 +67,7 @@ def networks(monkeypatch):
         each(slice(0, len(v)), probabilities)
         return sliding_window.Segmentation(classes.astype(np.uint8), np.asarray(probabilities.sum((0, 1, 2)), np.float64))
 
-    monkeypatch.setattr(prediction, "predictor", predictor)
+    monkeypatch.setattr(predictor, "predictor", predictor)
     monkeypatch.setattr(sliding_window, "segment", segment)
     return state
 
@@ -490,7 +490,7 @@ def test_what_nobody_expected_is_set_aside_too(run, scans, tmp_path, monkeypatch
     def fails(scan, *_):
         raise ValueError("a\nb")
 
-    monkeypatch.setattr(prediction, "prepare", fails)
+    monkeypatch.setattr(segmentation, "prepare", fails)
     code, _, err = run("--i={f}/scans", "--o={f}/out")
     assert code == 3 and "a.nii.gz: unexpected ValueError: a b; please report it" in err
 

@@ -19,7 +19,8 @@ from brainseg_jax.data.augment.prepare import as_float
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, read_labels, write
 from brainseg_jax.data.preprocess import spec_of, standardize_all
-from brainseg_jax.inference.prediction import predictor, segment_scan
+from brainseg_jax.inference.predictor import predictor
+from brainseg_jax.inference.segmentation import segment_scan
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import Writer

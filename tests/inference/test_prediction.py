@@ -20,9 +20,11 @@ from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import parse_table, read_table, table_text
 from brainseg_jax.data.nifti import Scan, write
 from brainseg_jax.data.preprocess import Standardized, spec, standardize
-from brainseg_jax.inference import network, prediction, sliding_window
+from brainseg_jax.inference import network, prediction, segmentation, sliding_window
 from brainseg_jax.inference.input_checks import check_head_scan, check_not_empty
-from brainseg_jax.inference.prediction import Predictor, SoftSegmentation, on_scan, predict, predictor, soft_maps
+from brainseg_jax.inference.prediction import predict
+from brainseg_jax.inference.predictor import Predictor, predictor
+from brainseg_jax.inference.segmentation import SoftSegmentation, on_scan, soft_maps
 from brainseg_jax.training.provenance import as_json
 
 SPEC = spec("default", 3.0, (48, 48, 48))
@@ -103,7 +105,7 @@ def maps(rng, shape, k, sharp=6):
     logits = np.stack([ndimage.gaussian_filter(rng.normal(size=shape), 2) for _ in range(k)]) * 10 * sharp
     p = np.exp(logits - logits.max(0))
     p /= p.sum(0)
-    return np.asarray(prediction._in_bytes(jnp.asarray(np.moveaxis(p, 0, -1)))).transpose(3, 0, 1, 2).copy()
+    return np.asarray(segmentation._in_bytes(jnp.asarray(np.moveaxis(p, 0, -1)))).transpose(3, 0, 1, 2).copy()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_on_the_networks_own_grid_labels_are_theirs(rng):
     ready = standardize(Scan(rng.random((40, 36, 32), np.float32), affine), spec("default", 1.0, (40, 36, 32)))
     assert np.array_equal(ready.affine, affine)
     p = rng.dirichlet(np.full(9, 300.0), size=(40, 36, 32)).astype(np.float32)  # all about 1/9
-    soft = np.asarray(prediction._in_bytes(jnp.asarray(p))).transpose(3, 0, 1, 2).copy()
+    soft = np.asarray(segmentation._in_bytes(jnp.asarray(p))).transpose(3, 0, 1, 2).copy()
     assert (np.sort(soft, axis=0)[-1] > np.sort(soft, axis=0)[-2]).all()
     np.testing.assert_array_equal(on_scan(SoftSegmentation(soft, np.zeros(9), 0.0), ready), p.argmax(-1))
     np.testing.assert_array_equal(np.stack(list(soft_maps(SoftSegmentation(soft, np.zeros(9), 0.0), ready))), soft)
@@ -211,11 +213,11 @@ def test_entropy_is_the_mean_of_what_is_inside(threshold):
     ready = standardize(Scan(head(affine)[0], affine), SPEC)
     bright = np.clip(4 * (ready.image / 255) - 2.167, 0, 1)
     expected = np.mean([entropy([p, 1 - p]) for p in bright[bright > 0.5]])
-    assert prediction.segment_grid(BY, ready).entropy == pytest.approx(expected, rel=1e-4) and expected > 0.01
+    assert segmentation.segment_grid(BY, ready).entropy == pytest.approx(expected, rel=1e-4) and expected > 0.01
     p = np.array([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.2, 0.2, 0.6], [0, 0, 1.0]], np.float32).reshape(2, 2, 1, 3)
     inside = [entropy([0.1, 0.8, 0.1]), entropy([0.2, 0.2, 0.6]), 0]
-    np.testing.assert_allclose(prediction._entropy(jnp.asarray(p)), [sum(inside), 3], rtol=1e-6)
-    assert np.isnan(prediction.segment_grid(BY, ready._replace(image=np.zeros(SPEC.size, np.uint8))).entropy)
+    np.testing.assert_allclose(segmentation._entropy(jnp.asarray(p)), [sum(inside), 3], rtol=1e-6)
+    assert np.isnan(segmentation.segment_grid(BY, ready._replace(image=np.zeros(SPEC.size, np.uint8))).entropy)
 
 
 SIX = "id\tname\tpartner\tfreesurfer\n" + "".join(
@@ -248,12 +250,12 @@ def test_classes_are_grouped_into_a_task(monkeypatch):
 
     monkeypatch.setattr(sliding_window, "segment", segment)
     ready = Standardized(np.zeros((48, 48, 48), np.uint8), placed(), {})
-    found = prediction.segment_grid(four, ready)
+    found = segmentation.segment_grid(four, ready)
     expected = p @ rows
     assert (np.moveaxis(found.soft, 0, -1).argmax(-1) == expected.argmax(-1)).all()
     np.testing.assert_allclose(found.volumes, expected.sum((0, 1, 2)) * 0.064, rtol=1e-6)
-    for one, together in zip((by, four, skull), prediction.segment_grid_each([by, four, skull], ready), strict=True):
-        alone = prediction.segment_grid(one, ready)
+    for one, together in zip((by, four, skull), segmentation.segment_grid_each([by, four, skull], ready), strict=True):
+        alone = segmentation.segment_grid(one, ready)
         np.testing.assert_array_equal(together.soft, alone.soft)
         np.testing.assert_array_equal(together.volumes, alone.volumes)
         assert together.entropy == alone.entropy

@@ -10,7 +10,7 @@ import brainseg_jax
 from brainseg_jax.data.labels import lookup, read_table, voxel_ids
 from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.evaluation.metrics import score
-from brainseg_jax.inference.prediction import predictor
+from brainseg_jax.inference.predictor import predictor
 from brainseg_jax.pretrained import NETWORKS
 
 SAMPLE = Path(str(resources.files("brainseg_jax.data") / "sample_files"))

@@ -12,7 +12,8 @@ from brainseg_jax.config.keys import with_sources
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.evaluation.metrics import score
-from brainseg_jax.inference.prediction import predictor, segment_scan
+from brainseg_jax.inference.predictor import predictor
+from brainseg_jax.inference.segmentation import segment_scan
 from brainseg_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
