@@ -9,47 +9,30 @@ import argparse
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table as Grid
-from rich.text import Text
 
 from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.core import runtime
-from brainseg_jax.core.errors import InputError, did_you_mean, exit_code, exit_process, first_few, one_line, warnings
-from brainseg_jax.core.files import check_own, check_place, without_formulas, write_table
+from brainseg_jax.core.errors import InputError, exit_code, exit_process, first_few, one_line, warnings
+from brainseg_jax.core.files import check_own, check_place
 from brainseg_jax.data.dataset import read_for
-from brainseg_jax.data.labels import SCHEMES, Table, lookup, missing, read_table, voxel_ids
+from brainseg_jax.data.labels import SCHEMES, read_table
 from brainseg_jax.data.layouts import stem
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
-from brainseg_jax.data.nifti import Scan, read, read_labels
-from brainseg_jax.data.preprocess import on_grid
-from brainseg_jax.evaluation.metrics import METRICS, PerClass, definitions, score
+from brainseg_jax.evaluation.metrics import METRICS
 from brainseg_jax.evaluation.pairs import Pair, pair, read_pairs
+from brainseg_jax.evaluation.score_table import COLUMNS, remarks, summary, write_scores
+from brainseg_jax.evaluation.scoring import Comparison, Judged, comparison, score_files, score_scan
 
-COLUMNS = ("subject", "structure", "id")  # of the table, before its numbers
 OF_FILES = ("pred", "ref", "pairs", "pred_scheme", "ref_scheme", "subject_regex", "partial")  # flags of label maps that are there
 OF_CHECKPOINT = ("manifest", "split", "splits", "tta")
-DIGITS = {"dice": 3, "hd95": 2, "assd": 2, "nsd": 3}
-
-Scores = dict[str, PerClass]  # what `metrics.score` gives for one pair
-
-
-class Comparison(NamedTuple):
-    """The label tables of both sides, the one in which they are compared, and which of its classes are reported: 0, then structures."""
-
-    prediction: Table
-    reference: Table
-    target: Table
-    reported: tuple[int, ...]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,8 +76,6 @@ def evaluate(options: argparse.Namespace) -> int:
 
 # ---- what is compared
 
-# What a pair is worth, and what there is to say of how its files were read.
-Judged = tuple[Scores, list[str]]
 # Tables, what judges each subject, and lines to print at the end.
 Work = tuple[Comparison, dict[str, Callable[[], Judged]], list[str]]
 
@@ -170,47 +151,6 @@ def seen_in_training(trained_on: set[str], rows: Sequence[Row]) -> str:
     )
 
 
-def comparison(
-    prediction: str | Table,
-    reference: str | Table,
-    target: str | Table,
-    exclude: str = "",
-    called: tuple[str, str] = ("--pred-scheme", "--ref-scheme"),
-) -> Comparison:
-    """Reads the tables that are not read yet. `exclude`: ids, names or abbreviations of the target's structures, separated by commas.
-    `called`: what errors call the two sides.
-
-    Raises InputError for what is not in the target, and for structures that one side's scheme never has and that are not excluded.
-    """
-    table = _table(target)
-    number = {key.lower(): n for n, s in enumerate(table.structures, 1) for key in (s.abbreviation, s.name)}
-    number |= {str(s.id): n for n, s in enumerate(table.structures, 1)}
-    excluded = [key.strip() for key in exclude.split(",") if key.strip()]
-    for key in excluded:
-        if key.lower() not in number:
-            raise InputError(
-                f"--exclude: label table {table.name} has no {key!r}{did_you_mean(key, number)}; give its ids, names or abbreviations"
-            )
-    left_out = {number[key.lower()] for key in excluded}
-    reported = tuple(n for n in range(len(table.structures) + 1) if n not in left_out)
-    if len(reported) == 1:
-        raise InputError(f"--exclude: nothing is left of label table {table.name}; exclude less")
-    sides = []
-    for side, source in zip(called, (_table(prediction), _table(reference)), strict=True):
-        lacking = [s for s in missing(source, table) if number[str(s.id)] in reported]
-        if len(lacking) == len(reported) - 1:
-            raise InputError(f"{side} {source.name} has nothing of what is compared, {table.name}; choose other --labels")
-        if lacking:
-            remedy = f"leave out what cannot be compared with --exclude {','.join([*excluded, *(str(s.id) for s in lacking)])}"
-            raise InputError(f"{side} {source.name} has no {first_few((s.name for s in lacking), 4)}; {remedy}, or choose other --labels")
-        sides.append(source)
-    return Comparison(*sides, table, reported)
-
-
-def _table(named: str | Table) -> Table:
-    return named if isinstance(named, Table) else read_table(named)
-
-
 def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
     if options.pairs and (options.pred or options.ref):
         raise InputError("--pairs: lists both sides; leave --pred and --ref out")
@@ -227,114 +167,7 @@ def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
 # ---- one pair
 
 
-def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
-    """The scores of two files. Raises InputError for files that cannot be read, ids that their table lacks, and two grids."""
-    reference, prediction = read_labels(scan.reference), read_labels(scan.prediction)
-    turned = on_grid(prediction, reference.voxels.shape, reference.affine, str(scan.prediction), "reference")
-    predicted = lookup(turned, tables.prediction, tables.target, str(scan.prediction))
-    expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
-    spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
-    scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
-    return scores, summary_line({scan.prediction: prediction, scan.reference: reference})
-
-
-def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
-    """The scores of a subject's scan that the predictor `by` segments, on its own grid. Raises InputError as reading does."""
-    from brainseg_jax.inference.segmentation import segment_scan
-
-    scans, reference = {path: read(path) for path in row.images}, read_labels(row.labels[0])
-    first = scans[row.image]
-    labels = on_grid(reference, first.voxels.shape, first.affine, str(row.labels[0]))
-    ids = voxel_ids(by.table)[segment_scan(by, list(scans.values()), list(map(str, scans)))]
-    predicted = lookup(ids, tables.prediction, tables.target, str(row.image))
-    expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
-    spacing = tuple(np.linalg.norm(first.affine[:3, :3], axis=0).tolist())
-    scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
-    return scores, summary_line(scans | {row.labels[0]: reference})
-
-
-def summary_line(scans: dict[Path, Scan]) -> list[str]:
-    """What there is to say of how files were read, a line each."""
-    return [f"{path}: {remark}" for path, scan in scans.items() for remark in scan.remarks]
-
-
 # ---- the tables
-
-
-def write_scores(file: Path, tables: Comparison, results: dict[str, Scores]) -> None:
-    """Writes a line for each subject and structure, all or nothing; a value that is not counted is an empty cell.
-
-    Columns: subject, structure, id (of the target), the metrics, pred_ml, ref_ml, absent ("prediction", "reference", "both" or empty).
-    """
-    names = [*_measured(results), "pred_ml", "ref_ml"]
-    lines = []
-    for subject, scores in results.items():
-        for n in tables.reported:
-            numbers = ("" if np.isnan(scores[name][n]) else f"{scores[name][n]:.6g}" for name in names)
-            lines.append((subject, *_called(tables.target, n), *numbers, _absent(scores, n)))
-    write_table(file, (*COLUMNS, *names, "absent"), without_formulas(lines))
-
-
-def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
-    """Mean ± standard deviation over subjects, a line per structure, and then of each subject's mean over structures."""
-    names = _measured(results)
-    grid = Grid(box=box.SIMPLE, pad_edge=False)
-    grid.add_column("structure", no_wrap=True)
-    for column in ("n", "missed", "extra", *names):
-        grid.add_column(column, justify="right", no_wrap=True)
-    for n in tables.reported:
-        absent = Counter(_absent(scores, n) for scores in results.values())
-        counts = (len(results) - absent["both"], absent["prediction"], absent["reference"])
-        means = (_mean(name, [scores[name][n] for scores in results.values()]) for name in names)
-        grid.add_row(Text(_called(tables.target, n)[0]), *map(str, counts), *means, end_section=n == tables.reported[-1])
-    structures = list(tables.reported[1:])
-    there = sum(any(_absent(scores, n) != "both" for scores in results.values()) for n in structures)
-    overall = {name: _mean(name, [_of_counted(scores[name][structures]) for scores in results.values()]) for name in names}
-    grid.add_row(f"mean of {there} structure{'s' * (there != 1)}", "", "", "", *overall.values())
-    if "dice" in names:
-        dice = _mean("dice", [_of_counted(scores["dice"][[0, *structures]]) for scores in results.values()])
-        grid.add_row("  and background", "", "", "", dice)
-    return grid
-
-
-def remarks(tables: Comparison, results: dict[str, Scores], tolerance: float = 1.0) -> list[str]:
-    """Lines that belong under the summary: definitions, what was left out, and what looks like a wrong scheme rather than a bad result."""
-    structures = tables.target.structures
-    lines = definitions(_measured(results), tolerance)
-    lines.append("n: subjects where a structure counts; missed: the prediction lacks it; extra: the reference lacks it")
-    lines.append("mean ± standard deviation over subjects; the mean of structures is first taken in each subject, over those that count")
-    if left_out := [s.name for n, s in enumerate(structures, 1) if n not in tables.reported]:
-        lines.append(f"left out: {', '.join(left_out)}; another structure that covers them is wrong there")
-    for side, flag in (("prediction", "--pred-scheme"), ("reference", "--ref-scheme")):
-        never = [structures[n - 1] for n in tables.reported[1:] if {_absent(scores, n) for scores in results.values()} == {side}]
-        if never:
-            remedy = f"if its tool has none, leave them out with --exclude {','.join(str(s.id) for s in never)}, or correct {flag}"
-            lines.append(f"note: no {side} has {first_few((s.name for s in never), 4)}; {remedy}")
-    return lines
-
-
-def _measured(results: dict[str, Scores]) -> list[str]:
-    return [name for name in METRICS if name in next(iter(results.values()))]
-
-
-def _called(table: Table, n: int) -> tuple[str, str]:
-    return (table.structures[n - 1].name, str(table.structures[n - 1].id)) if n else ("Background", "0")
-
-
-def _absent(scores: Scores, n: int) -> str:
-    lacking = [side for side, name in (("prediction", "pred_ml"), ("reference", "ref_ml")) if scores[name][n] == 0]
-    return "both" if len(lacking) == 2 else "".join(lacking)
-
-
-def _of_counted(values: PerClass) -> float:
-    counted = values[~np.isnan(values)]
-    return float(counted.mean()) if counted.size else np.nan
-
-
-def _mean(name: str, values: Iterable[float]) -> str:
-    counted = [value for value in values if not np.isnan(value)]
-    spread = f" ± {np.std(counted, ddof=1):.{DIGITS[name]}f}" if len(counted) > 1 else ""
-    return f"{np.mean(counted):.{DIGITS[name]}f}{spread}" if counted else "–"
 
 
 # ---- the command line

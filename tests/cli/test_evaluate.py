@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from brainseg_jax.cli import evaluate
-from brainseg_jax.cli.evaluate import comparison, main, named, seen_in_training, write_scores
+from brainseg_jax.cli.evaluate import main, named, seen_in_training
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, reorient, write
 from brainseg_jax.data.preprocess import on_grid
 from brainseg_jax.evaluation.metrics import score
+from brainseg_jax.evaluation.score_table import write_scores
+from brainseg_jax.evaluation.scoring import comparison
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0]) + np.array([[0, 0, 0, -7.0], [0, 0, 0, 11], [0, 0, 0, 2], [0, 0, 0, 0]])
 TABLE = "id\tname\tabbreviation\tpartner\n10\tLeft [blob]\tL-B\t20\n20\tRight blob\tR-B\t10\n5\tMiddle\tM\t5\n"
