@@ -84,12 +84,12 @@ def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS
 
 def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
     """The scores of a subject's scan that the predictor `by` segments, on its own grid. Raises InputError as reading does."""
-    from brainseg_jax.inference.segmentation import segment_scan
+    from brainseg_jax.inference.segmentation import prepare, segment
 
     scans, reference = {path: read(path) for path in row.images}, read_labels(row.labels[0])
     first = scans[row.image]
     labels = on_grid(reference, first.voxels.shape, first.affine, str(row.labels[0]))
-    ids = voxel_ids(by.table)[segment_scan(by, list(scans.values()), list(map(str, scans)))]
+    ids = voxel_ids(by.table)[segment(by, prepare(by, list(scans.values()), list(map(str, scans)))).classes]
     predicted = lookup(ids, tables.prediction, tables.target, str(row.image))
     expected = lookup(labels, tables.reference, tables.target, str(row.labels[0]))
     spacing = tuple(np.linalg.norm(first.affine[:3, :3], axis=0).tolist())

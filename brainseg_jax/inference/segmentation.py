@@ -44,15 +44,6 @@ class Segmented(NamedTuple):
     found: SoftSegmentation
 
 
-def segment_scan(by: Predictor, scans: Sequence[Scan], names: Sequence[str]) -> UInt[np.ndarray, "x y z"]:
-    """Class numbers of the predictor's table on the grid of a subject's first image; background where the window did not reach.
-
-    `names` are what errors call the images. Raises InputError for images that cannot be standardised, or are not as many as channels.
-    """
-    by.check_images(len(scans), names[0])
-    return segment(by, standardize_all(scans, by.spec, names)).classes
-
-
 def prepare(by: Predictor, scans: Sequence[Scan], names: Sequence[str]) -> Standardized:
     """A subject's images as the networks take them. Raises InputError, calling them by `names`, for what cannot be MRI of a head."""
     by.check_images(len(scans), names[0])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainseg_jax.cli.probe import anywhere, drawn, fit, interpolate, judge, surroundings
 from brainseg_jax.data.manifest import read_manifest, write_manifest
+from brainseg_jax.evaluation.probe import anywhere, drawn, fit, interpolate, judge, surroundings
 
 
 def test_interpolation_is_scipys_between_the_centres_of_cells(rng):
@@ -55,8 +55,8 @@ def test_voxels_are_drawn_of_each_class_or_anywhere(rng):
 @pytest.mark.slow
 def test_it_reads_a_checkpoint(small, masked, heads, tmp_path, capsys):
     """Made-up heads, bright inside: without an encoder all is known, and three rows are told apart. Labels only are left out."""
-    from brainseg_jax.cli.probe import probe
     from brainseg_jax.config.keys import with_sources
+    from brainseg_jax.evaluation.probe import probe
     from brainseg_jax.training.loop import train
 
     config = small(**{"data.manifest": str(masked), "data.cache": str(masked.parent), "steps": 2})

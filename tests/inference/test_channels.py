@@ -20,7 +20,7 @@ from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, read_labels, write
 from brainseg_jax.data.preprocess import spec_of, standardize_all
 from brainseg_jax.inference.predictor import predictor
-from brainseg_jax.inference.segmentation import segment_scan
+from brainseg_jax.inference.segmentation import prepare, segment
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import Writer
@@ -95,7 +95,7 @@ def test_what_only_the_second_image_shows_is_found_with_it_and_not_without(tuned
     by = predictor([tuned])
 
     def score(*scans, truth):
-        return dice(segment_scan(by, scans, ["first", "second"]) > 0, read_labels(truth).voxels > 0)
+        return dice(segment(by, prepare(by, scans, ["first", "second"])).classes > 0, read_labels(truth).voxels > 0)
 
     assert score(t1, flair, truth=row.labels[0]) > 0.8
     assert score(t1, t1, truth=row.labels[0]) < 0.6

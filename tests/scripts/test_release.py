@@ -13,7 +13,7 @@ from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.evaluation.metrics import score
 from brainseg_jax.inference.predictor import predictor
-from brainseg_jax.inference.segmentation import segment_scan
+from brainseg_jax.inference.segmentation import prepare, segment
 from brainseg_jax.training.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def test_the_file_is_what_its_card_says(checkpoint, people, tmp_path):
     # Dice is of the one person to test with, by the file itself; the cohort are both who are held out.
     row = next(row for row in read_manifest(people) if row.split == "test")
     scan, reference = read(row.image), read_labels(row.labels[0]).voxels
-    dice = score(segment_scan(by, [scan], ["head"]), reference, 2, (4.0, 4.0, 4.0), ("dice",))["dice"][1]
+    dice = score(segment(by, prepare(by, [scan], ["head"])).classes, reference, 2, (4.0, 4.0, 4.0), ("dice",))["dice"][1]
     assert network.card["dice"] == {"skull": {"Brain": pytest.approx(dice)}} and 0.5 < dice < 1
     mean, spread, n = by.cohort()["Brain"]
     assert n == 2 and spread > 0 and mean == pytest.approx((reference > 0).sum() * 0.064, rel=0.5)
