@@ -84,7 +84,7 @@ def made_by(config: ConfigDict, seed: int) -> Made:
     prepare = jax.jit(prepare_train(config, labels.swap(target), generator_of(config, target)))
 
     def made(number: int, volume: Volume) -> np.ndarray:
-        batch = {name: jnp.asarray(part[None]) for name, part in volume.items()} | {"alone": jnp.array([True])}
+        batch = {name: jnp.asarray(part[None]) for name, part in volume.items()} | {"labels_only": jnp.array([True])}
         return np.asarray(prepare(jax.random.fold_in(jax.random.key(seed), number), batch)["image"][0, ..., 0])
 
     return made

@@ -137,7 +137,7 @@ def heads(cohort, tmp_path_factory):
         labels = np.where(scan.voxels * alone > 50, np.where(labels, labels, 603), labels)
         file = folder / f"{row.subject}.nii.gz"
         write(file, labels, scan.affine)
-        images = {"image": file, "alone": True} if alone else {}
+        images = {"image": file, "labels_only": True} if alone else {}
         rows.append(row._replace(labels=(file,), scheme=("head" if alone else "freesurfer",), split=split, **images))
     write_manifest(folder / "people.tsv", rows)
     return folder / "people.tsv"

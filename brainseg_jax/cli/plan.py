@@ -155,17 +155,13 @@ def analytic(config: ConfigDict) -> dict[str, int]:
     """FLOPs by definition: of a whole step, recomputing included, and of one crop's forward pass."""
     import jax
 
-    from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis.generator import generator_of
-    from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.parallel import sharding
     from brainseg_jax.planning.flops import flops
-    from brainseg_jax.training.program import program, sample_of
+    from brainseg_jax.training.program import experiment, program, sample_of
 
     config = changed(config, attention="auto")  # whose products can all be seen
-    objective = OBJECTIVES[config.objective](config)
-    table = labels.read_table(config.data.labels) if objective.labels else None
-    built = program(config, objective, sharding.make_mesh(1, 1, jax.devices()), 1000, table, generator_of(config, table))
+    what = experiment(config)
+    objective, built = what.objective, program(config, what, sharding.make_mesh(1, 1, jax.devices()), 1000)
     rngs = {name: jax.random.key(0) for name in objective.streams}
     forward = flops(lambda params, batch: objective.apply({"params": params}, batch, True, rngs=rngs), built.like.params, sample_of(config))
     return {"step": flops(built.step, built.like, built.batch), "forward_of_a_crop": forward}

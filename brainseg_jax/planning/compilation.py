@@ -82,17 +82,12 @@ def devices(place: Place) -> tuple[Any, ...]:
 
 def build(config: ConfigDict, place: Place, steps: int) -> Any:
     """The program of a config at a place. InputError for a mesh or a batch that does not fit its devices."""
-    from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis.generator import generator_of
-    from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.parallel import sharding
-    from brainseg_jax.training.program import program
+    from brainseg_jax.training.program import experiment, program
 
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices(place))
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh, config.data.crops_per_volume)
-    objective = OBJECTIVES[config.objective](config)
-    table = labels.read_table(config.data.labels) if objective.labels else None
-    return program(config, objective, mesh, steps, table, generator_of(config, table))
+    return program(config, experiment(config), mesh, steps)
 
 
 def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:

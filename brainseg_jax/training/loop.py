@@ -22,14 +22,13 @@ from brainseg_jax.core.runtime import trim_memory
 from brainseg_jax.data import dataset, labels
 from brainseg_jax.data.augment.prepare import enlarged_crop
 from brainseg_jax.data.loader import ProcessShare, release_shared, train_batches
-from brainseg_jax.data.synthesis.generator import generator_of
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel import sharding, signals, sync
 from brainseg_jax.qc import figures
 from brainseg_jax.training import optim, provenance
 from brainseg_jax.training.memory import check_room
 from brainseg_jax.training.metrics_log import Writer
-from brainseg_jax.training.program import program, shapes
+from brainseg_jax.training.program import experiment, program, shapes
 from brainseg_jax.training.run import Run, evaluated_metric, is_evaluation_step, is_finished, out_of_patience, report_end, stopped_at
 from brainseg_jax.training.run_folder import check_same_experiment, exclusive_run_dir, has_checkpoint
 from brainseg_jax.training.step import Batch, Metrics, Totals, TrainState, means, totals
@@ -63,25 +62,22 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
 def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, mesh: Mesh, share: ProcessShare) -> None:
     """Data, network, state and loop of a run whose folder is ours. What is in the folder stays as it is until all checks have passed."""
     say = print if share.index == 0 else lambda _: None
-    objective = OBJECTIVES[config.objective](config)
-    target = labels.read_table(config.data.labels) if objective.labels else None
-    if target and config.classes != 1 + len(target.structures):
-        raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
-    goes_on = has_checkpoint(folder)
-    generator = generator_of(config, target)  # refuses a prior before scans are standardised
-    heads, prior = labels.read_table(labels.HEAD) if generator else None, generator.prior.sha256 if generator and generator.prior else ""
+    what, goes_on = experiment(config), has_checkpoint(folder)
+    heads = labels.read_table(labels.HEAD) if what.generator else None
     if config.init.checkpoint and not goes_on:
         with sync.barrier():  # before scans are standardised, which may take hours
-            load_parts(shapes(config, objective, mesh), config, lambda _: None)
+            load_parts(shapes(config, what.objective, mesh), config, lambda _: None)
     failures = None if goes_on or share.index else folder / dataset.FAILURES
-    data = sync.run_once_per_host(lambda: dataset.prepare(config.data, target, say, progress.progress, config.channels, failures, heads))
+    data = sync.run_once_per_host(
+        lambda: dataset.prepare(config.data, what.target, say, progress.progress, config.channels, failures, heads)
+    )
     same = {"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256}
-    sync.assert_same_on_all(same | {"synth.prior.table": prior})
+    sync.assert_same_on_all(same | {"synth.prior.table": what.prior})
     with sync.barrier():
         if goes_on:
-            provenance.check_same_data(folder, data, prior)
+            provenance.check_same_data(folder, data, what.prior)
     steps = num_steps(config, len(data.train))
-    built = program(config, objective, mesh, steps, target, generator)
+    built = program(config, what, mesh, steps)
     params = built.like.params
 
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
@@ -89,7 +85,7 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
         start = int(state.step) if state else 0
         # What a run that goes on began with may be gone by now: its own checkpoints say all that is needed.
         before = checkpoint.card(checkpoints.folder / str(start)).get("subjects_before", ()) if state else subjects_before(config)
-        run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before), prior)
+        run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before), what.prior)
         with sync.barrier():
             if state and share.index == 0:
                 dataset.repair_split(data, folder, provenance.read(folder / provenance.RUN)["data"].get("split_sha256", ""), say)
@@ -100,14 +96,14 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
             parts = {} if state else load_parts(params, config, say)
         say("compiling the training step")
         began = time.perf_counter()
-        validation = validation_of(objective, config, data, mesh, share, params, generator)
+        validation = validation_of(what.objective, config, data, mesh, share, params, what.generator)
         train_step = built.lower().compile()
         check_room(train_step, mesh.local_devices[0])
         if share.index == 0:
             dataset.write_down(data, folder, begun=start > 0)
             if data.failures:
                 say(f"scans that were set aside, each with its reason: {folder / dataset.FAILURES}")
-        provenance.write(folder, resolved, config, data, mesh, params, start, prior)
+        provenance.write(folder, resolved, config, data, mesh, params, start, what.prior)
         trim_memory()
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import labels
 from brainseg_jax.data.augment.prepare import enlarged_crop, prepare_eval, prepare_train
-from brainseg_jax.data.synthesis.generator import Generator
+from brainseg_jax.data.synthesis.generator import Generator, generator_of
+from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel import sharding
 from brainseg_jax.training import optim
 from brainseg_jax.training.step import Batch, Metrics, Objective, TrainState, init_params, init_state, make_train_step
@@ -59,14 +60,31 @@ def resolve_auto(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str,
         resolved.setdefault("classes", {})["value"] = config.classes
 
 
-def program(
-    config: ConfigDict, objective: Objective, mesh: Mesh, steps: int, target: labels.Table | None, generator: Generator | None
-) -> Program:
-    """The program of a config whose run has `steps` steps; `target` is the table of its classes, where it has labels, and `generator` what
-    makes scans of them, where it does (`maker_of`).
+class Experiment(NamedTuple):
+    """What a config trains: its objective; the table of its classes, where it learns from labels; what makes scans of labels, if anything."""
 
-    Raises InputError for a kernel of attention that the mesh's devices do not have.
-    """
+    objective: Objective
+    target: labels.Table | None
+    generator: Generator | None
+
+    @property
+    def prior(self) -> str:
+        """The SHA-256 of the table that made scans are to look like; "" without one."""
+        return self.generator.prior.sha256 if self.generator and self.generator.prior else ""
+
+
+def experiment(config: ConfigDict) -> Experiment:
+    """The experiment of a config. Raises InputError for labels, or a table of made scans' looks, that cannot be read or do not fit."""
+    objective = OBJECTIVES[config.objective](config)
+    target = labels.read_table(config.data.labels) if objective.labels else None
+    if target and config.classes != 1 + len(target.structures):
+        raise InputError(f"classes is {config.classes}; table {target.name} needs {1 + len(target.structures)}, background included: use 0")
+    return Experiment(objective, target, generator_of(config, target))
+
+
+def program(config: ConfigDict, what: Experiment, mesh: Mesh, steps: int) -> Program:
+    """The program of an experiment whose run has `steps` steps. InputError for a kernel of attention that the mesh's devices do not have."""
+    objective, target, generator = what
     one_crop, params = sample_of(config), shapes(config, objective, mesh)
     optimizer = optim.optimizer(config.optim, steps, params)
 

@@ -59,7 +59,7 @@ def crops(steps: int, folder: Path) -> Result:
         most = {"image": 255, "label": config.classes, "place": 1}
         parts = {name: part for name, part in parts_of_batch(config).items() if name in most}
         batch = {name: jax.random.randint(jax.random.key(0), (1, *shape), 0, most[name], dtype) for name, (shape, dtype) in parts.items()}
-        batch["alone"] = jax.numpy.full((1,), kind == "made")
+        batch["labels_only"] = jax.numpy.full((1,), kind == "made")
         keys = iter(jax.random.split(jax.random.key(2), steps + 1))
         began = time.perf_counter()
         jax.block_until_ready(prepare(next(keys), batch))

@@ -237,18 +237,13 @@ def step_of(folder: Path) -> Step:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     import jax
 
-    from brainseg_jax.data import labels
-    from brainseg_jax.data.synthesis.generator import generator_of
-    from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.parallel import sharding
-    from brainseg_jax.training.program import program
+    from brainseg_jax.training.program import experiment, program
 
     config = configured(folder, jax.default_backend() == "cpu")
-    objective = OBJECTIVES[config.objective](config)
-    table = labels.read_table(config.data.labels) if objective.labels else None
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, jax.devices())
     sharding.check_batch(config.data.batch, config.optim.accumulate, mesh)
-    built = program(config, objective, mesh, 1000, table, generator_of(config, table))
+    built = program(config, experiment(config), mesh, 1000)
     began = time.perf_counter()
     lowered = built.lower()
     traced = time.perf_counter()
@@ -256,7 +251,7 @@ def step_of(folder: Path) -> Step:
     done = time.perf_counter()
     runtime.trim_memory()
 
-    rng, top = np.random.default_rng(0), {"image": 256, "label": config.classes, "place": 1, "alone": 1}
+    rng, top = np.random.default_rng(0), {"image": 256, "label": config.classes, "place": 1, "labels_only": 1}
     batch = {
         name: jax.device_put(rng.integers(0, top[name], like.shape).astype(like.dtype), like.sharding) for name, like in built.batch.items()
     }

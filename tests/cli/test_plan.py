@@ -14,7 +14,6 @@ import pytest
 from brainseg_jax.cli import plan
 from brainseg_jax.config.keys import check, of_file
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data.labels import read_table
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel.sharding import make_mesh
 from brainseg_jax.planning import compilation, gpus, roofline
@@ -23,7 +22,7 @@ from brainseg_jax.planning.flops import flops
 from brainseg_jax.planning.hlo import Array, Collective, Facts, Kernel, facts, parse
 from brainseg_jax.planning.search import MOST, largest
 from brainseg_jax.training import memory
-from brainseg_jax.training.program import program, sample_of
+from brainseg_jax.training.program import experiment, program, sample_of
 from brainseg_jax.training.step import init_params
 
 ROOT = Path(__file__).parents[2]
@@ -188,8 +187,8 @@ def config_of(file, variant):
 )
 def test_forward_flops_are_those_measured_of_the_published_networks(file, variant, gflop):
     config = config_of(file, variant)
-    objective = OBJECTIVES["segmentation"](config)
-    built = program(config, objective, make_mesh(1, 1, jax.devices()[:1]), 10, read_table("seg33"), None)
+    what = experiment(config)
+    objective, built = what.objective, program(config, what, make_mesh(1, 1, jax.devices()[:1]), 10)
     rngs = {"drop_path": jax.random.key(0)}
     count = flops(lambda p, b: objective.apply({"params": p}, b, True, rngs=rngs), built.like.params, sample_of(config))
     assert count / 1e9 == pytest.approx(gflop, rel=1e-3)
@@ -329,7 +328,7 @@ def test_augmentation_leaves_each_device_its_own_samples(small):
         **{"objective": "segmentation", "data.labels": "brain", "classes": 2, "vit.patch": 16, "data.batch": 8, "mesh.data": 8},
         **{"augment.affine.chance": 1.0, "unetr.width": 6, "vit.features": (0, 0, 1)},
     )
-    built = program(config, OBJECTIVES["segmentation"](config), make_mesh(8, 1, jax.devices()), 8, read_table("brain"), None)
+    built = program(config, experiment(config), make_mesh(8, 1, jax.devices()), 8)
     text = built.lower().compile().as_text()
     assert "[1,16,16,16,6]" in text
     assert "[8,16,16,16,6]" not in text

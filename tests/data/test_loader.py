@@ -165,10 +165,10 @@ def test_each_crop_says_whether_its_volume_has_labels_only(volumes, crops):
     for _ in range(8):
         batch, parts = next(whole), [next(half) for half in halves]
         np.testing.assert_array_equal(batch["image"], next(plain)["image"])
-        assert batch["alone"].shape == (4,) and batch["alone"].dtype == bool
-        assert batch["alone"].tolist() == [alone[volume_of(crop)] for crop in batch["image"]]
-        np.testing.assert_array_equal(np.concatenate([part["alone"] for part in parts]), batch["alone"])
-        said += batch["alone"].tolist()
+        assert batch["labels_only"].shape == (4,) and batch["labels_only"].dtype == bool
+        assert batch["labels_only"].tolist() == [alone[volume_of(crop)] for crop in batch["image"]]
+        np.testing.assert_array_equal(np.concatenate([part["labels_only"] for part in parts]), batch["labels_only"])
+        said += batch["labels_only"].tolist()
     assert 0 < sum(said) < len(said)
 
 

@@ -245,7 +245,7 @@ def both_ways(changes, synth, batch, key):
     """What comes out of a batch with a head's labels where scans may be made of it, and where the same is all real."""
     c = config_of(changes, synth)
     making = generator(c, TARGET)
-    plain = {name: part for name, part in batch.items() if name != "alone"} | {"label": jnp.asarray(making.classes)[batch["label"]]}
+    plain = {name: part for name, part in batch.items() if name != "labels_only"} | {"label": jnp.asarray(making.classes)[batch["label"]]}
     swap = partners(TARGET)
     return tuple(jax.tree.map(np.asarray, jax.jit(prepare_train(c, swap, m))(key, b)) for m, b in ((making, batch), (None, plain)))
 
@@ -254,7 +254,7 @@ def scans(rng, b, n, alone=0):
     """Noise with labels of white matter and cortex in blocks; the first ones have labels only."""
     labels = np.kron(rng.choice([0, WHITE, CORTEX], (b, 2, 2, 2)), np.ones((1, n // 2, n // 2, n // 2), int)).astype(np.uint8)
     image = rng.integers(0, 256, (b, n, n, n, 1)).astype(np.uint8)
-    return {"image": jnp.asarray(image), "label": jnp.asarray(labels), "alone": jnp.arange(b) < alone}
+    return {"image": jnp.asarray(image), "label": jnp.asarray(labels), "labels_only": jnp.arange(b) < alone}
 
 
 def other(a, b):
