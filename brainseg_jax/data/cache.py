@@ -47,7 +47,7 @@ class Failure(NamedTuple):
     """A scan that was set aside, and why."""
 
     row: Row
-    one_line: str
+    reason: str
 
 
 def build(

@@ -139,7 +139,7 @@ class _Way(NamedTuple):
 
     whole: Size
     before: Size
-    window_starts: list[int]
+    starts: list[int]
     firsts: list[int]
     calls: Int[np.ndarray, "calls b 2"]
     live: Bool[np.ndarray, "calls b"]

@@ -207,7 +207,7 @@ class WindowAttention(nn.Module):
 
     heads: int
     window: int
-    window_grid: WindowGrid
+    grid: WindowGrid
     qkv_bias: bool = True
     dtype: Any = jnp.float32
 
@@ -219,7 +219,7 @@ class WindowAttention(nn.Module):
         table = self.param("relative_position_bias_table", small_normal, ((2 * self.window - 1) ** 3, self.heads))
         # A reduced window takes the corner of the full one's index, as MONAI does: its biases are not those of its own geometry.
         bias = jnp.moveaxis(table[relative(self.window)[:n, :n]], -1, 0)
-        out = attend_windows(q, k, v, bias, self.cut).reshape(w, n, d)
+        out = attend_windows(q, k, v, bias, self.grid).reshape(w, n, d)
         return Linear(d, self.dtype, name="proj")(out)
 
 

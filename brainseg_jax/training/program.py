@@ -61,7 +61,7 @@ def resolve_auto(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str,
 
 
 class Experiment(NamedTuple):
-    """What a config trains: its objective; the table of its classes, where it learns from labels; what makes scans of labels, if anything."""
+    """What a config trains: its objective; the table of its classes, where there are labels; what makes scans of them, if anything."""
 
     objective: Objective
     target: labels.Table | None
@@ -83,7 +83,7 @@ def experiment(config: ConfigDict) -> Experiment:
 
 
 def program(config: ConfigDict, what: Experiment, mesh: Mesh, steps: int) -> Program:
-    """The program of an experiment whose run has `steps` steps. InputError for a kernel of attention that the mesh's devices do not have."""
+    """The program of an experiment whose run has `steps` steps. InputError for a kernel of attention that its devices do not have."""
     objective, target, generator = what
     one_crop, params = sample_of(config), shapes(config, objective, mesh)
     optimizer = optim.optimizer(config.optim, steps, params)

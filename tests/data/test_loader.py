@@ -159,8 +159,8 @@ def test_each_crop_says_whether_its_volume_has_labels_only(volumes, crops):
     """On any share of processes, and the crops are what they are without it."""
     alone = (True, False, False, True, False)
     how = {"crop": CROP, "crops_per_volume": crops, "batch": 4, "seed": 0, "start": 0, "threads": 1}
-    plain, whole = train_batches(volumes, **how), train_batches(volumes, **how, alone=alone)
-    halves = [train_batches(volumes, **how, alone=alone, share=ProcessShare(i, 2)) for i in range(2)]
+    plain, whole = train_batches(volumes, **how), train_batches(volumes, **how, labels_only=alone)
+    halves = [train_batches(volumes, **how, labels_only=alone, share=ProcessShare(i, 2)) for i in range(2)]
     said = []
     for _ in range(8):
         batch, parts = next(whole), [next(half) for half in halves]
