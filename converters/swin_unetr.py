@@ -63,7 +63,7 @@ HEADS = table("""
 
 
 def _index(bias_table: np.ndarray) -> np.ndarray:
-    from brainseg_jax.models.swin import relative
+    from brainseg_jax.models.windows import relative
 
     return relative(_window(bias_table)).astype(np.int64)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from brainseg_jax.models.swin import APART, WindowGrid, masks
+from brainseg_jax.models.windows import APART, WindowGrid, masks
 
 
 def _one_by_one(c, q, k, v, bias):

@@ -10,21 +10,8 @@ from torch_trees import last, slope, swin, swin_stage, value
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.pytree import count, paths
-from brainseg_jax.models.swin import (
-    OCTANTS,
-    Block,
-    Merge,
-    Stage,
-    Swin,
-    _together,
-    attend_windows,
-    masks,
-    merge_windows,
-    partition,
-    regions,
-    relative,
-    window_grid,
-)
+from brainseg_jax.models.swin import OCTANTS, Block, Merge, Stage, Swin, _together, attend_windows
+from brainseg_jax.models.windows import masks, merge_windows, partition, regions, relative, window_grid
 
 torch = peer("torch")
 MonaiSwinUNETR = peer("monai.networks.nets:SwinUNETR")
