@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from brainseg_jax.core.runtime import private_of_jax
-from brainseg_jax.models.cpu_attention import _head_by_head, _head_by_head_gradient
+from brainseg_jax.models.cpu_attention import head_by_head, head_by_head_gradient
 from brainseg_jax.parallel.sharding import per_device
 
 Heads = Float[jax.Array, "b n h e"]
@@ -36,12 +36,12 @@ def attend(q: Heads, k: Float[jax.Array, "b m h e"], v: Float[jax.Array, "b m h 
 
 
 def _forward(q, k, v):
-    out, log_sum = checkpoint_name(jax.lax.platform_dependent(q, k, v, cpu=_head_by_head, default=_fused), ATTENDED)
+    out, log_sum = checkpoint_name(jax.lax.platform_dependent(q, k, v, cpu=head_by_head, default=_fused), ATTENDED)
     return out, (q, k, v, out, log_sum)
 
 
 def _backward(saved, gradient):
-    return jax.lax.platform_dependent(*saved, gradient, cpu=_head_by_head_gradient, default=_fused_gradient)
+    return jax.lax.platform_dependent(*saved, gradient, cpu=head_by_head_gradient, default=_fused_gradient)
 
 
 attend.defvjp(_forward, _backward)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from brainseg_jax.models.cpu_kernels import (
-    _by_planes,
-    _image_gradient_by_planes,
-    _kernel_gradient_by_planes,
-    _strided_by_planes,
-    _strided_kernel_gradient_by_planes,
-    _up_gradient_by_rows,
+    by_planes,
+    image_gradient_by_planes,
+    kernel_gradient_by_planes,
+    strided_by_planes,
+    strided_kernel_gradient_by_planes,
+    up_gradient_by_rows,
 )
 from brainseg_jax.models.layers import shifted
 
@@ -33,7 +33,7 @@ Kernel = Float[jax.Array, "3 3 3 i o"]
 @jax.custom_vjp
 def conv3(x: Volume, kernel: Kernel) -> Float[jax.Array, "b x y z o"]:
     """Cross-correlation with a 3³ kernel, stride 1, one voxel of zeros around."""
-    return jax.lax.platform_dependent(x, kernel, cpu=_by_planes, default=_plain)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_planes, default=_plain)
 
 
 def _forward(x, kernel):
@@ -44,7 +44,7 @@ def _backward(saved, g):
     x, kernel = saved
     # Towards the image: the kernel mirrored, inputs and outputs exchanged.
     return conv3(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4)), jax.lax.platform_dependent(
-        x, g, cpu=_kernel_gradient_by_planes, default=_kernel_gradient
+        x, g, cpu=kernel_gradient_by_planes, default=_kernel_gradient
     )
 
 
@@ -63,7 +63,7 @@ def _kernel_gradient(x, g):
 @jax.custom_vjp
 def conv3_strided(x: Volume, kernel: Kernel) -> Float[jax.Array, "b x2 y2 z2 o"]:
     """Cross-correlation with a 3³ kernel, stride 2, one voxel of zeros around: ⌈n/2⌉ voxels of n, centred on the first, the third, …"""
-    return jax.lax.platform_dependent(x, kernel, cpu=_strided_by_planes, default=_plain_strided)
+    return jax.lax.platform_dependent(x, kernel, cpu=strided_by_planes, default=_plain_strided)
 
 
 def _strided_forward(x, kernel):
@@ -73,9 +73,9 @@ def _strided_forward(x, kernel):
 def _strided_backward(saved, g):
     x, kernel = saved
     towards_image = jax.lax.platform_dependent(
-        g, kernel, cpu=lambda g, kernel: _image_gradient_by_planes(g, kernel, x.shape), default=lambda *a: _image_gradient(*a, x.shape)
+        g, kernel, cpu=lambda g, kernel: image_gradient_by_planes(g, kernel, x.shape), default=lambda *a: _image_gradient(*a, x.shape)
     )
-    towards_kernel = jax.lax.platform_dependent(x, g, cpu=_strided_kernel_gradient_by_planes, default=_strided_kernel_gradient)
+    towards_kernel = jax.lax.platform_dependent(x, g, cpu=strided_kernel_gradient_by_planes, default=_strided_kernel_gradient)
     return towards_image, towards_kernel
 
 
@@ -108,7 +108,7 @@ def _up(x, kernel):
 
 
 def _up_backward(saved, g):
-    return jax.lax.platform_dependent(*saved, g, cpu=_up_gradient_by_rows, default=_up_gradient)
+    return jax.lax.platform_dependent(*saved, g, cpu=up_gradient_by_rows, default=_up_gradient)
 
 
 up_conv.defvjp(lambda x, kernel: (_up(x, kernel), (x, kernel)), _up_backward)

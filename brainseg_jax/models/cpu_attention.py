@@ -1,12 +1,21 @@
-"""x"""
+"""Attention as only a CPU needs it: one head, or one window, after the other, whose scores stay in a core's cache. The values are the same.
+
+XLA's batched form on a CPU writes every head's n × n weights to memory and reads them back in the gradient. Here the weights are recomputed
+in the backward pass from the log of their sum, as Dao et al. 2022 do on a GPU. `scripts/benchmark.py --mode attention` measures the two.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from brainseg_jax.models.windows import APART, WindowGrid, masks
 
 
-def _head_by_head(q, k, v):
+def head_by_head(q, k, v):
+    """(softmax(q kᵀ / √e) v [b n h e], the log of the weights' sum [b n h 1])."""
+
     def one(q, k, v):
         exact = jnp.promote_types(q.dtype, jnp.float32)
         scores = ((q * q.shape[-1] ** -0.5) @ k.T).astype(exact)
@@ -18,7 +27,8 @@ def _head_by_head(q, k, v):
     return _over_heads(one, q, k, v)
 
 
-def _head_by_head_gradient(q, k, v, out, log_sum, gradient):
+def head_by_head_gradient(q, k, v, out, log_sum, gradient):
+    """The gradients of `head_by_head`'s first result for q, k and v."""
     scale = q.shape[-1] ** -0.5
     exact = jnp.promote_types(q.dtype, jnp.float32)
     inner = jnp.sum((gradient * out).astype(exact), axis=-1, keepdims=True)
@@ -38,3 +48,56 @@ def _over_heads(f: Callable, *arrays: jax.Array):
     rows = tuple(a.transpose(0, 2, 1, 3).reshape(b * h, a.shape[1], a.shape[3]) for a in arrays)
     mapped = jax.lax.map(lambda row: f(*row), rows)
     return jax.tree.map(lambda a: a.reshape(b, h, *a.shape[1:]).transpose(0, 2, 1, 3), mapped)
+
+
+def window_by_window(c, q, k, v, bias):
+    """`swin.attend_windows` [w n h e], and the log of the weights' sum [w h n 1]."""
+    exact = jnp.promote_types(q.dtype, jnp.float32)
+    bias = bias.astype(exact)
+    mask, kinds = _masks_of(c, len(q))
+
+    def one(window):
+        *arrays, kind = window
+        q, k, v = (a.swapaxes(0, 1) for a in arrays)
+        scores = ((q * q.shape[-1] ** -0.5) @ k.mT).astype(exact) + bias
+        if kind is not None:
+            scores = scores + APART * mask[kind][None].astype(exact)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype).swapaxes(0, 1), largest + jnp.log(total)
+
+    return jax.lax.map(one, (q, k, v, kinds))
+
+
+def window_by_window_gradient(c, q, k, v, bias, out, log_sum, gradient):
+    """The gradients of `window_by_window`'s first result for q, k, v and bias."""
+    exact = jnp.promote_types(q.dtype, jnp.float32)
+    scale = q.shape[-1] ** -0.5
+    # Scores with the keys in rows: then only one of the five products has to be transposed.
+    turned = bias.mT.astype(exact)
+    mask, kinds = _masks_of(c, len(q))
+
+    def one(d_bias, window):
+        *arrays, log_sum, kind = window
+        q, k, v, out, g = (a.swapaxes(0, 1) for a in arrays)
+        scores = (k @ (q * scale).mT).astype(exact) + turned
+        if kind is not None:
+            scores = scores + APART * mask[kind][None].astype(exact)
+        weights = jnp.exp(scores - log_sum.mT)
+        inner = jnp.sum((g * out).astype(exact), axis=-1, keepdims=True)
+        d_scores = weights * ((v @ g.mT).astype(exact) - inner.mT)
+        d = d_scores.astype(q.dtype)
+        d_qkv = ((d.mT @ k) * scale, (d @ q) * scale, weights.astype(v.dtype) @ g)
+        return d_bias + d_scores, tuple(a.swapaxes(0, 1) for a in d_qkv)
+
+    d_bias, d_qkv = jax.lax.scan(one, jnp.zeros_like(turned), (q, k, v, out, gradient, log_sum, kinds))
+    return (*d_qkv, d_bias.mT.astype(bias.dtype))
+
+
+def _masks_of(c: WindowGrid, windows: int):
+    """The masks, and for each of a batch's windows which is its own; None where nothing is shifted."""
+    if not any(c.shift):
+        return None, None
+    mask, kinds = masks(c)
+    return jnp.asarray(mask), jnp.asarray(np.tile(kinds, windows // len(kinds)))

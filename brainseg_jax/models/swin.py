@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.models.blocks import ResBlock
-from brainseg_jax.models.cpu_windows import _one_by_one, _one_by_one_gradient
+from brainseg_jax.models.cpu_windows import window_by_window, window_by_window_gradient
 from brainseg_jax.models.layers import MLP, Linear, layer_norm
 from brainseg_jax.models.vit import patchify, small_normal
 from brainseg_jax.models.windows import APART, Grid, WindowGrid, merge_windows, partition, regions, relative, window_grid
@@ -45,13 +45,13 @@ def attend_windows(q: Heads, k: Heads, v: Heads, bias: Float[jax.Array, "h n n"]
 
 
 def _forward(q, k, v, bias, c):
-    forms = {"cpu": partial(_one_by_one, c), "default": partial(_together_and_log_sum, c)}
+    forms = {"cpu": partial(window_by_window, c), "default": partial(_together_and_log_sum, c)}
     out, log_sum = jax.lax.platform_dependent(q, k, v, bias, **forms)
     return out, (q, k, v, bias, out, log_sum)
 
 
 def _backward(c, saved, gradient):
-    forms = {"cpu": partial(_one_by_one_gradient, c), "default": partial(_together_gradient, c)}
+    forms = {"cpu": partial(window_by_window_gradient, c), "default": partial(_together_gradient, c)}
     return jax.lax.platform_dependent(*saved, gradient, **forms)
 
 

@@ -10,7 +10,7 @@ from peers import peer
 from scipy import ndimage
 from torch_trees import first, last
 
-from brainseg_jax.models import conv, cpu_kernels
+from brainseg_jax.models import conv, cpu_conv
 from brainseg_jax.models.conv import Conv3, UpConv, conv3, conv3_strided
 
 torch = peer("torch")
@@ -72,12 +72,12 @@ def test_is_pytorchs_forward_and_backward(x64, rng, close, shape, outputs):
 @pytest.mark.parametrize("slabs", [1, 2, 6])
 def test_slabs_change_nothing(x64, rng, close, shape, outputs, slabs):
     x, kernel, g = draws(rng, shape, outputs)
-    close(cpu_kernels._by_slabs(*cast((x, kernel), "float64"), slabs), torchs(x, kernel, g)[0], "float64")
+    close(cpu_conv._by_slabs(*cast((x, kernel), "float64"), slabs), torchs(x, kernel, g)[0], "float64")
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("shape", "outputs"), SIZES, ids=name)
-@pytest.mark.parametrize("form", [cpu_kernels._gathering, cpu_kernels._spreading])
+@pytest.mark.parametrize("form", [cpu_conv._gathering, cpu_conv._spreading])
 def test_planes_and_their_neighbours(x64, rng, close, shape, outputs, form):
     x, kernel, g = draws(rng, shape, outputs)
     close(form(*cast((x, kernel), "float64")), torchs(x, kernel, g)[0], "float64")
@@ -119,8 +119,8 @@ def test_by_planes_is_the_plain_one(x64, rng, close, size):
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
 def test_a_kernel_s_gradient_is_the_same_by_any_number_of_rows(x64, rng, close, monkeypatch, rows):
     x, _, g = cast(draws(rng, (2, 3, 6, 4, 2), 3), "float64")
-    monkeypatch.setattr(cpu_kernels, "COLUMNS", rows * 4 * 9 * 2 * 8)
-    close(jax.jit(cpu_kernels._kernel_gradient_by_planes)(x, g), conv._kernel_gradient(x, g), "float64")
+    monkeypatch.setattr(cpu_conv, "COLUMNS", rows * 4 * 9 * 2 * 8)
+    close(jax.jit(cpu_conv.kernel_gradient_by_planes)(x, g), conv._kernel_gradient(x, g), "float64")
 
 
 def test_one_voxel_is_seen_where_the_kernel_says():

@@ -1,10 +1,10 @@
-"""Kernels that only a CPU needs: what XLA compiles for it is up to ten times slower in the form that suits a GPU. The values are the same.
+"""Convolutions as only a CPU needs them, by planes: XLA's own 3-D one is five to ten times slower there than its 2-D one. Same values.
 
-Convolutions take planes: XLA's own 3-D one is five to ten times slower than PyTorch's on a CPU, where its 2-D one is fast. Winograd's F(2, 3)
-(Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, or, of few channels and where there is little
-to compute, one does for a plane and its neighbours; and the gradient of the kernel is one matrix product per plane. With stride 2 each plane
-and its neighbours are one 2-D convolution, too, and the gradient towards the image is two, of its even planes and of its odd ones, four
-voxels at a time."""
+Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, or, of few channels and
+where there is little to compute, one does for a plane and its neighbours; and the gradient of the kernel is one matrix product per plane.
+With stride 2 each plane and its neighbours are one 2-D convolution, too, and the gradient towards the image is two, of its even planes and
+of its odd ones, four voxels at a time. `scripts/benchmark.py --mode conv` measures those of stride 1.
+"""
 
 from itertools import pairwise
 
@@ -29,7 +29,8 @@ FEW = 4  # channels (an image has one): of so few Winograd's sums take longer th
 COLUMNS = 1.5e6  # bytes that the left factor of a kernel's gradient may have, to stay in a core's cache
 
 
-def _by_planes(x, kernel):
+def by_planes(x, kernel):
+    """`conv.conv3`: cross-correlation of x [b x y z i] with a kernel [3 3 3 i o], stride 1, one voxel of zeros around."""
     i, o = kernel.shape[3:]
     operations = 2 * x.size * kernel.size // i
     if i <= FEW or (operations < SMALL and i < o):
@@ -84,7 +85,8 @@ def _planes(x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1),) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _kernel_gradient_by_planes(x, g):
+def kernel_gradient_by_planes(x, g):
+    """The gradient of `conv.conv3` for its kernel [3 3 3 i o], from x [b x y z i] and the result's [b x y z o]."""
     b, nx, ny, nz, i = x.shape
     o = g.shape[-1]
     rows = max(n for n in range(1, ny + 1) if ny % n == 0 and (n == 1 or b * n * nz * 9 * i * x.itemsize <= COLUMNS))
@@ -123,7 +125,8 @@ def _seen(x, plane):
     return jnp.concatenate([before, x[:, 2 * plane], x[:, 2 * plane + 1]], axis=-1)
 
 
-def _strided_by_planes(x, kernel):
+def strided_by_planes(x, kernel):
+    """`conv.conv3_strided`: the same with stride 2, ⌈n/2⌉ voxels of n."""
     x = _even(x)
     kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, 3 * x.shape[-1], -1)
 
@@ -135,7 +138,8 @@ def _strided_by_planes(x, kernel):
     return jnp.moveaxis(jax.lax.scan(plane, None, jnp.arange(x.shape[1] // 2))[1], 0, 1)
 
 
-def _image_gradient_by_planes(g, kernel, shape):
+def image_gradient_by_planes(g, kernel, shape):
+    """The gradient of `conv.conv3_strided` for its image, which has this `shape`."""
     b, nx, ny, nz, _ = g.shape
     i = kernel.shape[3]
     # Along y and z, [the same output, the next one] by [even voxel, odd voxel]: the place in the kernel through which it was seen, 3: not.
@@ -157,7 +161,8 @@ def _image_gradient_by_planes(g, kernel, shape):
     return both.reshape(b, 2 * nx, 2 * ny, 2 * nz, i)[:, : shape[1], : shape[2], : shape[3]]
 
 
-def _strided_kernel_gradient_by_planes(x, g):
+def strided_kernel_gradient_by_planes(x, g):
+    """The gradient of `conv.conv3_strided` for its kernel [3 3 3 i o]."""
     i, o = x.shape[-1], g.shape[-1]
     x = _even(x)
     _, nx, ny, nz, _ = g.shape
@@ -172,7 +177,7 @@ def _strided_kernel_gradient_by_planes(x, g):
     return total.reshape(3, 3, 3, i, o).transpose(2, 0, 1, 3, 4).astype(x.dtype)
 
 
-def _up_gradient_by_rows(x, kernel, g):
+def up_gradient_by_rows(x, kernel, g):
     """Of every second row of every second plane for itself, where y and z lie as the product's outputs do: no voxel is moved by itself."""
     b, nx, ny, nz, i = x.shape
     rows = g.reshape(b, nx, 2, ny, 2, nz, -1)
