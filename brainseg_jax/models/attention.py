@@ -1,9 +1,7 @@
 """Scaled dot-product attention in the form that is fast where it runs.
 
-XLA's batched form on a CPU writes every head's n × n weights to memory and reads them back in the gradient. Here a CPU takes one head at a
-time, which stays in its cache, and recomputes the weights in the backward pass from the log of their sum (as Dao et al. 2022 do on a
-GPU). `scripts/benchmark.py --mode attention` measures the two side by side. Which form is compiled is decided by the platform that the
-program is lowered for, not by the machine it is lowered on. cuDNN's and Pallas' kernels, for GPUs only, are there to be asked for.
+XLA's is right on a GPU; a CPU takes one head after the other (`cpu_attention.py`). Which form is compiled is decided by the platform that
+the program is lowered for, not by the machine it is lowered on. cuDNN's and Pallas' kernels, for GPUs only, are there to be asked for.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,7 @@
 """3-D convolutions in the form that is fast where they run. Every one in the package goes through this file.
 
-XLA's own 3-D convolution is right on a GPU, and five to ten times slower than PyTorch's on a CPU, where its 2-D one is fast. So a CPU
-takes planes: Winograd's F(2, 3) (Lavin & Gray 2016) along x turns two output planes into four 2-D convolutions instead of six, or, of few
-channels and where there is little to compute, one does for a plane and its neighbours; and the gradient of the kernel is one matrix product
-per plane. With stride 2 each plane and its neighbours are one 2-D convolution, too, and the gradient towards the image is two, of its even
-planes and of its odd ones, four voxels at a time. `scripts/benchmark.py --mode conv` measures those of stride 1. Which form is compiled is
-decided by the platform that the program is lowered for, not by the machine it is lowered on.
+XLA's own 3-D convolution is right on a GPU; a CPU takes planes (`cpu_conv.py`). Which form is compiled is decided by the platform that the
+program is lowered for, not by the machine it is lowered on.
 """
 
 from typing import Any
@@ -15,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from brainseg_jax.models.cpu_kernels import (
+from brainseg_jax.models.cpu_conv import (
     by_planes,
     image_gradient_by_planes,
     kernel_gradient_by_planes,

@@ -1,8 +1,7 @@
-"""The 3-D Swin transformer encoder (Liu et al. 2021; Swin UNETR's, Hatamizadeh et al. 2022; Tang et al. 2022), in one file.
+"""The 3-D Swin transformer encoder (Liu et al. 2021; Swin UNETR's, Hatamizadeh et al. 2022; Tang et al. 2022).
 
 Its numbers are MONAI's, oddities included: padded voxels are attended to, and a reduced window reads the corner of the full window's
-biases. Where it differs: regions and relative positions are NumPy constants, never computed on the device, and attention keeps no scores
-for the backward pass (`attend_windows`).
+biases. Where it differs: attention keeps no scores for the backward pass (`attend_windows`). How windows are cut is in `windows.py`.
 """
 
 from functools import partial
@@ -16,7 +15,7 @@ from jaxtyping import Float
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.models.blocks import ResBlock
-from brainseg_jax.models.cpu_windows import window_by_window, window_by_window_gradient
+from brainseg_jax.models.cpu_attention import window_by_window, window_by_window_gradient
 from brainseg_jax.models.layers import MLP, Linear, layer_norm
 from brainseg_jax.models.vit import patchify, small_normal
 from brainseg_jax.models.windows import APART, Grid, WindowGrid, merge_windows, partition, regions, relative, window_grid
