@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from reports import command, spread
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.cli.evaluate import on_grid
+from brainseg_jax.data.preprocess import on_grid
 from brainseg_jax.config.keys import get_key, of_card
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.core.progress import progress

@@ -19,10 +19,9 @@ from brainseg_jax.core.errors import InputError, exit_code, exit_process, warnin
 from brainseg_jax.core.files import check_own, check_place
 from brainseg_jax.data import inputs
 from brainseg_jax.data.layouts import VOLUMES
-from brainseg_jax.inference.job import Job, cases_of, damage, digest, done, finished, lost_names
+from brainseg_jax.inference.job import Job, cases_of, checkpoints, damage, digest, done, finished, lost_names
 from brainseg_jax.inference.many_scans import segment_all
 from brainseg_jax.inference.outputs import COLUMNS, delimiter_of, of_part, write_dataset_description, write_names, write_volumes
-from brainseg_jax.pretrained import DEFAULT, NETWORKS, network_file
 
 SHOWN = 5  # failures that are printed; all stand in failures.csv
 
@@ -138,14 +137,6 @@ def start(options: argparse.Namespace) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     elif options.threads:
         os.environ["NPROC"] = str(options.threads)  # what it goes by instead, where a process has no cores of its own
-
-
-def checkpoints(options: argparse.Namespace) -> list[str]:
-    """The ensemble's checkpoints; without any the network that comes with the package."""
-    own = [str(network_file(name)) for name in options.checkpoint.split(",") if name]
-    if own and options.network:
-        raise InputError(f"--network {options.network} and --checkpoint {options.checkpoint}: two networks are named; leave one out")
-    return own or [str(NETWORKS[options.network] if options.network else DEFAULT)]
 
 
 # ---- what is done

@@ -27,7 +27,7 @@ def check_leakage(rows: Sequence[Row], source: str | Path) -> list[str]:
     if any(row.labels_only for row in rows):
         # A scan's labels may stand beside it on purpose, to have scans made of them, too; and several scans may have the same ones.
         groups = _same_files([(i, file) for i, row in enumerate(rows) for file in row.labels])
-        shared(rows, (group for group in groups if any(rows[i].alone for i in group)), source, "label map")
+        shared(rows, (group for group in groups if any(rows[i].labels_only for i in group)), source, "label map")
     return lines
 
 

@@ -11,6 +11,7 @@ from brainseg_jax.core.files import SEAL, check_regular, read_text
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case, Source
 from brainseg_jax.inference.outputs import COLUMNS, VERSION, Sidecar
+from brainseg_jax.pretrained import DEFAULT, NETWORKS, network_file
 
 
 class Job(NamedTuple):
@@ -25,6 +26,14 @@ class Job(NamedTuple):
     digests: tuple[str, ...]
     by: Any = None
     table: Any = None
+
+
+def checkpoints(options: argparse.Namespace) -> list[str]:
+    """The ensemble's checkpoints; without any the network that comes with the package."""
+    own = [str(network_file(name)) for name in options.checkpoint.split(",") if name]
+    if own and options.network:
+        raise InputError(f"--network {options.network} and --checkpoint {options.checkpoint}: two networks are named; leave one out")
+    return own or [str(NETWORKS[options.network] if options.network else DEFAULT)]
 
 
 def digest(checkpoint: str) -> str:

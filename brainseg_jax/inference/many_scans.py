@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import brainseg_jax
-from brainseg_jax.cli.predict import checkpoints
 from brainseg_jax.core.errors import InputError, one_line
 from brainseg_jax.core.files import read_beginning
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case
 from brainseg_jax.data.layouts import stem
-from brainseg_jax.inference.job import Job, cause_of, digest, fingerprint, recorded
+from brainseg_jax.inference.job import Job, cause_of, checkpoints, digest, fingerprint, recorded
 from brainseg_jax.inference.outputs import NAMES, Sidecar, qc_fields, write_json, write_names
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what ends the run, since nothing more can be written

@@ -88,7 +88,7 @@ GUARDS = (
     ),
     Guard(
         "two trainings in one folder",
-        "brainseg_jax/training/loop.py",
+        "brainseg_jax/training/run_folder.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "tests/training/test_loop.py::test_a_run_folder_has_one_run",
@@ -116,7 +116,7 @@ GUARDS = (
     ),
     Guard(
         "label maps that were damaged after prediction",
-        "brainseg_jax/cli/predict.py",
+        "brainseg_jax/inference/job.py",
         "if digest(str(case.labels)) == written.get(case.labels.name):",
         "if True:",
         "tests/cli/test_predict.py::test_a_label_map_that_was_damaged_afterwards_is_noticed",

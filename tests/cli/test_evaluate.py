@@ -8,13 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_jax.cli import evaluate
 from brainseg_jax.cli.evaluate import main, named, seen_in_training
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import Scan, reorient, write
 from brainseg_jax.data.preprocess import on_grid
+from brainseg_jax.evaluation import scoring
 from brainseg_jax.evaluation.metrics import score
 from brainseg_jax.evaluation.score_table import write_scores
 from brainseg_jax.evaluation.scoring import comparison
@@ -163,13 +163,13 @@ def test_one_bad_pair_does_not_lose_the_others(run, folder):
 
 
 def test_what_there_is_to_say_of_how_a_file_was_read_is_printed(run, folder, monkeypatch):
-    read_labels = evaluate.read_labels
+    read_labels = scoring.read_labels
 
     def remarked(path):
         scan = read_labels(path)
         return scan._replace(remarks=("its voxels are micrometres",)) if path.name == "b.nii.gz" else scan
 
-    monkeypatch.setattr(evaluate, "read_labels", remarked)
+    monkeypatch.setattr(scoring, "read_labels", remarked)
     code, _, out = run(*BOTH)
     assert code == 0 and out.count("micrometres") == 1 and f"warning: {folder}/r/b.nii.gz: its voxels are micrometres\n" in out
 
@@ -195,7 +195,7 @@ def test_what_nobody_expected_does_not_lose_the_others_either(run, monkeypatch, 
             raise error
         return score(predicted, *others)
 
-    monkeypatch.setattr(evaluate, "score", fails)
+    monkeypatch.setattr(scoring, "score", fails)
     code, rows, out = run(*BOTH)
     assert (code, {subject for subject, _ in rows}) == (3, {"a"})
     assert f"1 of 2 pairs could not be scored:\nb: {words}" in out
@@ -207,7 +207,7 @@ def test_what_was_scored_before_ctrl_c_is_written(run, monkeypatch):
             raise KeyboardInterrupt
         return score(predicted, *others)
 
-    monkeypatch.setattr(evaluate, "score", stopped)
+    monkeypatch.setattr(scoring, "score", stopped)
     code, rows, out = run(*BOTH)
     assert (code, {subject for subject, _ in rows}) == (130, {"a"})
     assert out.endswith("out.tsv holds 1 of 2 pairs\n") and out.count("\n") == 1

@@ -28,6 +28,7 @@ from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read_labels, write
 from brainseg_jax.data.preprocess import spec
 from brainseg_jax.inference import input_checks, segmentation, sliding_window
+from brainseg_jax.inference import predictor as predictors
 from brainseg_jax.inference.many_scans import prefetch
 from brainseg_jax.inference.predictor import Predictor
 from brainseg_jax.pretrained import DEFAULT, NETWORKS
@@ -67,7 +68,7 @@ def networks(monkeypatch):
         each(slice(0, len(v)), probabilities)
         return sliding_window.Segmentation(classes.astype(np.uint8), np.asarray(probabilities.sum((0, 1, 2)), np.float64))
 
-    monkeypatch.setattr(predictor, "predictor", predictor)
+    monkeypatch.setattr(predictors, "predictor", predictor)
     monkeypatch.setattr(sliding_window, "segment", segment)
     return state
 

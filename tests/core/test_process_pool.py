@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-START = "import os, signal, time; from brainseg_jax.core.process_pool import each\n"
+START = "import os, signal, time; from brainseg_jax.core.process_pool import map_in_processes\n"
 
 
 def start(script, folder):
@@ -18,7 +18,7 @@ def start(script, folder):
 
 
 def test_a_script_without_a_main_guard_runs_once(tmp_path):
-    out, error = start("print(sorted(each(abs, [-1, -2, -3], 2, 'counted')), __file__)", tmp_path).communicate(timeout=60)
+    out, error = start("print(sorted(map_in_processes(abs, [-1, -2, -3], 2, 'counted')), __file__)", tmp_path).communicate(timeout=60)
     assert (out, error) == (f"[1, 2, 3] {tmp_path / 'script.py'}\n", "")
 
 
@@ -27,7 +27,7 @@ def test_ctrl_c_while_a_process_still_starts_is_none_of_its_business(tmp_path, m
     stopped = "import signal, sys\nif '--multiprocessing-fork' in sys.orig_argv:\n    signal.raise_signal(signal.SIGINT)\n"
     (tmp_path / "sitecustomize.py").write_text(stopped)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
-    out, error = start("print(sorted(each(abs, [-1, -2, -3], 2, 'counted')))", tmp_path).communicate(timeout=60)
+    out, error = start("print(sorted(map_in_processes(abs, [-1, -2, -3], 2, 'counted')))", tmp_path).communicate(timeout=60)
     assert (out, error) == ("[1, 2, 3]\n", "")
 
 
@@ -48,7 +48,7 @@ def interrupted(path, words, *more):
 util.spawnv_passfds = interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    list(each(abs, [-1, -2, -3], 2, "counted"))
+    list(map_in_processes(abs, [-1, -2, -3], 2, "counted"))
 except KeyboardInterrupt:
     print("stopped")
 """
@@ -67,7 +67,7 @@ def test_a_process_that_has_just_been_started_gets_its_work_in_spite_of_ctrl_c(t
     ],
 )
 def test_a_process_that_dies_is_told_with_how(tmp_path, death, told):
-    _, error = start(f"list(each({death}, 2, 'counted'))", tmp_path).communicate(timeout=60)
+    _, error = start(f"list(map_in_processes({death}, 2, 'counted'))", tmp_path).communicate(timeout=60)
     assert error.rstrip().endswith(f"InputError: {told}")
 
 
@@ -76,7 +76,7 @@ def test_a_process_that_dies_is_told_with_how(tmp_path, death, told):
 def test_processes_end_with_the_one_that_started_them(tmp_path, number):
     marks = [tmp_path / "a", tmp_path / "b"]
     codes = [f"open({str(mark)!r}, 'w').close(); import time; time.sleep(60)" for mark in marks]
-    script = f"for _ in each(exec, {codes}, 2, 'slept'): pass"
+    script = f"for _ in map_in_processes(exec, {codes}, 2, 'slept'): pass"
     process = start(script, tmp_path)
     try:
         wait_for(lambda: all(mark.exists() for mark in marks))

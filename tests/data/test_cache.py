@@ -171,7 +171,7 @@ def test_odd_labels_are_told_every_time(rows, tmp_path, monkeypatch):
     entries, _ = build(rows, tmp_path)
     told = cache.remarks(entries, "people.tsv")
     assert len(told) >= 1 and all(line.startswith(f"{rows[1].labels[0]}: ") for line in told) and any("on air" in line for line in told)
-    monkeypatch.setattr(cache, "doubts", None)
+    monkeypatch.setattr(cache, "check_label_map", None)
     assert cache.remarks(build(rows, tmp_path)[0], "people.tsv") == told
 
 
@@ -451,7 +451,7 @@ def test_training_scans_have_a_heads_classes_and_held_out_ones_the_targets(tmp_p
         brain = only_labels(tmp_path / f"{name}.nii.gz", np.where(labels > 600, 0, labels), "freesurfer", split)
         image = tmp_path / "t1" / f"{name}.nii.gz"
         write(image, (labels > 0) * 100 + 50.0 * (labels > 600) * (np.indices(labels.shape)[1] > 12) + rng.random(labels.shape), affine)
-        rows += [brain._replace(image=image, alone=False), brain]
+        rows += [brain._replace(image=image, labels_only=False), brain]
     entries, failures = build(rows, tmp_path, target=target, heads=HEADS)
     assert failures == () and [entry.row for entry in entries] == rows and len({entry.file for entry in entries}) == 4
     train, train_alone, val, val_alone = (ids_of(entry, HEADS if i != 2 else target) for i, entry in enumerate(entries))

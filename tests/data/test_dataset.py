@@ -249,8 +249,8 @@ def test_ten_masks_are_among_twenty_and_the_seed_draws_others():
 def test_labels_only_are_no_scans_and_are_used_but_of_people_whose_scans_are_not():
     rows = people(A_train=3, A_val=1)
     drawn = chosen(rows, num_labelled=1)[0]
-    own = [row._replace(image=row.labels[0], session="made", alone=True) for row in rows[:3]]
-    others = [row._replace(image=row.labels[0], subject=f"x{i}", alone=True) for i, row in enumerate(rows[:3])]
+    own = [row._replace(image=row.labels[0], session="made", labels_only=True) for row in rows[:3]]
+    others = [row._replace(image=row.labels[0], subject=f"x{i}", labels_only=True) for i, row in enumerate(rows[:3])]
     found = chosen([*rows, *own, *others], num_labelled=1)[0]
     assert found == [*drawn, *(row.key for row in own if row.subject == drawn[0][1]), *(row.key for row in others)]
     assert chosen([*rows, *others], num_labelled=0)[0] == [row.key for row in others]
@@ -335,7 +335,7 @@ def test_labels_without_an_image_are_refused_where_no_scans_are_made(heads, tmp_
 
 def test_labels_that_may_stand_beside_their_image_to_be_made_a_scan_of_always(heads, tmp_path):
     first, *_, last = read_manifest(heads)
-    again = first._replace(session="made", image=first.labels[0], alone=True)
+    again = first._replace(session="made", image=first.labels[0], labels_only=True)
     write_manifest(tmp_path / "people.tsv", [first, again, last])
     data, said = settings(tmp_path / "people.tsv", tmp_path), []
     ready = dataset.prepare(data, read_table("seg33"), said.append, lambda what: lambda done, total: None, heads=read_table("head"))
@@ -352,7 +352,7 @@ def test_labels_have_to_tell_apart_what_scans_are_made_from():
     with pytest.raises(InputError, match=r"train0_mask\.nii: no scan can be made of it, 'Cortex' of label table seg4 .*synth\.share=0$"):
         dataset.labelled(rows, settings("people.tsv", Path("/")), FOUR, "people.tsv", made)
     fine = rows[0]._replace(labels=(*rows[0].labels, Path("/fine.nii")), scheme=("seg4", "seg35"))
-    for row, scheme in ((fine, "seg35"), (fine._replace(split="val"), "seg4"), (fine._replace(split="val", alone=True), "seg35")):
+    for row, scheme in ((fine, "seg35"), (fine._replace(split="val"), "seg4"), (fine._replace(split="val", labels_only=True), "seg35")):
         (found, *_) = dataset.labelled([row, rows[1]], settings("people.tsv", Path("/")), FOUR, "people.tsv", made)
         assert found.scheme == (scheme,)
 

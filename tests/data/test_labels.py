@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data import labels
+from brainseg_jax.data import labels as lab
 from brainseg_jax.data.labels import SCHEMES, TISSUES, Table, grouping, lookup, missing, parse_table, read_table, swap, voxel_ids
 from brainseg_jax.data.nifti import read_labels
 from brainseg_jax.data.sample import template
@@ -113,7 +113,7 @@ def test_classes_are_counted_in_order_and_lead_back_to_ids(table):
     np.testing.assert_array_equal(lookup(ids, table, table), np.arange(len(ids)))
     labels = np.random.default_rng(0).choice(ids, (5, 4, 3))
     np.testing.assert_array_equal(ids[lookup(labels, table, table)], labels)
-    assert parse_table(labels.table_text(table), table.name) == table
+    assert parse_table(lab.table_text(table), table.name) == table
 
 
 @every_table
@@ -275,16 +275,16 @@ def test_the_papers_32_channels_are_an_exclusion():
 
 @pytest.mark.parametrize("scheme", ["seg35", "seg33", "freesurfer", "synthseg"])
 def test_freesurfer_ids_of_classes_lead_back(scheme):
-    ids = labels.freesurfer_ids(TABLES[scheme])
+    ids = lab.freesurfer_ids(TABLES[scheme])
     np.testing.assert_array_equal(lookup(ids, TABLES["freesurfer"], TABLES[scheme]), np.arange(len(ids)))
 
 
 def test_freesurfer_ids_where_a_structure_is_several_or_none():
-    assert labels.freesurfer_ids(TABLES["dlmuse"])[[0, 1, 2, -1]].tolist() == [0, 24, 14, 3]
+    assert lab.freesurfer_ids(TABLES["dlmuse"])[[0, 1, 2, -1]].tolist() == [0, 24, 14, 3]
     with pytest.raises(InputError, match="'Cortex' of label table seg4 has 2 FreeSurfer ids, not one; write the table's own ids"):
-        labels.freesurfer_ids(TABLES["seg4"])
+        lab.freesurfer_ids(TABLES["seg4"])
     with pytest.raises(InputError, match="'Right cerebral exterior' of label table malpem has no FreeSurfer ids"):
-        labels.freesurfer_ids(TABLES["malpem"])
+        lab.freesurfer_ids(TABLES["malpem"])
 
 
 def test_lookup_by_hand(rng):

@@ -35,7 +35,7 @@ CONFIG = {
     "data.cache": "cache",
     "data.batch": 2,
     "data.threads": 1,
-    "optim.peak": 3e-2,
+    "optim.lr": 3e-2,
     "data.spacing": 4.0,
     "data.size": (32, 32, 32),
     "data.crop": (32, 32, 32),

@@ -32,7 +32,7 @@ def anatomy(tmp_path):
     ids = np.zeros((32, 32, 32), np.int16)
     ids[4:28, 4:28, 4:28], ids[10:16, 10:22, 10:22], ids[16:22, 10:22, 10:22] = 516, 2, 41
     write(tmp_path / "ids.nii.gz", ids, np.diag([6.0, 6, 6, 1]))
-    return Row("a", "", tmp_path / "ids.nii.gz", (tmp_path / "ids.nii.gz",), ("head",), "made", "test", alone=True)
+    return Row("a", "", tmp_path / "ids.nii.gz", (tmp_path / "ids.nii.gz",), ("head",), "made", "test", labels_only=True)
 
 
 def test_the_hours_are_filled_with_steps():

@@ -486,7 +486,7 @@ def test_a_lock_that_another_start_took_away_is_none(tmp_path, monkeypatch):
         real(lock, how)
         (tmp_path / ".lock").unlink()
 
-    monkeypatch.setattr(loop.fcntl, "flock", late)
+    monkeypatch.setattr(run_folder.fcntl, "flock", late)
     with pytest.raises(InputError, match="another run is training in it"), run_folder.exclusive_run_dir(tmp_path, ALL):
         pass
 
