@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 from reports import command, spread
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.data.preprocess import on_grid
 from brainseg_jax.config.keys import get_key, of_card
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.core.progress import progress
@@ -32,6 +31,7 @@ from brainseg_jax.core.pytree import count
 from brainseg_jax.data.labels import lookup, missing, read_table
 from brainseg_jax.data.manifest import Row, apply_splits, read_manifest
 from brainseg_jax.data.nifti import read, read_labels
+from brainseg_jax.data.preprocess import on_grid
 from brainseg_jax.evaluation.metrics import score
 from brainseg_jax.inference.predictor import Predictor, predictor
 from brainseg_jax.inference.segmentation import native_labels, prepare, segment_grid_each, voxel_volumes

@@ -58,3 +58,8 @@ def check_room(compiled: Any, device: Any) -> None:
             f"a step needs {need / GiB:.1f} GiB of each device, and JAX may take {room / GiB:.1f} of {device.device_kind}; use a smaller "
             "data.batch, remat=True, optim.accumulate=2 or a larger mesh.fsdp; python -m brainseg_jax.plan --search finds what fits"
         )
+
+
+def gib(number: float | int) -> str:
+    """Bytes in GiB."""
+    return f"{number / GiB:.2f}"

@@ -264,7 +264,7 @@ def ours(steps: int, folder: Path) -> Result:
     made = step_of(folder)
     import jax
 
-    from brainseg_jax.cli.plan import analytic
+    from brainseg_jax.planning.plan import analytic
     from brainseg_jax.training.memory import memory
 
     device, state, metrics = made.mesh.devices.flat[0], made.state, {}

@@ -60,7 +60,7 @@ def worker(steps: int, folder: Path) -> Result:
     made = step_of(folder)
     import jax
 
-    from brainseg_jax.cli.plan import analytic
+    from brainseg_jax.planning.plan import analytic
 
     state, _ = jax.block_until_ready(made.compiled(made.state, made.batch))
     with jax.profiler.trace(str(folder / "trace")):

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from brainseg_jax.cli import plan
+from brainseg_jax.cli.plan import advice
 from brainseg_jax.config.keys import check, of_file
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel.sharding import make_mesh
-from brainseg_jax.planning import compilation, gpus, roofline
+from brainseg_jax.planning import compilation, gpus, plan, roofline
 from brainseg_jax.planning.compilation import Place
 from brainseg_jax.planning.flops import flops
 from brainseg_jax.planning.hlo import Array, Collective, Facts, Kernel, facts, parse
@@ -301,7 +301,7 @@ def test_what_the_search_advises_is_what_training_takes(small, on_cpus, monkeypa
         }  # fmt: skip
 
     monkeypatch.setattr(plan, "planned", planned)
-    assert plan.advice(plan.searched(config, place), config).splitlines()[-1] == advised
+    assert advice(plan.searched(config, place), config).splitlines()[-1] == advised
     near = plan.nearest(config, place)
     assert "--config.remat=True" in near if "largest" in advised else "not even 1 crop on each device" in near
 
