@@ -105,7 +105,7 @@ def made(row: Row) -> dict[str, Any]:
     import jax
 
     from brainseg_jax.cli import plan
-    from brainseg_jax.config.keys import of_file
+    from brainseg_jax.config.resolve import of_file
     from brainseg_jax.training import provenance
 
     file, _, variant = row.recipe.partition(":")

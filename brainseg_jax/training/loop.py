@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import FORMAT, check, check_idle, differing_keys, known_entries
+from brainseg_jax.config.checks import check, check_idle
+from brainseg_jax.config.resolve import FORMAT, differing_keys, known_entries
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import check_place, check_regular, read_text

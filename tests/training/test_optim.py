@@ -91,14 +91,14 @@ def test_rate_zero_freezes_and_others_scale(small, close):
     params = mae_params(small)
     gradient = jax.tree.map(np.ones_like, params)
     rates = ((r"encoder/patch_embed/.*", 0.0), (r"encoder/.*", 0.5))
-    plain, scaled = (optimizer(settings(warmup=0.0, rates=r), 10, params) for r in ((), rates))
+    plain, scaled = (optimizer(settings(warmup=0.0, lr_multipliers=r), 10, params) for r in ((), rates))
     full, part = (paths(jax.jit(lambda tx=tx: tx.update(gradient, tx.init(params), params)[0])()) for tx in (plain, scaled))
     for path, update in full.items():
         factor = 0.0 if path.startswith("encoder/patch_embed/") else 0.5 if path.startswith("encoder/") else 1.0
         close(part[path], update * factor)
 
 
-@pytest.mark.parametrize(("key", "value"), [("decay", (r".*weight",)), ("rates", ((r"decoder/.*", 0.0),))])
+@pytest.mark.parametrize(("key", "value"), [("decay", (r".*weight",)), ("lr_multipliers", ((r"decoder/.*", 0.0),))])
 def test_a_pattern_that_matches_nothing_is_refused_by_key(key, value):
     with pytest.raises(InputError, match=rf"^optim\.{key}: "):
         optimizer(settings(**{key: value}), 10, {"a": {"kernel": jnp.ones(2)}})
