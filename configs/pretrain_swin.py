@@ -14,8 +14,9 @@ python -m brainseg_jax.main --config=configs/pretrain_swin.py:small --config.dat
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import base, recipe
+from brainseg_jax.config.keys import base
 from brainseg_jax.config.recipes import narrow
+from brainseg_jax.config.resolve import recipe
 
 
 def get_config(variant: str = "trial") -> ConfigDict:

@@ -12,7 +12,8 @@ python -m brainseg_jax.main --config=configs/pretrain_vit.py:2mm --config.data.m
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import base, recipe
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import recipe
 
 
 def get_config(variant: str = "trial") -> ConfigDict:

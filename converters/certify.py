@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import write_text
+from brainseg_jax.models.encoders import ENCODERS
 from converters import swin_unetr
 from converters.rules import MONAI, Dialect, Leaves, Tensors, at_least, place, synthesise, to_ours, to_theirs
 
@@ -66,8 +67,8 @@ def check(dialect: Dialect, left: list[str]) -> None:
 def certify(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect, facts: dict[str, Any]) -> dict[str, Any]:
     """The certificate, ready for JSON: every block's difference by its path, versions, and whether the round trip keeps every bit."""
     config = config.copy_and_resolve_references()
-    if config.encoder == "swin":
-        config.data.crop = (64, 64, 64)  # it takes any size
+    if not ENCODERS[config.encoder].fixed_size:
+        config.data.crop = (64, 64, 64)
     image = np.random.default_rng(0).normal(size=(1, *config.data.crop, config.channels))
     blocks: dict[str, dict[str, Any]] = {}
     for dtype in TOLERANCE:
@@ -131,22 +132,22 @@ def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarra
     """Outputs of our modules, by path, and of the whole."""
     import jax
 
-    from brainseg_jax import models
     from brainseg_jax.core.pytree import paths, unflatten
+    from brainseg_jax.models import encoders
 
     config = config.copy_and_resolve_references()
     config.dtype = dtype
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), unflatten(leaves))
         x = np.asarray(image, dtype)
-        encoder = models.ENCODERS[config.encoder](config)
+        encoder = encoders.encoder(config)
         found: dict[str, Any] = {}
         if config.encoder == "vit":
             # nn.scan hides the outputs of its blocks; the encoder hands them out.
             every = encoder.clone(features=tuple(range(config.vit.depth)))
             *blocks, last = jax.jit(lambda p, i: every.apply({"params": p}, i))(params["encoder"], x)
             found |= {f"encoder/blocks/{i}": block for i, block in enumerate(blocks)} | {"encoder/norm": last}
-        network = models.segmenter(config) if "decoder" in dialect.parts else encoder
+        network = encoders.segmenter(config) if "decoder" in dialect.parts else encoder
         prefix = "" if "decoder" in dialect.parts else "encoder/"
         run = jax.jit(lambda p, i: network.apply({"params": p}, i, capture_intermediates=True, mutable=["intermediates"]))
         out, state = run(params if prefix == "" else params["encoder"], x)

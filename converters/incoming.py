@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import FORMAT, base, with_sources
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import FORMAT, with_sources
 from brainseg_jax.core.errors import InputError, first_few
 from converters import certify, swin_unetr, unetr
 from converters.adapt import adapted
@@ -180,8 +181,9 @@ def expected_shapes(config: ConfigDict, parts: tuple[str, ...], leaves: Leaves) 
     """Shapes of all leaves that the config's network has, by path; `parts`: what of it a dialect holds."""
     import jax
 
-    from brainseg_jax import models, objectives
+    from brainseg_jax import objectives
     from brainseg_jax.core.pytree import paths
+    from brainseg_jax.models import encoders
 
     config = config.copy_and_resolve_references()
     config.dtype = "float32"
@@ -191,9 +193,9 @@ def expected_shapes(config: ConfigDict, parts: tuple[str, ...], leaves: Leaves) 
         network = objectives.OBJECTIVES["mae"](config)
         params = jax.eval_shape(network.init, {"params": key, "mask": key}, {"image": image})["params"]
     elif "decoder" in parts:
-        params = jax.eval_shape(models.segmenter(config).init, key, image)["params"]
+        params = jax.eval_shape(encoders.segmenter(config).init, key, image)["params"]
     else:
-        params = {"encoder": jax.eval_shape(models.ENCODERS[config.encoder](config).init, key, image)["params"]}
+        params = {"encoder": jax.eval_shape(encoders.encoder(config).init, key, image)["params"]}
     shapes = {path: leaf.shape for path, leaf in paths(params).items()}
     if "rotation" in parts:
         contrast = leaves["contrast/kernel"].shape[1]

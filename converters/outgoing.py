@@ -7,8 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import FORMAT, check_format, from_resolved, get_key
+from brainseg_jax.config.keys import get_key
+from brainseg_jax.config.resolve import FORMAT, check_format, from_resolved
 from brainseg_jax.core.errors import InputError
+from brainseg_jax.models.encoders import ENCODERS
 from brainseg_jax.weights import safetensors
 from converters import certify, swin_unetr
 from converters.conversion import UNSEEN, Conversion, digest, summary
@@ -102,10 +104,9 @@ def _dialect_for(config: ConfigDict, leaves: Leaves, wanted: str) -> Dialect:
         if fault := _fault(dialect, config, leaves):
             raise InputError(f"cannot be written as {wanted}: {fault}; leave out --dialect")
         return dialect
-    if config.encoder == "resenc":
-        raise InputError(
-            "holds a residual U-Net, which MONAI does not have; it can be used from here only: load or predict with it as it is"
-        )
+    if config.encoder not in {d.fixed["encoder"] for d in DIALECTS}:
+        title = ENCODERS[config.encoder].title
+        raise InputError(f"holds a {title}, which MONAI does not have; it can be used from here only: load or predict with it as it is")
     alike = [d for d in DIALECTS if (d.fixed["encoder"], d.fixed["objective"]) == (config.encoder, config.objective) and d.written]
     faults = [_fault(d, config, leaves) for d in alike]
     if "" in faults:

@@ -35,8 +35,8 @@ from reports import publish, spread
 from shifts import Head, check_people, head_of, judged, made, second_scanner, stripped, t1_prior
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.config.keys import of_card
 from brainseg_jax.config.recipes import TASKS
+from brainseg_jax.config.resolve import of_card
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.core.files import SEAL, read_text, write_text

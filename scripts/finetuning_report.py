@@ -24,7 +24,7 @@ from matplotlib import pyplot
 from reports import command, publish, spread
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.config.keys import from_resolved, known_entries, used_value
+from brainseg_jax.config.resolve import from_resolved, known_entries, used_value
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.training import provenance

@@ -23,7 +23,7 @@ from matplotlib import pyplot
 from ml_collections import ConfigDict
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.config.keys import of_file
+from brainseg_jax.config.resolve import of_file
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import exit_code
 from brainseg_jax.core.files import atomic_write

@@ -104,7 +104,7 @@ def made(row: Row) -> dict[str, Any]:
     """The plan of a row, or why there is none."""
     import jax
 
-    from brainseg_jax.config.keys import of_file
+    from brainseg_jax.config.resolve import of_file
     from brainseg_jax.planning import plan
     from brainseg_jax.training import provenance
 

@@ -21,7 +21,7 @@ from matplotlib import pyplot
 from reports import command, publish
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.config.keys import known_entries, of_card, used_value
+from brainseg_jax.config.resolve import known_entries, of_card, used_value
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.data import dataset
 from brainseg_jax.data.augment.prepare import prepare_eval

@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 from reports import command, spread
 
 from brainseg_jax.cli.arguments import Parser
-from brainseg_jax.config.keys import get_key, of_card
+from brainseg_jax.config.keys import get_key
+from brainseg_jax.config.resolve import of_card
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.core.progress import progress
 from brainseg_jax.core.pytree import count
@@ -35,6 +36,7 @@ from brainseg_jax.data.preprocess import on_grid
 from brainseg_jax.evaluation.metrics import score
 from brainseg_jax.inference.predictor import Predictor, predictor
 from brainseg_jax.inference.segmentation import native_labels, prepare, segment_grid_each, voxel_volumes
+from brainseg_jax.models.encoders import ENCODERS
 from brainseg_jax.qc.findings import COHORT, cohort_of
 from brainseg_jax.weights import checkpoint, single_file
 
@@ -139,7 +141,7 @@ def of(found: Seen) -> dict[str, list[float]]:
 
 def described(args: argparse.Namespace, config: ConfigDict, params: Any, card: dict[str, Any], dtype: type) -> list[str]:
     """What the file is, for people."""
-    width = config.unet.features if config.encoder == "resenc" else get_key(config, f"{config.encoder}.width")
+    width = get_key(config, ENCODERS[config.encoder].width)
     of = (
         f"{config.encoder}, {config.decoder}"
         if config.objective == "segmentation"

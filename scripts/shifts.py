@@ -10,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 
-from brainseg_jax.config.keys import of_file
 from brainseg_jax.config.recipes import TASKS
+from brainseg_jax.config.resolve import of_file
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import HEAD, Table, lookup, missing, read_table, voxel_ids
 from brainseg_jax.data.manifest import Row

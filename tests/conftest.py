@@ -33,7 +33,8 @@ import peers
 import pytest
 from ml_collections import ConfigDict
 
-from brainseg_jax.config import keys
+from brainseg_jax.config.checks import idle_keys
+from brainseg_jax.config.keys import KEYS, base
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, write
@@ -171,10 +172,9 @@ def small():
     """A config that trains in seconds: `small(**{"steps": 4})` changes keys of it."""
 
     def make(**changes) -> ConfigDict:
-        config = keys.base()
+        config = base()
         config.update_from_flattened_dict(SMALL | changes)
-        defaults = keys.flat(keys.base())
-        config.update_from_flattened_dict({key: defaults[key] for key in keys.idle_keys(config) if key not in changes})
+        config.update_from_flattened_dict({key: KEYS[key].default for key in idle_keys(config) if key not in changes})
         return config
 
     return make

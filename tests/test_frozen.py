@@ -14,8 +14,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from brainseg_jax import load
-from brainseg_jax.config import keys
-from brainseg_jax.config.keys import base, from_resolved, with_sources
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import FORMAT, from_resolved, with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.program import resolve_auto
@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_goes_on_to_its_end_also_without_what_it_began_wi
     train(*fine_tuned(Path("stopped")), Path("stopped"))
     assert "going on from step 15" in capsys.readouterr().out
     card = load("stopped/checkpoints/30").card
-    assert card["format"] == keys.FORMAT and card["subjects_before"] == ["somebody"]
+    assert card["format"] == FORMAT and card["subjects_before"] == ["somebody"]
     was, now = (json.loads((place / "run.json").read_text()) for place in (frozen / "ended", frozen / "stopped"))
     assert [start["step"] for start in now["starts"]] == [0, 15]
     assert now["data"].items() >= was["data"].items() and len(now["data"]["scans"]["made/head0//head0.nii.gz"]) == 2

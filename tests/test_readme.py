@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.config.keys import check, unknown_key
+from brainseg_jax.config.checks import check
+from brainseg_jax.config.resolve import unknown_key
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from brainseg_jax.config.keys import from_resolved, with_sources
+from brainseg_jax.config.resolve import from_resolved, with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.loader import ProcessShare
 from brainseg_jax.parallel.launch import check_devices, joined, start_from

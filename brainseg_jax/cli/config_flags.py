@@ -7,7 +7,7 @@ from collections.abc import Callable
 from absl import app, flags
 from ml_collections import config_flags
 
-from brainseg_jax.config.keys import RENAMED, of_file, unknown_key
+from brainseg_jax.config.resolve import RENAMED, of_file, unknown_key
 from brainseg_jax.core.errors import InputError, exit_code, exit_process
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)

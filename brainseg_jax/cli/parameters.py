@@ -1,6 +1,6 @@
 """`brainseg parameters --config=configs/pretrain_vit.py`: what the config's networks are made of, and the paper's Table I.
 
-Nothing is trained and no weight is made: parameters are counted on shapes.
+Nothing is trained and no weight is made: parameters are counted on shapes. `--keys` prints what all config keys are instead.
 """
 
 from typing import Any
@@ -10,17 +10,17 @@ from absl import flags
 from brainseg_jax.cli.config_flags import CONFIG, check_given, run
 
 flags.declare_key_flag("config")  # or --help leaves it out
-
-
-def timm_leftovers(width: int) -> int:
-    """Numbers that the paper's ViT carries from timm and never uses: positions for 14² patches, and a classifier of 1000 classes."""
-    return (14 * 14 + 1) * width + 1000 * (width + 1)
+KEYS = flags.DEFINE_bool("keys", False, "Print every config key: its default, what it may be, and its meaning.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table."""
+    """Prints the table, or the keys."""
+    if KEYS.value and CONFIG.value is None and len(argv) == 1:
+        from brainseg_jax.config.reference import config_page
+
+        return print(config_page(), end="")
     check_given(argv)
-    print(table(rows(CONFIG.value)))
+    return print(table(rows(CONFIG.value)))
 
 
 def rows(config: Any) -> list[tuple[str, int, str]]:
@@ -28,58 +28,27 @@ def rows(config: Any) -> list[tuple[str, int, str]]:
     import jax
     import jax.numpy as jnp
 
-    from brainseg_jax import models
-    from brainseg_jax.config.keys import check
-    from brainseg_jax.core.pytree import count
+    from brainseg_jax.config.checks import check
+    from brainseg_jax.models.encoders import ENCODERS, segmenter
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.training.step import init_params
 
     check(config)
-    config = config.copy_and_resolve_references()
-    config.dtype = "float32"
-    x, y, z = config.data.crop
+    out, key = [], jax.random.key(0)
+    for name in dict.fromkeys((config.encoder, "swin")):
+        spec, c = ENCODERS[name], config.copy_and_resolve_references()
+        with c.unlocked():
+            c.encoder, c.decoder, c.dtype = name, next(iter(spec.decoders)), "float32"
+        # A Swin takes crops of any size, and its numbers do not depend on it.
+        size = tuple(c.data.crop) if name == config.encoder else (spec.multiple(c),) * 3
+        image = jnp.zeros((1, *size, c.channels))
+        network = jax.eval_shape(segmenter(c).init, key, jax.ShapeDtypeStruct(image.shape, image.dtype))["params"]
 
-    def segmenter(encoder: str, decoder: str, size: tuple[int, int, int]) -> Any:
-        with config.unlocked():
-            config.encoder, config.decoder = encoder, decoder
-        image = jax.ShapeDtypeStruct((1, *size, config.channels), jnp.float32)
-        return jax.eval_shape(models.segmenter(config).init, jax.random.key(0), image)["params"]
+        def pretraining(c: Any = c, image: Any = image, objective: str = spec.pretraining) -> Any:
+            learner = OBJECTIVES[objective](c)
+            return jax.eval_shape(lambda: init_params(learner, {"image": image}, 0))
 
-    out = []
-    if config.encoder == "vit":
-        objective = OBJECTIVES["mae"](config)
-        mae = jax.eval_shape(lambda: init_params(objective, {"image": jnp.zeros((1, x, y, z, config.channels))}, 0))
-        vit = count(mae["encoder"])
-        out += [
-            ("ViT", vit, f"the encoder, {config.vit.positions} positions, for {x} × {y} × {z} voxels"),
-            (
-                "ViT, as the paper counts",
-                vit + timm_leftovers(config.vit.width),
-                "and timm's 2-D positions and classifier, which nothing uses (89.2 M at 160³)",
-            ),
-            ("MAE", count(mae), "encoder and decoder of pretraining"),
-        ]
-        unetr = segmenter("vit", "unetr", (x, y, z))
-        out += [
-            ("UNETR", count(unetr), f"encoder, decoder and head, width {config.unetr.width}, {config.classes} classes"),
-            ("  its decoder", count(unetr["decoder"]), "convolutions only"),
-        ]
-    if config.encoder == "resenc":
-        unet, stages = segmenter("resenc", "unet", (x, y, z)), len(config.unet.features)
-        out += [
-            ("ResEnc", count(unet["encoder"]), f"the encoder, {stages} stages of {sum(config.unet.blocks)} residual blocks"),
-            ("U-Net", count(unet), f"encoder, decoder and head, {config.classes} classes"),
-            ("  its decoder", count(unet["decoder"]), "transposed convolutions, and those behind them"),
-        ]
-    swin = segmenter("swin", "swin_unetr", (32, 32, 32))
-    side = {name: count(part) for name, part in swin["decoder"].items()}
-    paper = count(swin["encoder"]) + sum(side[f"encoder{i}"] for i in (1, 2, 3, 4, 10))
-    out += [
-        ("Swin-T", count(swin["encoder"]), f"the transformer alone, width {config.swin.width}"),
-        ("Swin-T, as the paper counts", paper, "and Swin UNETR's convolutions on the encoder's side (42.6 M at width 48)"),
-        ("  of these, encoder10", side["encoder10"], "the convolutions at 1/32 of the grid"),
-        ("Swin UNETR", count(swin), f"encoder, decoder and head, {config.classes} classes"),
-    ]
+        out += spec.rows(c, network, pretraining)
     return out
 
 

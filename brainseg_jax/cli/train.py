@@ -13,7 +13,8 @@ from ml_collections import config_flags
 
 import brainseg_jax
 from brainseg_jax.cli.config_flags import CONFIG, DEVICES, check_given, run
-from brainseg_jax.config.keys import flat, with_sources
+from brainseg_jax.config.keys import flat
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core import runtime
 
 flags.declare_key_flag("config")  # or --help leaves it out

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import base, recipe
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import recipe
+from brainseg_jax.models.encoders import ENCODERS
 
 # Section IV-B of the paper, and the label table of each.
 TASKS = {"skull": "brain", "four": "seg4", "thirtythree": "seg33"}
@@ -63,8 +65,8 @@ def full(c: ConfigDict) -> None:
     c.data.batch = 8
     c.data.crops_per_volume = 2
     c.remat = True
-    # Nothing pretrains a U-Net, and its many blocks would leave the first ones hardly a rate.
-    c.optim.layer_decay = 1.0 if c.encoder == "resenc" else 0.75
+    # An encoder that nothing pretrains has nothing to keep, and many blocks would leave the first ones hardly a rate.
+    c.optim.layer_decay = 0.75 if ENCODERS[c.encoder].pretraining else 1.0
 
 
 def paper(c: ConfigDict) -> None:
@@ -96,8 +98,7 @@ def two_millimetres(c: ConfigDict) -> None:
     c.data.size = (96, 96, 96)
     c.data.crop = (96, 96, 96)
     c.data.batch = 2
-    if c.encoder == "resenc":  # a sixth stage would have 3³ voxels, and nnU-Net plans with 4 of a side at least
-        c.unet.features, c.unet.blocks, c.unet.decoder_blocks = c.unet.features[:5], c.unet.blocks[:5], c.unet.decoder_blocks[:4]
+    of_encoder(c, "2mm")
 
 
 def small(c: ConfigDict) -> None:
@@ -147,21 +148,16 @@ def any_scan(c: ConfigDict) -> None:
 
 
 def narrow(c: ConfigDict) -> None:
-    """What small networks share, pretrained or fine-tuned: 64³ crops at 2 mm; a Swin of 12 channels, or a ViT-S with as wide a decoder.
-
-    The U-Net is nnU-Net's at a quarter of its width and with five stages, which leave 4³ voxels of 64³, the least that nnU-Net plans with;
-    a step on 96³ voxels takes as many FLOPs as the Swin's network, within 2 %.
-    """
+    """What small networks share, pretrained or fine-tuned: 64³ crops at 2 mm, and the sizes that the encoder calls small."""
     c.eval_every = 0.1
     c.save_every = 100
     c.data.spacing = 2.0
     c.data.size = (96, 96, 96)
     c.data.crop = (64, 64, 64)
-    if c.encoder == "swin":
-        c.swin.width = 12
-        c.swin.window = 4
-    elif c.encoder == "resenc":
-        c.unet.features, c.unet.blocks, c.unet.decoder_blocks = (8, 16, 32, 64, 128), (1, 3, 4, 4, 4), (1, 1, 1, 1)
-    else:
-        c.vit.width, c.vit.heads, c.vit.hidden = 384, 6, 1536
-        c.unetr.width = 12
+    of_encoder(c, "small")
+
+
+def of_encoder(c: ConfigDict, recipe: str) -> None:
+    """What the config's encoder changes in a recipe, if anything."""
+    if change := ENCODERS[c.encoder].recipes.get(recipe):
+        change(c)

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
-from brainseg_jax import models
-from brainseg_jax.config.keys import of_card
+from brainseg_jax.config.resolve import of_card
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import cache, dataset, labels
 from brainseg_jax.data.augment.prepare import as_float
 from brainseg_jax.data.loader import central_crop
 from brainseg_jax.data.manifest import read_manifest
+from brainseg_jax.models import encoders
 from brainseg_jax.weights.checkpoint import load
 
 Points = Float[np.ndarray, "n 3"]
@@ -127,7 +127,7 @@ def probe(
         raise InputError(str(refusal).replace("data.num_labelled", "--volumes")) from None
     if bare := sum(row.labels_only for row in read_manifest(data.manifest)):
         print(f"label maps without an image, which are left out: {bare}")
-    encoder = models.ENCODERS[config.encoder](config)
+    encoder = encoders.encoder(config)
     image = jnp.zeros((1, *config.data.crop, config.channels))
     untrained = jax.jit(encoder.init)(jax.random.key(config.seed), image)["params"]
     maps = jax.jit(lambda params, image: encoder.apply({"params": params}, as_float(image)))

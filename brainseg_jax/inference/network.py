@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from brainseg_jax import models
-from brainseg_jax.config.keys import of_card
+from brainseg_jax.config.resolve import of_card
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.pytree import mismatches, paths
 from brainseg_jax.inference.sliding_window import Model
+from brainseg_jax.models import encoders
 from brainseg_jax.weights import checkpoint, single_file
 
 DTYPES = ("auto", "float32", "bfloat16")  # to compute in
@@ -28,7 +28,7 @@ class Network:
 
     def __init__(self, config: ConfigDict, params: Any, card: dict[str, Any]):
         self.config, self.params, self.card = config, params, card
-        self._network = models.segmenter(config)
+        self._network = encoders.segmenter(config)
         self._compiled = jax.jit(self.apply)
 
     def logits(self, images: Float[Any, "b x y z c"]) -> Float[jax.Array, "b x y z k"]:
@@ -62,7 +62,7 @@ class Network:
         shape, channels, crop = tuple(images.shape), self.config.channels, tuple(self.config.data.crop)
         if len(shape) != 5 or shape[-1] != channels:
             raise InputError(f"images of shape {shape}: give [batch, x, y, z, {channels}]")
-        if self.config.encoder == "vit" and shape[1:4] != crop:
+        if encoders.ENCODERS[self.config.encoder].fixed_size and shape[1:4] != crop:
             raise InputError(f"images of {shape[1:4]} voxels: this network was built for {crop}; crop or pad them to it")
         return jnp.asarray(images)
 
@@ -88,7 +88,7 @@ def load(path: str | Path, dtype: str = "auto") -> Network:
     config.dtype = ("float32" if jax.default_backend() == "cpu" else "bfloat16") if dtype == "auto" else dtype
     with single_file.reading(folder):
         image = jax.ShapeDtypeStruct((1, *config.data.crop, config.channels), jnp.float32)
-        wanted = jax.eval_shape(models.segmenter(config).init, jax.random.key(0), image)["params"]
+        wanted = jax.eval_shape(encoders.segmenter(config).init, jax.random.key(0), image)["params"]
     _check_same(folder, params, wanted)
     for name, leaf in paths(params).items():
         if not np.isfinite(leaf).all():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from brainseg_jax.models import ENCODERS, segmenter
+from brainseg_jax.models.encoders import encoder, segmenter
 from brainseg_jax.objectives.mae import MAE
 from brainseg_jax.objectives.segmentation import Segmentation
 from brainseg_jax.objectives.ssl import SSL
@@ -13,12 +13,12 @@ from brainseg_jax.objectives.ssl import SSL
 
 def mae(config: ConfigDict) -> MAE:
     """Masked autoencoding of the config's encoder."""
-    return MAE(ENCODERS[config.encoder](config), channels=config.channels, **config.mae)
+    return MAE(encoder(config), channels=config.channels, **config.mae)
 
 
 def ssl(config: ConfigDict) -> SSL:
     """Cut-out, rotation and contrast for the config's encoder."""
-    return SSL(ENCODERS[config.encoder](config), config.channels, **config.ssl)
+    return SSL(encoder(config), config.channels, **config.ssl)
 
 
 def segmentation(config: ConfigDict) -> Segmentation:

@@ -1,7 +1,7 @@
 """Segmentation with a label table's classes: Dice and cross entropy on crops (the paper, section III-B).
 
-The network is `models.segmenter`; its parameters stand where the network has them, {"encoder", "decoder", "head"}, so that a checkpoint of
-fine-tuning is a network, and `params["encoder"]` is what pretraining left behind.
+The network is `encoders.segmenter`; its parameters stand where the network has them, {"encoder", "decoder", "head"}, so that a checkpoint
+of fine-tuning is a network, and `params["encoder"]` is what pretraining left behind.
 """
 
 from collections.abc import Callable

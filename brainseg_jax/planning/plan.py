@@ -16,7 +16,7 @@ from brainseg_jax.training.memory import MARGIN, gib, memory_fraction
 
 def settled(config: ConfigDict) -> ConfigDict:
     """The config as a GPU would train it: computing in bfloat16 unless it says otherwise, with the classes of its labels. Checked."""
-    from brainseg_jax.config.keys import check, check_idle
+    from brainseg_jax.config.checks import check, check_idle
     from brainseg_jax.training.program import resolve_auto
 
     config = config.copy_and_resolve_references()

@@ -14,9 +14,7 @@ import numpy as np
 import optax
 
 from brainseg_jax.core.pytree import map_paths, paths
-
-STACKED = re.compile(r"encoder/blocks/.*")
-STAGED = re.compile(r"encoder/(?:layers|stages_)(\d+)(c?)/(?:blocks_(\d+))?.*")
+from brainseg_jax.models.encoders import ENCODERS
 
 
 class Layers(NamedTuple):
@@ -29,22 +27,22 @@ class Layers(NamedTuple):
 def layers(params: Any) -> Layers:
     """The layer of every parameter of {"encoder", …}."""
     found = paths(params)
-    stacked = max((leaf.shape[0] for path, leaf in found.items() if STACKED.fullmatch(path)), default=0)
-    blocks = {(int(m[1]), int(m[3])) for path in found if (m := STAGED.fullmatch(path)) and m[3]}
-    order = {block: i for i, block in enumerate(sorted(blocks))}
-    top = max(stacked, len(order)) + (not any(path.startswith("encoder/stem/") for path in found))  # nothing follows a ResEnc's blocks
+    # The encoder is told by what its blocks are called.
+    spec = next(spec for spec in ENCODERS.values() if any(re.fullmatch(spec.blocks, path) for path in found))
+    blocks = re.compile(spec.blocks)
+    of = {path: m.groupdict() for path in found if (m := blocks.fullmatch(path))}
+    staged = sorted({(int(at["stage"]), int(at["block"])) for at in of.values() if at.get("block")})
+    top = (len(staged) or max(found[path].shape[0] for path in of)) + spec.followed
 
     def layer(path: str, leaf: Any) -> np.ndarray:
-        if STACKED.fullmatch(path):
+        if path not in of:
+            return np.array(top if path.startswith("encoder/norm") else 0 if path.startswith("encoder/") else top + 1)
+        if not staged:
             return np.arange(1, leaf.shape[0] + 1).reshape(-1, *[1] * (leaf.ndim - 1))
-        if m := STAGED.fullmatch(path):
-            stage, early, block = int(m[1]), m[2], m[3]
-            inside = [i for (s, _), i in order.items() if s == stage]
-            # A stage's convolutions (v2) come with its first block, its merging with its last one.
-            return np.array(1 + (order[stage, int(block)] if block else min(inside) if early else max(inside)))
-        if path.startswith(("encoder/norm", "encoder/layers")):
-            return np.array(top)
-        return np.array(0 if path.startswith("encoder/") else top + 1)
+        stage, block, early = int(of[path]["stage"]), of[path]["block"], of[path].get("early")
+        inside = [i for i, (s, _) in enumerate(staged, 1) if s == stage]
+        # A stage's convolutions (v2) come with its first block, its merging with its last one.
+        return np.array(1 + staged.index((stage, int(block))) if block else min(inside) if early else max(inside))
 
     return Layers(map_paths(layer, params), top)
 

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import FORMAT, check, check_idle
+from brainseg_jax.config.checks import check, check_idle
+from brainseg_jax.config.resolve import FORMAT
 from brainseg_jax.core import progress
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.pytree import count

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 import brainseg_jax
-from brainseg_jax.config.keys import FORMAT, check_format
+from brainseg_jax.config.resolve import FORMAT, check_format
 from brainseg_jax.core.errors import InputError, first_few
 from brainseg_jax.core.files import read_text, write_text
 from brainseg_jax.core.pytree import count

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from brainseg_jax.config.keys import differing_keys, known_entries
+from brainseg_jax.config.resolve import differing_keys, known_entries
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import check_place, check_regular, read_text
 from brainseg_jax.data.loader import ProcessShare

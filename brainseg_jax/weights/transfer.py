@@ -13,21 +13,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import flat, of_card
+from brainseg_jax.config.keys import flat
+from brainseg_jax.config.resolve import of_card
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.pytree import count, mismatches, paths, unflatten
+from brainseg_jax.models.encoders import ENCODERS
 from brainseg_jax.weights import checkpoint
 
-# Keys that change how a network trains, not what it computes.
-TRAINING_ONLY = ("vit.drop_path", "swin.drop_path")
 # Parameters that meet the image; channels are the fastest part of their last axis but one.
-IMAGE_KERNELS = (
-    *("encoder/patch_embed/kernel", "decoder/encoder1/conv1/kernel", "decoder/encoder1/conv3/kernel"),
-    "encoder/stem/conv/kernel",
-)
-# Keys, or groups of them, that say what an encoder and what a decoder is.
-OF_ENCODER = {"vit": ("vit.",), "swin": ("swin.",), "resenc": ("unet.features", "unet.blocks")}
-OF_DECODER = ("decoder", "unetr.", "unet.")
+IMAGE_KERNELS = {path for spec in ENCODERS.values() for path in spec.image_kernels}
+SHORTCUT = "decoder/encoder1/conv1/kernel"  # of a block that adds the image as it is, where it has as many channels
 
 
 def load_parts(like: Any, config: ConfigDict, say: Callable[[str], None]) -> dict[str, Any]:
@@ -75,7 +70,7 @@ def spread_channels(leaves: dict[str, np.ndarray], old: int, new: int) -> dict[s
         repeated = np.repeat(by_channel.mean(axis=-2, keepdims=True), new, axis=-2) * np.float32(old / new)
         return repeated.reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
 
-    width = leaves[IMAGE_KERNELS[1]].shape[-1] if IMAGE_KERNELS[1] in leaves else 0
+    width = leaves[SHORTCUT].shape[-1] if SHORTCUT in leaves else 0
     if width in (old, new):
         raise InputError(f"a decoder of {width} channels adds its image without a convolution, so {new} channels need one trained anew")
     return {path: mean(leaf) if path in IMAGE_KERNELS else leaf for path, leaf in leaves.items()}
@@ -100,14 +95,9 @@ def subjects_before(config: ConfigDict) -> tuple[str, ...]:
 def _check_same_network(folder: Path, theirs: ConfigDict, ours: ConfigDict) -> None:
     if theirs.encoder != ours.encoder:
         raise InputError(f"{folder}: holds a {theirs.encoder} encoder, and this config has {ours.encoder}; use the config made for it")
-    groups = (*OF_ENCODER[ours.encoder], *(OF_DECODER if set(ours.init.parts) - {"encoder"} else ()))
     before, now = flat(theirs), flat(ours)
-
-    def matters(key: str) -> bool:
-        features = key == "vit.features" and "decoder" not in ours.init.parts  # which maps the decoder gets
-        return key.startswith(groups) and key not in TRAINING_ONLY and not features
-
-    if differ := [key for key in now if matters(key) and before[key] != now[key]]:
+    sizes = ENCODERS[ours.encoder].sizes(("encoder", *ours.init.parts)) + ["decoder"] * ("decoder" in ours.init.parts)
+    if differ := sorted(key for key in sizes if before[key] != now[key]):
         there, here = (", ".join(f"{key} {of[key]}" for key in differ) for of in (before, now))
         flags = " ".join(shlex.quote(f"--config.{key}={before[key]}") for key in differ)
         raise InputError(f"{folder}: was trained with {there}, this config has {here}; add {flags}")

@@ -46,11 +46,11 @@ def ours(kind: str, edge: int, steps: int) -> Result:
     runtime.keep_compiled_programs()
     import jax
 
-    from brainseg_jax.config import keys
-    from brainseg_jax.models import segmenter
+    from brainseg_jax.config.keys import base
+    from brainseg_jax.models.encoders import segmenter
     from brainseg_jax.planning.flops import flops
 
-    config = keys.base()
+    config = base()
     config.dtype, config.data.crop, config.decoder = "float32", (edge, edge, edge), kind
     config.encoder = "vit" if kind == "unetr" else "swin"
     config.vit.update(positions="table", class_token=False, qkv_bias=False, eps=1e-5)  # MONAI's dialect

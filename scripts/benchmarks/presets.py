@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks.measure import Result, in_process, jax_matmul_peak, per_second, quartiles, timed, torch_matmul_peak
 from ml_collections import ConfigDict
 
-from brainseg_jax.config.keys import check, of_file, unknown_key
+from brainseg_jax.config.checks import check
+from brainseg_jax.config.resolve import of_file, unknown_key
 from brainseg_jax.core import runtime
 from brainseg_jax.core.errors import InputError
 

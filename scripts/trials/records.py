@@ -14,7 +14,8 @@ from trials.bounds import tried
 from trials.damage import harmed
 from trials.ledger import HELD, LOST, NOTICED, UNKNOWABLE, WRONG, Verdict
 
-from brainseg_jax.config.keys import base, with_sources
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.program import resolve_auto
 

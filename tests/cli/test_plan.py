@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 
 from brainseg_jax.cli.plan import advice
-from brainseg_jax.config.keys import check, of_file
+from brainseg_jax.config.checks import check
+from brainseg_jax.config.resolve import of_file
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel.sharding import make_mesh

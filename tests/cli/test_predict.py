@@ -17,9 +17,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainseg_jax import models
 from brainseg_jax.cli.predict import main
-from brainseg_jax.config.keys import with_sources
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.files import SEAL
 from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case
@@ -31,6 +30,7 @@ from brainseg_jax.inference import input_checks, segmentation, sliding_window
 from brainseg_jax.inference import predictor as predictors
 from brainseg_jax.inference.many_scans import prefetch
 from brainseg_jax.inference.predictor import Predictor
+from brainseg_jax.models import encoders
 from brainseg_jax.pretrained import DEFAULT, NETWORKS
 from brainseg_jax.qc import findings
 from brainseg_jax.qc.report import read_case_records
@@ -851,7 +851,7 @@ def checkpoints(small, tmp_path_factory):
         **{"objective": "segmentation", "decoder": "unetr", "data.crop": (32, 32, 32), "classes": 5, "data.labels": "seg4"}
         | {"vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2), "unetr.width": 4, "data.size": SPEC.size}
     )
-    shapes = jax.eval_shape(models.segmenter(config).init, jax.random.key(0), jnp.zeros((1, 32, 32, 32, 1)))["params"]
+    shapes = jax.eval_shape(encoders.segmenter(config).init, jax.random.key(0), jnp.zeros((1, 32, 32, 32, 1)))["params"]
     card = {"config": with_sources(config, set(), "test.py"), "spec": as_json(SPEC), "labels": table_text(read_table("seg4"))}
     for name, bias in (("one", [0, 3.0, 0, 0, 0]), ("two", [0, 0, 0, 4.0, 0])):
         params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)

@@ -55,7 +55,7 @@ def test_voxels_are_drawn_of_each_class_or_anywhere(rng):
 @pytest.mark.slow
 def test_it_reads_a_checkpoint(small, masked, heads, tmp_path, capsys):
     """Made-up heads, bright inside: without an encoder all is known, and three rows are told apart. Labels only are left out."""
-    from brainseg_jax.config.keys import with_sources
+    from brainseg_jax.config.resolve import with_sources
     from brainseg_jax.evaluation.probe import probe
     from brainseg_jax.training.loop import train
 

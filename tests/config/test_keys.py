@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from brainseg_jax.config import keys
-from brainseg_jax.config.keys import base, check, check_idle, differing_keys, flat, from_resolved, get_key, of_card, of_file, with_sources
+import brainseg_jax
+from brainseg_jax.config.checks import check, check_idle, idle_keys
+from brainseg_jax.config.keys import KEYS, base, flat, get_key
+from brainseg_jax.config.reference import config_page
+from brainseg_jax.config.resolve import differing_keys, from_resolved, known_entries, of_card, of_file, used_value, with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.augment.prepare import prepare_train
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.labels import swap as labels_swap
 from brainseg_jax.data.synthesis.generator import generator_of
-from brainseg_jax.models import ENCODERS
+from brainseg_jax.models.encoders import ENCODERS
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.training.optim import optimizer
 from brainseg_jax.training.program import parts_of_batch, resolve_auto, sample_of
@@ -241,7 +244,7 @@ def test_a_key_that_does_nothing_is_refused(changes, refusal):
         check_idle(c)
     # A run from before it was refused goes on without it.
     again = base()
-    again.update_from_flattened_dict({key: value for key, value in flat(c).items() if key not in keys.idle_keys(c)})
+    again.update_from_flattened_dict({key: value for key, value in flat(c).items() if key not in idle_keys(c)})
     check_idle(again)
     assert differing_keys(*(with_sources(one, set(), "x.py") for one in (c, again))) == []
 
@@ -260,11 +263,31 @@ def test_neither_steps_nor_epochs_is_refused():
         check(base())
 
 
-def test_every_key_that_check_names_exists():
-    c = base()
-    idle = [key.removesuffix(".") for named, other, _ in keys.ACTS_WITH for key in (*named, other)]
-    for key in (*keys.RESUMABLE, *keys.CHOICES, *keys.POSITIVE, *keys.NOT_NEGATIVE, *keys.FRACTIONS, *idle):
-        get_key(c, key)
+def test_what_a_key_acts_with_exists_and_may_be_so():
+    for name, key in KEYS.items():
+        get_key(base(), name)
+        for other, _, wanted in (condition.partition("=") for condition in key.acts_with.split()):
+            for value in wanted.split(","):
+                assert KEYS[other].rule.fault(value, KEYS[other].default) == ""
+
+
+def test_every_default_follows_its_own_rule():
+    assert [name for name, key in KEYS.items() if key.rule.fault(key.default, key.default)] == []
+
+
+def test_the_reference_has_a_line_of_every_key():
+    lines = config_page().splitlines()
+    for name, key in KEYS.items():
+        (line,) = [line for line in lines if line.startswith((f"| `{name}` |", rf"| `{name}`\* |"))]
+        assert key.meaning.replace("|", r"\|") in line and line.count("|") - line.count(r"\|") == 5
+
+
+def test_a_key_is_one_line():
+    """Of the tables, so that each can be read as one."""
+    package = Path(brainseg_jax.__file__).parent
+    files = [package / "config" / "keys.py", *(package / "models").glob("*_spec.py")]
+    lines = [line.strip() for file in files for line in file.read_text().splitlines() if re.match(r" +\w+=key\(", line)]
+    assert len(lines) == len(KEYS) and [line for line in lines if not line.endswith("),")] == []
 
 
 def test_unknown_keys_cannot_be_set():
@@ -377,7 +400,9 @@ def test_free_keys_make_no_other_experiment():
     old, other, free = base(), base(), base()
     other.update_from_flattened_dict({"optim.lr": 1e-3, "log_every": 3})
     words = {"data.cache": "/x", "attention": "xla"}
-    free.update_from_flattened_dict({key: words.get(key, -9) for key in keys.RESUMABLE if key != "data.max_failures"})
+    resumable = {name for name, key in KEYS.items() if key.resumable}
+    assert {"log_every", "data.threads", "mesh.data"} < resumable and not {"seed", "data.batch", "dtype"} & resumable
+    free.update_from_flattened_dict({key: words.get(key, -9) for key in resumable if key != "data.max_failures"})
     resolve = lambda c: with_sources(c, set(), "x.py")  # noqa: E731
     assert differing_keys(resolve(old), resolve(free)) == []
     assert differing_keys(resolve(old), resolve(other)) == ["optim.lr: 0.0004 → 0.001"]
@@ -392,8 +417,8 @@ def test_free_keys_make_no_other_experiment():
     ],
 )
 def test_the_type_that_was_asked_for_and_the_one_that_was_used(entry, asked, used):
-    old = keys.known_entries(with_sources(base(), set(), "x.py") | {"dtype": entry}, "config.json")
-    assert from_resolved(old).dtype == asked and keys.used_value(old, "dtype") == used
+    old = known_entries(with_sources(base(), set(), "x.py") | {"dtype": entry}, "config.json")
+    assert from_resolved(old).dtype == asked and used_value(old, "dtype") == used
     for there, same in (("float32", used == "float32"), ("bfloat16", used == "bfloat16")):
         config = base()
         config.dtype = asked
@@ -451,7 +476,8 @@ def test_a_card_of_another_form_is_refused_in_one_line(card, message):
 
 
 def test_names_that_may_be_chosen_are_those_that_there_are():
-    assert keys.CHOICES["objective"] == tuple(OBJECTIVES) and keys.CHOICES["encoder"] == tuple(ENCODERS)
+    for key, names in (("objective", OBJECTIVES), ("encoder", ENCODERS)):
+        assert KEYS[key].rule.fault("none", "") == f"is 'none'; use one of {', '.join(names)}"
 
 
 @pytest.mark.parametrize(

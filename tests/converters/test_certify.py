@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from peers import peer
 
-from brainseg_jax.config.keys import from_resolved
+from brainseg_jax.config.resolve import from_resolved
 from brainseg_jax.weights import checkpoint
 from converters import certify, paper, unetr
 from converters.convert import main

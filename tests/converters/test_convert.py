@@ -12,9 +12,11 @@ from peers import peer
 from torch_trees import last
 
 import brainseg_jax
-from brainseg_jax import models, objectives
-from brainseg_jax.config.keys import base, from_resolved, with_sources
+from brainseg_jax import objectives
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import from_resolved, with_sources
 from brainseg_jax.core.pytree import count, paths, unflatten
+from brainseg_jax.models import encoders
 from brainseg_jax.weights import checkpoint, safetensors
 from converters import swin_unetr
 from converters import unetr as unetrs
@@ -113,7 +115,7 @@ def ours(folder, image, cotangent, dtype):
     params, card = checkpoint.load(folder)
     config = from_resolved(card["config"])
     config.dtype = dtype
-    network = models.segmenter(config)
+    network = encoders.segmenter(config)
 
     @jax.jit
     def run(params, image, cotangent):
@@ -568,7 +570,7 @@ def test_the_papers_unetr_is_its_network(x64, rng, close, converted):
     config = from_resolved(card["config"])
     config.dtype = "float64"
     params = jax.tree.map(lambda a: jnp.asarray(a, "float64"), params)
-    close(jax.jit(models.segmenter(config).apply)({"params": params}, image), expected, "float64")
+    close(jax.jit(encoders.segmenter(config).apply)({"params": params}, image), expected, "float64")
 
 
 def paper_mae(width=32):

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from brainseg_jax import load
-from brainseg_jax.config.keys import base, with_sources
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, write_manifest
 from brainseg_jax.data.nifti import write

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from brainseg_jax.config.keys import of_file
+from brainseg_jax.config.resolve import of_file
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel.sharding import make_mesh, state_sharding
 from brainseg_jax.training.optim import optimizer

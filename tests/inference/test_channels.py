@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import brainseg_jax
-from brainseg_jax import models
 from brainseg_jax.cli.evaluate import main as evaluate
 from brainseg_jax.cli.predict import main as predict
-from brainseg_jax.config.keys import check, with_sources
+from brainseg_jax.config.checks import check
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.augment.prepare import as_float
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
@@ -21,6 +21,7 @@ from brainseg_jax.data.nifti import read, read_labels, write
 from brainseg_jax.data.preprocess import spec_of, standardize_all
 from brainseg_jax.inference.predictor import predictor
 from brainseg_jax.inference.segmentation import prepare, segment
+from brainseg_jax.models import encoders
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import Writer
@@ -184,17 +185,17 @@ def test_kernels_of_one_channel_repeated_give_equal_channels_what_one_gave(small
     parts = {"init.parts": ("encoder", "decoder", "head"), "init.checkpoint": str(tmp_path / "c")}
     one, three = (small(**FINE | {"data.channel_names": (), "channels": c} | parts | network) for c in (1, 3))
     image = rng.random((1, 32, 32, 32, 1)).astype(np.float32)
-    params = jax.jit(models.segmenter(one).init)(jax.random.key(0), image)["params"]
+    params = jax.jit(encoders.segmenter(one).init)(jax.random.key(0), image)["params"]
     checkpoint.write(tmp_path / "c", jax.device_get(params), {"config": with_sources(one, set(), "test.py")})
-    like = jax.eval_shape(models.segmenter(three).init, jax.random.key(0), np.repeat(image, 3, -1))["params"]
+    like = jax.eval_shape(encoders.segmenter(three).init, jax.random.key(0), np.repeat(image, 3, -1))["params"]
     with pytest.raises(InputError, match="images of channels 1, this config has channels 3; add --config"):
         load_parts(like, three, print)
     three.init.channels, said = "repeat", []
     repeated = load_parts(like, three, said.append)
     assert "3 channels share its first layers' mean kernel" in said[0]
     close(
-        jax.jit(models.segmenter(three).apply)({"params": repeated}, np.repeat(image, 3, axis=-1)),
-        jax.jit(models.segmenter(one).apply)({"params": params}, image),
+        jax.jit(encoders.segmenter(three).apply)({"params": repeated}, np.repeat(image, 3, axis=-1)),
+        jax.jit(encoders.segmenter(one).apply)({"params": params}, image),
         times=10,
     )
 

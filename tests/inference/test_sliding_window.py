@@ -13,7 +13,7 @@ from peers import peer
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.inference import sliding_window
 from brainseg_jax.inference.sliding_window import Flip, Model, segment, slabs
-from brainseg_jax.models import segmenter
+from brainseg_jax.models.encoders import segmenter
 from brainseg_jax.models.segmenter import Segmenter
 
 torch = peer("torch")

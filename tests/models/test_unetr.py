@@ -7,9 +7,9 @@ import pytest
 from peers import peer
 from torch_trees import doubling, first, head, joining, last, residual, slope, value, vit
 
-from brainseg_jax import models
 from brainseg_jax.config.keys import base
 from brainseg_jax.core.pytree import count, paths
+from brainseg_jax.models import encoders
 from brainseg_jax.models.layers import Block
 from brainseg_jax.models.segmenter import Segmenter
 from brainseg_jax.models.unetr import UNETR
@@ -110,7 +110,7 @@ def full_size(side, classes, **vit):
     config = base()
     config.update(data={"crop": (side,) * 3}, classes=classes, vit=vit, dtype="float32")
     image = jnp.zeros((1, side, side, side, 1))
-    return jax.eval_shape(models.segmenter(config).init_with_output, jax.random.key(0), image)
+    return jax.eval_shape(encoders.segmenter(config).init_with_output, jax.random.key(0), image)
 
 
 @pytest.mark.parity

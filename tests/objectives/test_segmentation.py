@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brainseg_jax import models
 from brainseg_jax.core.pytree import paths
+from brainseg_jax.models import encoders
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.objectives.losses import dice_cross_entropy, dice_of_present_cross_entropy
 
@@ -20,7 +20,7 @@ UNETR = {
 def made(small):
     """(objective, network, parameters, batch of two samples) of a small UNETR."""
     config = small(**UNETR)
-    objective, network = OBJECTIVES["segmentation"](config), models.segmenter(config)
+    objective, network = OBJECTIVES["segmentation"](config), encoders.segmenter(config)
     rng = np.random.default_rng(0)
     batch = {"image": jnp.asarray(rng.uniform(size=(2, 16, 16, 32, 1)), jnp.float32)}
     batch["label"] = jnp.asarray(rng.integers(0, 2, (2, 16, 16, 32)), jnp.uint8)

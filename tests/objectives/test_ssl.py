@@ -9,7 +9,9 @@ import pytest
 from peers import peer
 from torch_trees import conv, doubling, head, linear, slope, swin, value
 
-from brainseg_jax.config.keys import base, check, with_sources
+from brainseg_jax.config.checks import check
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.pytree import count, paths
 from brainseg_jax.models.swin import Swin

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.config.keys import with_sources
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from brainseg_jax.config.keys import check
+from brainseg_jax.config.checks import check
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.models.attention import KERNELS, attend, cudnn, flash
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from brainseg_jax.config.keys import check, flat
+from brainseg_jax.config.checks import check
+from brainseg_jax.config.keys import flat
 from brainseg_jax.data.labels import lookup, read_table
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import brainseg_jax
-from brainseg_jax.config.keys import with_sources
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.evaluation.metrics import score

@@ -7,7 +7,7 @@ import pytest
 from brainseg_jax import load as load_network
 from brainseg_jax.cli.evaluate import main as evaluate
 from brainseg_jax.cli.predict import main as predict
-from brainseg_jax.config.keys import with_sources
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import cache
 from brainseg_jax.data.labels import parse_table, read_table

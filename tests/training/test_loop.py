@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from brainseg_jax.cli.evaluate import main as evaluate
-from brainseg_jax.config.keys import FORMAT, base, with_sources
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import FORMAT, with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.progress import progress as show_progress
 from brainseg_jax.data import cache, dataset
@@ -205,7 +206,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from absl import flags
-from brainseg_jax.config.keys import from_resolved, with_sources
+from brainseg_jax.config.resolve import from_resolved, with_sources
 from brainseg_jax.training.loop import train
 
 if __name__ == "__main__":

@@ -138,13 +138,13 @@ def test_another_program_s_file_is_sent_to_the_converter(tmp_path):
 @pytest.mark.slow
 def test_a_network_travels_as_one_file(small, tmp_path, rng, capsys):
     """Saved as a folder and as a file it is the same network, and both become the same file of MONAI's keys."""
-    from brainseg_jax import models
-    from brainseg_jax.config.keys import with_sources
+    from brainseg_jax.config.resolve import with_sources
     from brainseg_jax.inference.network import Network
+    from brainseg_jax.models import encoders
 
     config = small(objective="segmentation", encoder="swin", decoder="swin_unetr", classes=3, **SWIN)
     image = jnp.asarray(rng.uniform(size=(1, *config.data.crop, 1)), jnp.float32)
-    params = models.segmenter(config).init(jax.random.key(0), image)["params"]
+    params = encoders.segmenter(config).init(jax.random.key(0), image)["params"]
     network = Network(config, params, {"config": with_sources(config, set(), "test.py")})
     network.save(tmp_path / "folder")
     network.save(tmp_path / "file.safetensors")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from brainseg_jax.config.keys import base, with_sources
+from brainseg_jax.config.keys import base
+from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.weights import checkpoint
 from brainseg_jax.weights.transfer import load_parts, merge_parameters
