@@ -160,7 +160,7 @@ def made(row: Row, draw: int, prior: Prior | None) -> Head:
     config.synth.prior.share = 1.0
     classes = lookup(scan.voxels, read_table(row.scheme[0]), read_table(HEAD), str(row.labels[0]))
     make = generator(config, read_table("intracranial"))._replace(prior=prior)
-    image, _ = jax.jit(make.whole)(jax.random.fold_in(jax.random.key(int(row.hashed[:7], 16)), draw), classes)
+    image, _ = jax.jit(make.whole_scan)(jax.random.fold_in(jax.random.key(int(row.hashed[:7], 16)), draw), classes)
     return Head(np.asarray(image[..., 0]), scan.voxels, scan.affine)
 
 

@@ -14,12 +14,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from brainseg_jax import load
-from brainseg_jax.config.keys import base
+from brainseg_jax.config import resolve
+from brainseg_jax.config.keys import KEYS, base
 from brainseg_jax.config.resolve import FORMAT, from_resolved, with_sources
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.training.loop import train
+from brainseg_jax.core.key import key, switch
+from brainseg_jax.training.loop import check_same_experiment, train
 from brainseg_jax.training.program import resolve_auto
-from brainseg_jax.training.run_folder import check_same_experiment
 
 FROZEN = Path(__file__).with_name("frozen")
 SPEC = importlib.util.spec_from_file_location("frozen_make", FROZEN / "make.py")
@@ -38,7 +39,7 @@ def frozen(request, tmp_path, monkeypatch):
 def asked() -> tuple[ConfigDict, dict]:
     """The config of the frozen runs as this version starts it, and with its sources, as main does."""
     config = base()
-    config.update_from_flattened_dict(MAKE.CONFIG)
+    config.update_from_flattened_dict({resolve.RENAMED.get(name, name): value for name, value in MAKE.CONFIG.items()})
     resolved = with_sources(config, set(), "frozen.py")
     resolve_auto(config, True, resolved)
     return config, resolved
@@ -104,12 +105,7 @@ def test_a_key_that_came_later_makes_no_other_experiment(frozen, monkeypatch):
     check_same_experiment(Path("ended"), resolved)
     old = json.loads(Path("ended/config.json").read_text())
 
-    def later() -> ConfigDict:
-        c = base()
-        c.optim.nesterov = False
-        return c
-
-    monkeypatch.setattr(keys, "base", later)
+    monkeypatch.setitem(KEYS, "optim.nesterov", key(False, switch, "Nesterov's momentum"))
     check_same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": False, "from": "default"}})
     assert from_resolved(old).optim.nesterov is False
     with pytest.raises(InputError, match=r"holds another experiment \(optim\.nesterov: False → True\)"):
@@ -121,7 +117,7 @@ def test_a_key_of_another_name_is_still_read(frozen, monkeypatch):
     _, resolved = asked()
     old = json.loads(Path("ended/config.json").read_text())
     check_same_experiment(Path("ended"), resolved)
-    assert from_resolved(old).optim.lr == old["optim.peak"]["value"] == MAKE.CONFIG["optim.lr"]
-    monkeypatch.setattr(keys, "RENAMED", {})
+    assert from_resolved(old).optim.lr == old["optim.peak"]["value"] == MAKE.CONFIG["optim.peak"]
+    monkeypatch.setattr(resolve, "RENAMED", {})
     with pytest.raises(InputError, match=r"^ended/config\.json: has the key '\S+', and there is no such key.*version"):
         check_same_experiment(Path("ended"), resolved)

@@ -29,16 +29,18 @@ def rows(config: Any) -> list[tuple[str, int, str]]:
     import jax.numpy as jnp
 
     from brainseg_jax.config.checks import check
+    from brainseg_jax.data.labels import read_table
     from brainseg_jax.models.encoders import ENCODERS, segmenter
     from brainseg_jax.objectives import OBJECTIVES
     from brainseg_jax.training.step import init_params
 
     check(config)
     out, key = [], jax.random.key(0)
+    classes = config.classes or len(read_table(config.data.labels).structures) + 1
     for name in dict.fromkeys((config.encoder, "swin")):
         spec, c = ENCODERS[name], config.copy_and_resolve_references()
         with c.unlocked():
-            c.encoder, c.decoder, c.dtype = name, next(iter(spec.decoders)), "float32"
+            c.encoder, c.decoder, c.dtype, c.classes = name, next(iter(spec.decoders)), "float32", classes
         # A Swin takes crops of any size, and its numbers do not depend on it.
         size = tuple(c.data.crop) if name == config.encoder else (spec.multiple(c),) * 3
         image = jnp.zeros((1, *size, c.channels))

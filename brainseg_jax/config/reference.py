@@ -1,9 +1,9 @@
 """The reference of all config keys as Markdown: docs/reference/config.md, which `python -m brainseg_jax.parameters --keys` prints."""
 
-from typing import Any
+from collections.abc import Iterator
 
 from brainseg_jax.config.keys import EXPERIMENT, GROUPS
-from brainseg_jax.core.key import Group, Key, flatten
+from brainseg_jax.core.key import Group
 
 HEAD = """# Config keys
 
@@ -16,42 +16,29 @@ A key that does nothing in an experiment may not be changed there. Keys with a s
 
 def config_page() -> str:
     """The page: a table a group."""
-    own = {name: entry for name, entry in EXPERIMENT.keys.items() if isinstance(entry, Key)}
-    tables = [_table("The experiment", EXPERIMENT.meaning, flatten(own))]
-    for name, group in GROUPS.items():
-        tables.append(_table(name, group.meaning, flatten({name: group}), group.acts_with, _subgroups(group)))
-    return "\n\n".join([HEAD, *tables]) + "\n"
+    return "\n\n".join([HEAD, _table("General", EXPERIMENT, ""), *(_table(name, of, f"{name}.") for name, of in GROUPS.items())]) + "\n"
 
 
-def _table(title: str, meaning: str, keys: dict[str, Key], acts_with: str = "", subgroups: dict[str, str] | None = None) -> str:
-    """A group's keys; in the meaning of a subgroup's first key stands the subgroup's own."""
-    lines = [f"## {title}", "", meaning + (f" Only with {_condition(acts_with)}." if acts_with else ""), ""]
-    lines += ["| key | default | may be | meaning |", "|---|---|---|---|"]
-    told = set()
-    for name, key in keys.items():
-        of = name.rpartition(".")[0].partition(".")[2]
-        about = (subgroups or {}).get(of, "") if of not in told else ""
-        told.add(of)
-        own = key.acts_with.removeprefix(acts_with).strip()
-        what = " ".join(filter(None, [about and f"**{about}**", key.meaning, own and f"(only with {_condition(own)})"]))
-        lines.append(
-            "| " + " | ".join(text.replace("|", r"\|") for text in (_name(name, key), _code(key.default), key.may_be, what)) + " |"
-        )
-    return "\n".join(lines)
+def _table(title: str, of: Group, prefix: str) -> str:
+    only = f" Only with {_condition(of.acts_with)}." if of.acts_with else ""
+    head = [f"## {title}", "", of.meaning + only, "", "| key | default | may be | meaning |", "|---|---|---|---|"]
+    return "\n".join([*head, *_rows(of, prefix)])
 
 
-def _subgroups(group: Group) -> dict[str, str]:
-    return {name: entry.meaning for name, entry in group.keys.items() if isinstance(entry, Group)}
-
-
-def _code(value: Any) -> str:
-    return f"`{value}`" if value != "" else "empty"
+def _rows(of: Group, prefix: str, about: str = "") -> Iterator[str]:
+    """A line a key; before the meaning of a subgroup's first key stands the subgroup's own."""
+    for name, entry in of.keys.items():
+        if isinstance(entry, Group):
+            yield from _rows(entry, f"{prefix}{name}.", f"**{entry.meaning}** ")
+            continue
+        default = f"`{entry.default}`" if entry.default != "" else "empty"
+        only = f" (only with {_condition(entry.acts_with)})" if entry.acts_with else ""
+        cells = (f"`{prefix}{name}`" + r"\*" * entry.resumable, default, entry.may_be, about + entry.meaning + only)
+        about = ""
+        yield f"| {' | '.join(cells)} |"
 
 
 def _condition(acts_with: str) -> str:
     """Conditions in words: encoder=vit,swin is `encoder` vit or swin."""
-    said = []
-    for condition in acts_with.split():
-        other, _, wanted = condition.partition("=")
-        said.append(f"`{other}` {' or '.join(wanted.split(',')) or 'empty'}")
-    return " and ".join(said)
+    conditions = [condition.partition("=") for condition in acts_with.split()]
+    return " and ".join(f"`{other}` {' or '.join(wanted.split(',')) or 'empty'}" for other, _, wanted in conditions)

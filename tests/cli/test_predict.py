@@ -60,7 +60,7 @@ def networks(monkeypatch):
         state["asked"].append(list(checkpoints))
         return state["by"]
 
-    def segment(models, volume, *, overlap, blend, mirror, each):
+    def segment(models, volume, *, overlap, blend, flip, each):
         state["segmented"] += 1
         v = np.asarray(volume)[..., 0]
         classes = np.where(v > 0.7, 2, np.where(v > 0.15, 1, 0))
@@ -763,9 +763,9 @@ def test_where_all_is_done_no_jax_is_imported(run, networks, scans, tmp_path):
         (("--i={f}/scans", "--o={f}/o", "--vol={f}/mine.tsv"), "mine.tsv: exists, and is no table of this command; move it away"),
         (("--i={f}/scans", "--o={f}/o", "--vol={f}/mine.html/v.tsv"), "mine.html is a file, and nothing can be written below it"),
         (("--i={f}/scans", "--o={f}/mine.html/o"), "mine.html is a file, and nothing can be written below it"),
-        (("--i={f}/scans", "--o={f}/o", "--qc={f}/qc.htm"), "qc.htm does not end in .html, as a page does"),
+        (("--i={f}/scans", "--o={f}/o", "--qc={f}/qc.htm"), "qc.htm does not end in .html, as a QC report does"),
         (("--i={f}/scans", "--o={f}/o", "--qc={f}/none/qc.html"), "there is no folder"),
-        (("--i={f}/scans", "--o={f}/o", "--qc={f}/mine.html"), "mine.html: exists, and is no page of this command; move it away"),
+        (("--i={f}/scans", "--o={f}/o", "--qc={f}/mine.html"), "mine.html: exists, and is no QC report of this command; move it away"),
         (("--i={f}/scans", "--o={f}/o", "--ids=mine"), "argument --ids: invalid choice: 'mine'"),
         (("--i={f}/scans", "--o={f}/o", "--task=fuor"), "--task 'fuor' is unknown (did you mean 'four'?)"),
     ],
@@ -880,7 +880,7 @@ def test_as_a_process(checkpoints, scans, tmp_path):
     p += [(1 - sum(p)) / 3] * 3
     told = json.loads((tmp_path / "out" / "b_seg.json").read_text())
     assert told["Entropy"] == pytest.approx(-sum(share * np.log(share) for share in p), abs=1e-4)
-    assert f"4 structures (four) by {both}, mirror images too; brainseg_jax" in page(tmp_path / "qc.html")[1][0]
+    assert f"4 structures (four) by {both}, left-right flips too; brainseg_jax" in page(tmp_path / "qc.html")[1][0]
 
 
 @pytest.mark.slow

@@ -279,7 +279,7 @@ def test_the_reference_has_a_line_of_every_key():
     lines = config_page().splitlines()
     for name, key in KEYS.items():
         (line,) = [line for line in lines if line.startswith((f"| `{name}` |", rf"| `{name}`\* |"))]
-        assert key.meaning.replace("|", r"\|") in line and line.count("|") - line.count(r"\|") == 5
+        assert key.meaning in line and line.count("|") == 5
 
 
 def test_a_key_is_one_line():

@@ -20,10 +20,10 @@ POOL = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from brainseg_jax.core.runtime import end_with_parent, signals_held
+from brainseg_jax.core.runtime import end_with_parent, block_signals
 
 pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
-with signals_held():
+with block_signals():
     first = pool.submit(os.getpid)
 print(first.result(), flush=True)
 pool.submit(time.sleep, 300).result()

@@ -7,6 +7,7 @@ import pytest
 from brainseg_jax import load
 from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.errors import InputError
+from brainseg_jax.models.encoders import segmenter
 from brainseg_jax.weights import single_file
 
 
@@ -18,7 +19,7 @@ def file(small, tmp_path):
         | {"vit.patch": 16, "vit.depth": 4, "vit.features": (0, 1, 2), "unetr.width": 4}
     )
     image = jax.ShapeDtypeStruct((1, 32, 32, 32, 1), np.float32)
-    shapes = jax.eval_shape(encoders.segmenter(config).init, jax.random.key(0), image)["params"]
+    shapes = jax.eval_shape(segmenter(config).init, jax.random.key(0), image)["params"]
     params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     single_file.write(tmp_path / "net.safetensors", params, {"config": with_sources(config, set(), "test.py")})
     return tmp_path / "net.safetensors"

@@ -481,7 +481,7 @@ def test_a_start_that_is_refused_leaves_what_others_put_beside_it(tmp_path):
 
 
 def test_a_lock_that_another_start_took_away_is_none(tmp_path, monkeypatch):
-    real = loop.fcntl.flock
+    real = run_folder.fcntl.flock
 
     def late(lock, how):
         real(lock, how)

@@ -182,7 +182,7 @@ def head_of_layers(n=16):
 
 def test_equal_keys_make_equal_scans_and_others_others_all_within_bounds():
     """With every change there is, by a half each; also of what has no brain, and of nothing."""
-    whole = jax.jit(made_by(**dict.fromkeys(CHANCES, 0.5)).whole)
+    whole = jax.jit(made_by(**dict.fromkeys(CHANCES, 0.5)).whole_scan)
     labels = head_of_layers()
     for map in (labels, jnp.where(labels == labels[8, 1, 8], labels, 0), 0 * labels):
         images = [np.asarray(whole(key, map)[0]) for key in jax.random.split(KEY, 12)]
