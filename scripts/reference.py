@@ -32,6 +32,7 @@ from brainseg_jax.pretrained import DEFAULT
 from brainseg_jax.weights import single_file
 
 ROOT = Path(__file__).parents[1]
+WIDE = 80  # characters of a signature in one line
 KEYS = ROOT / "brainseg_jax" / "config" / "keys.py"
 # What python.md shows: a heading, the file, and of it functions and classes (with their public methods).
 API = (
@@ -275,7 +276,14 @@ def described(node: Any, within: str = "") -> list[str]:
     name = f"{within}{node.name}"
     if isinstance(node, ast.FunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        signature = f"{name}({ast.unparse(node.args)}){returns}"
+        given = ast.unparse(node.args)
+        signature = f"{name}({given}){returns}"
+        if len(signature) > WIDE:  # an argument a line
+            depth, parts = 0, [""]
+            for letter in given:
+                depth += (letter in "[(") - (letter in "])")
+                parts = [*parts, ""] if letter == "," and not depth else [*parts[:-1], parts[-1] + letter]
+            signature = "\n".join([f"{name}(", *(f"    {part.strip()}," for part in parts), f"){returns}"])
     else:
         fields = [ast.unparse(line) for line in node.body if isinstance(line, ast.AnnAssign)]
         signature = "\n    ".join([f"class {name}", *fields])
