@@ -21,7 +21,6 @@ from PIL import Image
 
 from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.core.errors import InputError, exit_code
-from brainseg_jax.core.files import whole
 from brainseg_jax.data import labels, nifti, preprocess
 from brainseg_jax.qc import figures
 
@@ -123,11 +122,10 @@ def standardisation(file: Path) -> None:
 
 def save(image: Image.Image, file: Path, colours: int = 0) -> None:
     """Writes a picture: as JPEG, or as PNG in that many colours."""
-    with whole(file) as part:
-        if colours:
-            image.quantize(colours, dither=Image.Dither.NONE).save(part, "PNG", optimize=True)
-        else:
-            image.save(part, "JPEG", quality=82, optimize=True)
+    if colours:
+        image.quantize(colours, dither=Image.Dither.NONE).save(file, optimize=True)
+    else:
+        image.save(file, quality=82, optimize=True)
     print(f"{file}: written, {file.stat().st_size // 1000} kB")
 
 

@@ -24,7 +24,6 @@ from absl import flags
 from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.cli.brainseg import COMMANDS
 from brainseg_jax.core.errors import exit_code
-from brainseg_jax.core.files import whole
 from brainseg_jax.core.runtime import cache_folder
 from brainseg_jax.data import labels, manifest
 from brainseg_jax.data.synthesis import priors
@@ -133,8 +132,7 @@ def write(out: Path) -> int:
     """Writes all pages into a folder."""
     out.mkdir(parents=True, exist_ok=True)
     for name, page in (("config", config_page), ("commands", commands_page), ("python", python_page), ("formats", formats_page)):
-        with whole(out / f"{name}.md") as part:
-            part.write_text(page())
+        (out / f"{name}.md").write_text(page())
     return 0
 
 
