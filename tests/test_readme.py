@@ -1,5 +1,7 @@
-"""The commands of the README are real: their files, flags, variants and subcommands exist, and CI runs the one for the tests."""
+"""Commands in the README and in the documentation are real: files, flags, variants and subcommands exist, and so do links and pictures."""
 
+import functools
+import importlib
 import importlib.util
 import re
 import runpy
@@ -12,18 +14,60 @@ from pathlib import Path
 
 import pytest
 
+from brainseg_jax.cli.brainseg import COMMANDS
 from brainseg_jax.config.checks import check
 from brainseg_jax.config.resolve import unknown_key
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
-COMMANDS = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&")]
-PYTHON = [shlex.split(command) for command in COMMANDS if re.match(r"(\.venv/bin/)?python ", command)]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Of each module that is a command, the subcommand of `brainseg` that it is, too.
+MODULES = {f"brainseg_jax.{name}": name for name in ("predict", "evaluate", "plan", "probe", "parameters")}
+MODULES |= {"brainseg_jax.main": "train", "converters.convert": "convert"}
+# Keys that documents call by the names that they are being given.
+COMING = {"optim.lr": "optim.peak", "data.num_labelled": "data.masks", "data.missing_labels": "data.lacking"}
+REFERENCE = runpy.run_path(str(ROOT / "scripts" / "reference.py"))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every `brainseg …` and `python …` in the code of a page, without what starts it (srun, a path)."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    lines += re.findall(r"^ {4}(python .*)$", text, re.M) + re.findall(r"`((?:brainseg|python) [^`]+)`", text)
+    found = []
+    for line in lines:
+        for part in line.split("&&"):
+            if at := re.search(r"(?:^|/bin/|\s)((?:brainseg|python) .*)", part.partition(" # ")[0].strip()):
+                found.append(shlex.split(at[1]))
+    return found
+
+
+COMMAND_LINES = [(page.relative_to(ROOT).as_posix(), words) for page in PAGES for words in commands(page)]
+NAMED = pytest.mark.parametrize(("page", "words"), COMMAND_LINES, ids=[f"{page}: {' '.join(words)}" for page, words in COMMAND_LINES])
 
 
 def marked(name: str) -> str:
     return re.search(rf"<!-- {name} -->\n```bash\n(.*?)\n```", TEXT, re.S)[1]
+
+
+def subcommand(words: list[str]) -> tuple[str, list[str]]:
+    """Which subcommand of `brainseg` a command line is, "" for none, and the words after it."""
+    if words[0] == "brainseg":
+        return words[1], words[2:]
+    if words[1] == "-m":
+        return MODULES.get(words[2], ""), words[3:]
+    return ("prepare" if words[1] == "scripts/prepare_data.py" else ""), words[2:]
+
+
+@functools.cache
+def known_flags(name: str) -> set[str]:
+    """The flags of a subcommand, those of its own subcommands among them, as scripts/reference.py finds them."""
+    module = COMMANDS[name][0]
+    if parser := REFERENCE["parser_of"](importlib.import_module(module)):
+        parts = [part for action in parser._actions if isinstance(action.choices, dict) for part in action.choices.values()]
+        return {flag for one in (parser, *parts) for flag in one._option_string_actions}
+    return {f"--{flag.name}" for flag in REFERENCE["absl_flags"](module)}
 
 
 def test_set_up_main_job_and_tests_are_single_lines_that_make_their_own_environment():
@@ -63,49 +107,66 @@ def test_every_dependency_has_an_oldest_release():
     assert [floor.partition("==")[0] for floor in floors] == [name for name in names if name != "brainseg_jax"]
 
 
-def test_extras_in_commands_exist():
-    declared = (ROOT / "pyproject.toml").read_text()
-    for extras in re.findall(r'"\.\[(.*?)\]"', TEXT):
-        for extra in extras.split(","):
-            assert re.search(rf"^{extra} = \[", declared, re.M), extra
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_extras_in_commands_exist(page):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extras in re.findall(r'"\.\[(.*?)\]"', page.read_text()):
+        assert set(extras.split(",")) <= set(declared)
 
 
-@pytest.mark.parametrize("words", PYTHON, ids=" ".join)
-def test_python_commands_name_what_exists(words):
-    if words[1] == "-m":
+def test_the_readme_shows_the_commands_it_is_about():
+    names = {subcommand(words)[0] for page, words in COMMAND_LINES if page == "README.md"}
+    assert {"predict", "train", "convert"} <= names
+
+
+@NAMED
+def test_command_lines_name_what_exists(page, words):
+    name, given = subcommand(words)
+    if words[0] == "brainseg":
+        assert name in COMMANDS
+    elif words[1] == "-m":
         assert importlib.util.find_spec(words[2])
     else:
         assert (ROOT / words[1]).is_file()
-    for word in words:
-        flag, _, value = word.removeprefix("--").partition("=")
-        if flag == "config":
+    for word in given:
+        flag, equals, value = word.removeprefix("--").partition("=")
+        if flag == "config" and equals and not re.search("NAME|FILE|KEY", value):
             file, _, variant = value.partition(":")
             check(runpy.run_path(str(ROOT / file))["get_config"](*filter(None, [variant])))
-        elif flag.startswith("config."):
-            assert unknown_key(flag.removeprefix("config.")) == ""
+        elif name and flag.startswith("config.") and word.startswith("--"):
+            pass  # test_keys_named_in_the_text_exist
+        elif name and word.startswith("--"):
+            assert word.partition("=")[0] in known_flags(name)
 
 
-@pytest.mark.parametrize("words", [w for w in PYTHON if w[1].startswith("scripts/") or "converters.convert" in w], ids=" ".join)
-def test_scripts_know_the_flags_they_are_given(words):
-    places = [word for word in words[2:] if not word.startswith("-")]
-    command = words[1:3] if words[1] == "-m" else [words[1], *places[:1]]
-    known = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for word in words[2:]:
-        if word.startswith("--"):
-            assert word.partition("=")[0] in known
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_keys_named_in_the_text_exist(page):
+    for key in re.findall(r"--config\.([\w.]+)", page.read_text()):
+        if not key.isupper():
+            assert unknown_key(key) == "" or unknown_key(COMING[key]) == "", key
 
 
-def test_keys_named_in_the_text_exist():
-    for key in re.findall(r"--config\.([\w.]+)", TEXT):
-        if key.isupper():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_pictures_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]*)?\)", text):
+        if re.match("[a-z]+:", target):
             continue
-        assert unknown_key(key) == "", key
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in map(slug, re.findall(r"^#+ (.*)$", file.read_text(), re.M)), f"{target}{anchor}"
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets."""
+    return "#" + re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip())
 
 
 @pytest.mark.parity
 @pytest.mark.slow
 def test_a_monai_network_is_converted_used_tuned_and_given_back_as_the_text_says(tmp_path, monkeypatch, close, rng):
-    """The commands and the Python of the section on MONAI's weights, on a small network."""
+    """The commands and the Python of the page on MONAI's weights, on a small network."""
     import torch
     from monai.networks.nets import SwinUNETR
 
@@ -113,7 +174,8 @@ def test_a_monai_network_is_converted_used_tuned_and_given_back_as_the_text_says
     from converters.convert import main as convert
 
     monkeypatch.chdir(tmp_path)
-    there, back = ([*words[3:]] for words in PYTHON if "converters.convert" in words)
+    page = ROOT / "docs" / "how-to" / "monai.md"
+    there, back = (words[2:] for words in commands(page) if words[1] == "convert" and len(words) > 4)
     torch.manual_seed(0)
     theirs = SwinUNETR(1, 3, feature_size=12, downsample="merging")
     torch.save({"state_dict": theirs.state_dict()}, there[0])
@@ -121,7 +183,7 @@ def test_a_monai_network_is_converted_used_tuned_and_given_back_as_the_text_says
 
     images, labels = rng.normal(size=(1, 32, 32, 64, 1)).astype("float32"), rng.integers(0, 3, (1, 32, 32, 64))
     names = {"images": images, "batches": [(images, labels)] * 3}
-    first, second = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    first, second = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     exec(first, names)
     close(names["logits"], logits_of(theirs, images))
     exec(second, names)
