@@ -30,6 +30,7 @@ ROOMS = {
     "orbax": ("weights/checkpoint.py",),
     "grain": ("data/loader.py",),
     "nibabel": ("data/nifti.py",),
+    "safetensors": ("weights/safetensors.py",),
     "flax": ("models/", "objectives/"),
     "optax": ("training/optim.py", "training/layer_decay.py", "training/step.py"),
     "torch": ("converters/certify.py",),

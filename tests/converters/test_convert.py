@@ -1,8 +1,6 @@
 """MONAI is the oracle: networks converted from it are its own, forward and backward, and go back bit for bit; what cannot be is said."""
 
 import argparse
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -183,11 +181,7 @@ def test_swin_unetr_in_single_precision(x64, rng, close, converted):
 
 def loaded(snippet, folder, monkeypatch):
     """The network that the two lines of an export make."""
-    reader = types.ModuleType("safetensors.torch")
-    reader.load_file = lambda file: {key: torch.from_numpy(np.array(value)) for key, value in safetensors.read(folder / file)[0].items()}
-    monkeypatch.setitem(sys.modules, "safetensors", types.ModuleType("safetensors"))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", reader)
-    sys.modules["safetensors"].torch = reader
+    monkeypatch.chdir(folder)
     names = {}
     lines = snippet.strip().splitlines()[-2:]
     exec("\n".join(lines), names)
