@@ -31,6 +31,7 @@ ROOMS = {
     "grain": ("data/loader.py",),
     "nibabel": ("data/nifti.py",),
     "safetensors": ("weights/safetensors.py",),
+    "PIL": ("qc/images.py",),
     "flax": ("models/", "objectives/"),
     "optax": ("training/optim.py", "training/layer_decay.py", "training/step.py"),
     "torch": ("converters/certify.py",),
