@@ -36,7 +36,8 @@ from ml_collections import ConfigDict
 from brainseg_jax.config import keys
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
-from brainseg_jax.data.nifti import read, write
+from brainseg_jax.data.nifti import read
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import spec
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -29,7 +29,7 @@ FORBIDDEN = {"data": ("models", "weights"), "models": ("data", "weights"), "weig
 ROOMS = {
     "orbax": ("weights/checkpoint.py",),
     "grain": ("data/loader.py",),
-    "nibabel": ("data/nifti.py",),
+    "nibabel": ("data/nifti.py", "data/nifti_write.py"),
     "safetensors": ("weights/safetensors.py",),
     "PIL": ("qc/images.py",),
     "flax": ("models/", "objectives/"),
