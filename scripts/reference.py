@@ -23,6 +23,7 @@ from absl import flags
 
 from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.cli.brainseg import COMMANDS
+from brainseg_jax.config.reference import config_page
 from brainseg_jax.core.errors import exit_code
 from brainseg_jax.core.runtime import cache_folder
 from brainseg_jax.data import labels, manifest
@@ -32,14 +33,15 @@ from brainseg_jax.weights import single_file
 
 ROOT = Path(__file__).parents[1]
 WIDE = 80  # characters of a signature in one line
-KEYS = ROOT / "brainseg_jax" / "config" / "keys.py"
 # What python.md shows: a heading, the file, and of it functions and classes (with their public methods).
 API = (
-    ("Predict and load", "inference/prediction.py", ("predict", "Prediction", "predictor")),
+    ("Predict", "inference/prediction.py", ("predict", "Prediction")),
+    ("Predict many scans", "inference/predictor.py", ("predictor",)),
     ("Networks", "inference/network.py", ("load", "Network")),
     ("Losses", "objectives/losses.py", ("dice_cross_entropy", "dice_of_present_cross_entropy", "log_dice_of_present_cross_entropy")),
     ("Scores", "evaluation/metrics.py", ("score", "definitions")),
-    ("Scans", "data/nifti.py", ("Scan", "read", "read_labels", "from_array", "from_image", "write_like")),
+    ("Scans", "data/nifti.py", ("Scan", "read", "read_labels", "from_array", "from_image")),
+    ("Label maps like a scan", "data/nifti_write.py", ("write_like",)),
     ("Standardisation", "data/preprocess.py", ("spec", "Spec", "standardize", "Standardized")),
     ("Label tables", "data/labels.py", ("read_table", "Table", "Structure", "grouping", "lookup", "swap")),
     ("Manifests", "data/manifest.py", ("read_manifest", "Row")),
@@ -143,35 +145,6 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 # ---- config keys
-
-
-def config_page() -> str:
-    """Keys, defaults and meanings, read off the lines `c.KEY = VALUE  # MEANING` of `base()`.
-
-    A comment on lines of its own is about the group, or the key without a meaning, that follows.
-    """
-    source = KEYS.read_text()
-    body = source[source.index("def base()") : source.index("return c\n", source.index("def base()"))]
-    groups: dict[str, list[tuple[str, ...]]] = {"": []}
-    about: dict[str, str] = {}
-    above: list[str] = []
-    for line in body.splitlines():
-        if found := re.match(r"    c\.(\w+) = ConfigDict\(\)", line):
-            groups[found[1]], about[found[1]] = [], " ".join(above)
-        elif found := re.match(r"    c\.([\w.]+) = (?!ConfigDict)(.*?)(?:  # (.*))?$", line):
-            key, value, meaning = found.groups()
-            groups[key.partition(".")[0] if "." in key else ""].append((f"`{key}`", f"`{value}`", meaning or " ".join(above)))
-        above = [*above, line.strip(" #")] if line.startswith("    #") else []
-    text = [
-        "# Config keys",
-        "Every key with its default and its meaning. Change a value on the command line by `--config.KEY=VALUE`, or in a config of your "
-        "own. The files in `configs/` change some of the defaults; `config.json` in a run folder says what a run used, and where each "
-        "value came from.",
-        "A config is named by its file and a variant, as in `--config=configs/pretrain_vit.py:full`. Old names of keys go on working.",
-    ]
-    for group, rows in groups.items():
-        text += filter(None, [f"## {group or 'General'}", about.get(group), table(("key", "default", "meaning"), rows)])
-    return "\n\n".join(text) + "\n"
 
 
 # ---- commands

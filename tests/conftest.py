@@ -37,7 +37,8 @@ from brainseg_jax.config.checks import idle_keys
 from brainseg_jax.config.keys import KEYS, base
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
-from brainseg_jax.data.nifti import read, write
+from brainseg_jax.data.nifti import read
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import spec
 
 jax.config.update("jax_num_cpu_devices", 8)

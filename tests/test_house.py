@@ -31,7 +31,9 @@ FORBIDDEN = {"data": ("models", "weights"), "weights": ("data",), "objectives": 
 ROOMS = {
     "orbax": ("weights/checkpoint.py",),
     "grain": ("data/loader.py",),
-    "nibabel": ("data/nifti.py",),
+    "nibabel": ("data/nifti.py", "data/nifti_write.py"),
+    "safetensors": ("weights/safetensors.py",),
+    "PIL": ("qc/images.py",),
     "flax": ("models/", "objectives/"),
     "optax": ("training/optim.py", "training/layer_decay.py", "training/step.py"),
     "torch": ("converters/certify.py",),

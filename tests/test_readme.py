@@ -25,8 +25,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *so
 # Of each module that is a command, the subcommand of `brainseg` that it is, too.
 MODULES = {f"brainseg_jax.{name}": name for name in ("predict", "evaluate", "plan", "probe", "parameters")}
 MODULES |= {"brainseg_jax.main": "train", "converters.convert": "convert"}
-# Keys that documents call by the names that they are being given.
-COMING = {"optim.lr": "optim.peak", "data.num_labelled": "data.masks", "data.missing_labels": "data.lacking"}
 REFERENCE = runpy.run_path(str(ROOT / "scripts" / "reference.py"))
 
 
@@ -143,7 +141,7 @@ def test_command_lines_name_what_exists(page, words):
 def test_keys_named_in_the_text_exist(page):
     for key in re.findall(r"--config\.([\w.]+)", page.read_text()):
         if not key.isupper():
-            assert unknown_key(key) == "" or unknown_key(COMING[key]) == "", key
+            assert unknown_key(key) == "", key
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -1,6 +1,5 @@
 """The intake gate: a scan or label map enters here or is refused in one line; nibabel decodes the headers (NIfTI-1/2, MGH), while the
 stream is read here, to its end, because nibabel stops before the gzip checksum and guesses left and right where a header does not say.
-What is written leaves here, too: on a grid that is given, or on that of a scan, to the bit.
 """
 
 import gzip
@@ -9,19 +8,18 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float64, Shaped, UInt8
+from jaxtyping import Float64, Shaped
 from nibabel import orientations
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.files import atomic_write, open_regular
+from brainseg_jax.core.files import open_regular
 from brainseg_jax.data import affine_checks
 from brainseg_jax.data.affine_checks import Form, sound
 from brainseg_jax.data.intensities import cleaned
@@ -31,7 +29,6 @@ SLAB = 2**24  # bytes that are read at once
 FAR = 2**26  # bytes from the start of a file to its voxels, at most: extensions of NIfTI hold text, or the header of a DICOM file
 # What may follow the voxels: a little padding in NIfTI; tags, the command history and a colour table in MGH.
 NIFTI_TAIL, MGH_TAIL = 4096, 2**18
-PLACE = ("qform_code", "sform_code", *(f"quatern_{k}" for k in "bcd"), *(f"{form}_{k}" for form in ("qoffset", "srow") for k in "xyz"))
 CODES = range(6)  # of q-form and s-form: what space they lead to
 UNITS = {1: 1000.0, 3: 0.001}  # mm in NIfTI's metre and micron; all others are taken for mm
 QUATERNION = -1e-5  # nibabel's own bound refuses scans that were published, whose q-forms were rounded in single precision
@@ -53,7 +50,7 @@ class Scan(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """What a header claims about the bytes that follow it."""
 
     shape: tuple[int, ...]
@@ -138,41 +135,6 @@ def _ids(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def write(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "4 4"]) -> None:
-    """Writes NIfTI-1 or MGH, as the suffix says, all of it or nothing; integers keep their type and values, booleans become uint8, floats
-    float32.
-
-    NIfTI's s-form holds the affine in float32, the q-form its closest rotation, which leaves out shear; MGH holds directions, spacing and
-    centre in float32. Equal input gives equal bytes. Folders are made. Raises InputError for another suffix.
-    """
-    _write(Path(path), voxels, affine, None)
-
-
-def write_like(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], scan: str | Path) -> None:
-    """The same on the grid of the file `scan`: where both are NIfTI, or both MGH, nibabel reads the same affine from them, to the bit.
-
-    Both forms of NIfTI, their codes and their unit are the scan's, in its version of the format: by whichever a tool goes, what is written
-    lies on the scan.
-    """
-    layout = _claims(scan)
-    if layout.shape != voxels.shape:
-        raise InputError(f"{scan}: has another shape than when it was read; let nothing change it, and run again")
-    _write(Path(path), voxels, layout.affine, layout.header)
-
-
-def write_soft(path: str | Path, maps: Iterable[UInt8[np.ndarray, "x y z"]], n: int, scan: str | Path) -> None:
-    """Writes `n` maps on the grid of the file `scan` as one 4-D NIfTI, each as it comes: 255 stands for 1, as the header's slope says.
-
-    A byte, because its steps of 0.004 are finer than a probability is known, and float32 takes four times the space and more time.
-    """
-    path, layout = Path(path), _claims(scan)
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: soft maps are written as .nii or .nii.gz; change the name")
-    header = _nifti_header((*layout.shape, n), np.dtype(np.uint8), layout.affine, layout.header)
-    header.set_slope_inter(1 / 255, 0)
-    _save(path, header, (one.tobytes(order="F") for one in maps))
-
-
 def orientation(affine: Shaped[np.ndarray, "4 4"]) -> str:
     """Where the three array axes point, each as its closest direction, e.g. "RAS" or "PSR"."""
     return "".join(orientations.aff2axcodes(affine))
@@ -190,13 +152,14 @@ def reorient(scan: Scan, codes: str) -> Scan:
     return Scan(voxels, scan.affine @ orientations.inv_ornt_aff(turn, scan.voxels.shape), scan.remarks)
 
 
-def _claims(path: str | Path) -> _Layout:
+def claims(path: str | Path) -> Layout:
+    """What a file's header says of its voxels and their place, checked as `read` checks it. Raises InputError as it does."""
     with _opened(path) as (_, layout, _):
         return layout
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[Any, _Layout, int]]:
+def _opened(path: str | Path) -> Iterator[tuple[Any, Layout, int]]:
     """A file unpacked up to its voxels, what its header claims, and how long it is if it is packed (0 if not).
 
     Whatever goes wrong while it is read becomes one line that names the file.
@@ -217,7 +180,7 @@ def _plain(file: io.BufferedReader) -> Any:
     return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
 
 
-def _volume(stream: Any, layout: _Layout, dtype: type, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _volume(stream: Any, layout: Layout, dtype: type, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The voxels, converted slab by slab to lie in memory once, when all of the stream has been read and is as long as it says."""
     voxels, (x, y, z) = np.empty(layout.shape, dtype), layout.shape
     plane = x * y * layout.dtype.itemsize
@@ -234,12 +197,12 @@ def _volume(stream: Any, layout: _Layout, dtype: type, convert: Callable[[np.nda
     # One byte more than may be there: short of it the stream has ended, and with its end the gzip checksum has been compared.
     tail = stream.read(MGH_TAIL + 1)
     short = len(tail) <= min(layout.slice, NIFTI_TAIL)
-    if not short and not (isinstance(layout.header, _MGH) and _tags(tail)):
+    if not short and not (isinstance(layout.header, MGH) and _tags(tail)):
         raise InputError(f"holds more than the {layout.shape} voxels its header claims; the header is damaged, export the image again")
     return voxels
 
 
-def _layout(head: bytes) -> _Layout:
+def _layout(head: bytes) -> Layout:
     """The header at the start of a file, told by its content rather than the file's name, and checked before anything is allocated."""
     if head.startswith(b"version https://git-lfs") or b"/annex/objects/" in head[:300]:
         raise InputError("its content was not fetched (git-annex or LFS), it is a pointer; get it, with datalad get or git lfs pull")
@@ -256,12 +219,12 @@ def _layout(head: bytes) -> _Layout:
     if max(layout.offset + layout.size, 4 * math.prod(layout.shape)) > LIMIT:
         raise InputError(f"its header claims shape {layout.shape}, over {LIMIT >> 30} GiB; the header is damaged, or crop the image first")
     layout = layout._replace(shape=_single(layout.shape))
-    place = _mgh_place if isinstance(layout.header, _MGH) else _nifti_place
+    place = _mgh_place if isinstance(layout.header, MGH) else _nifti_place
     affine, remarks = place(layout.header, layout.shape)
     return layout._replace(affine=affine, remarks=remarks)
 
 
-def _nifti(head: bytes, kind: type, order: str) -> _Layout:
+def _nifti(head: bytes, kind: type, order: str) -> Layout:
     size = kind.sizeof_hdr
     if len(head) < size:
         raise InputError("is cut off within its header; copy or download it again")
@@ -287,7 +250,7 @@ def _nifti(head: bytes, kind: type, order: str) -> _Layout:
         slope, inter = 1.0, 0.0
     if not math.isfinite(slope) or not math.isfinite(inter):
         raise InputError(f"scl_slope {slope} and scl_inter {inter} give no intensities; export the image again")
-    return _Layout(shape, dtype, offset, slope, inter, header)
+    return Layout(shape, dtype, offset, slope, inter, header)
 
 
 def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -324,32 +287,32 @@ def _unit(header: Any) -> float:
     return UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
-_MGH = nib.freesurfer.mghformat.MGHHeader
+MGH = nib.freesurfer.mghformat.MGHHeader
 
 
-def _mgh(head: bytes) -> _Layout:
+def _mgh(head: bytes) -> Layout:
     if len(head) < 90:
         raise InputError("is cut off within its header; copy or download it again")
-    header = _MGH(head[:90], check=False)
+    header = MGH(head[:90], check=False)
     shape = tuple(header["dims"].tolist())
     if min(shape) < 1 or header["type"] not in (0, 1, 3, 4, 10):
         raise InputError(f"its header is damaged (shape {shape}, type {header['type']}); export the image again")
     # nibabel fills in an orientation where the file has none, so the flag is taken from the bytes.
     if int.from_bytes(head[28:30], "big") != 1:
         raise InputError("says no orientation (goodRASFlag), so left and right are unknown; set it with mri_convert --in_orientation")
-    return _Layout(shape, header.get_data_dtype().newbyteorder(">"), header.get_data_offset(), 1.0, 0.0, header)
+    return Layout(shape, header.get_data_dtype().newbyteorder(">"), header.get_data_offset(), 1.0, 0.0, header)
 
 
 def _mgh_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The same of MGH. It says all once only, but as unit vectors at right angles and sizes that are positive."""
-    if not _square(header) or not header["delta"].min() > 0:
+    if not is_square(header) or not header["delta"].min() > 0:
         raise InputError("its directions are no unit vectors at right angles, or its voxels have no size; export the image again")
     with np.errstate(all="ignore"):
         affine = header.get_affine()
     return sound(affine, shape), ()
 
 
-def _square(header: Any) -> bool:
+def is_square(header: Any) -> bool:
     """Whether the directions of an MGH header are of unit length and at right angles."""
     directions = header["Mdc"].astype(np.float64)
     with np.errstate(all="ignore"):
@@ -381,59 +344,3 @@ def _single(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(spatial) < 3 or min(spatial) < 2:
         raise InputError(f"shape {shape} is not a volume; join the slices into one 3-D image")
     return spatial
-
-
-def _write(path: Path, voxels: Shaped[np.ndarray, "x y z"], affine: np.ndarray, like: Any) -> None:
-    dtype = {"b": np.dtype(np.uint8), "f": np.dtype(np.float32)}.get(voxels.dtype.kind, voxels.dtype)
-    if path.name.endswith((".nii", ".nii.gz")):
-        header = _nifti_header(voxels.shape, dtype, affine, like)
-    elif path.suffix in (".mgz", ".mgh"):
-        header = _mgh_header(path, voxels.shape, dtype, affine, like)
-    else:
-        raise InputError(f"{path}: images are written as .nii, .nii.gz, .mgz or .mgh; change the name")
-    _save(path, header, [voxels.astype(dtype.newbyteorder(header.endianness)).tobytes(order="F")])
-
-
-def _nifti_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, like: Any) -> Any:
-    """A header that places the voxels by an affine, as the header `like`, if it is NIfTI, has it."""
-    like = like if isinstance(like, nib.Nifti1Header) else None
-    header = (nib.Nifti1Header if like is None else type(like))(endianness="<")
-    header.set_data_dtype(dtype)
-    header.set_data_shape(shape)
-    header.set_xyzt_units("mm")
-    if like is None:
-        header.set_qform(affine, code="scanner")
-        header.set_sform(affine, code="scanner")
-    else:
-        header["pixdim"][:4] = like["pixdim"][:4]
-        for name in PLACE:
-            header[name] = like[name]
-        header["xyzt_units"] = int(like["xyzt_units"]) & 7 or header["xyzt_units"]
-    header.set_slope_inter(1, 0)
-    header["vox_offset"] = header.sizeof_hdr + 4
-    return header
-
-
-def _mgh_header(path: Path, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, like: Any) -> Any:
-    """The same for MGH, whose fields for the place are copied if `like` is MGH."""
-    if isinstance(like, _MGH) and tuple(like["dims"][:3].tolist()) == shape[:3]:
-        header = like.copy()
-    else:
-        header = nib.MGHImage(np.broadcast_to(np.uint8(0), shape), affine).header
-    if dtype not in (np.uint8, np.int16, np.int32, np.float32):
-        raise InputError(f"{path}: MGH does not hold {dtype}; write it as .nii.gz")
-    if not _square(header):
-        raise InputError(f"{path}: MGH does not hold axes that are not at right angles; write it as .nii.gz")
-    header.set_data_dtype(dtype)
-    return header
-
-
-def _save(path: Path, header: Any, voxels: Iterable[bytes]) -> None:
-    """Writes header and voxels, compressed where the name says so, all or nothing."""
-    block = header.binaryblock
-    # MGH's binary block is its header and what follows the voxels; NIfTI's is followed by four bytes that say that nothing is added.
-    head, tail = (block[:90] + bytes(284 - 90), block[90:]) if path.suffix in (".mgz", ".mgh") else (block + bytes(4), b"")
-    packed = path.suffix in (".gz", ".mgz")
-    with atomic_write(path) as part, part.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) if packed else file as stream:
-        for chunk in chain([head], voxels, [tail]):
-            stream.write(chunk)

@@ -22,7 +22,8 @@ from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import write_text
 from brainseg_jax.core.process_pool import map_in_processes
 from brainseg_jax.data.manifest import Row, write_manifest
-from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
+from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import along_axis
 
 VERSION = 1  # of the recipe: raise it whenever the same seed would give other voxels

@@ -148,7 +148,7 @@ def finish_case(job: Job, case: Case, sidecar: Sidecar | None, mark: str, scan: 
     """
     import numpy as np
 
-    from brainseg_jax.data import nifti
+    from brainseg_jax.data import nifti_write
     from brainseg_jax.inference import input_checks, prediction, segmentation
     from brainseg_jax.qc import case_records
     from brainseg_jax.qc.findings import examine
@@ -177,11 +177,11 @@ def finish_case(job: Job, case: Case, sidecar: Sidecar | None, mark: str, scan: 
     }
     sidecar |= qc_fields(findings, table, found.volumes[1:].tolist())
     if job.options.post:
-        nifti.write_soft(case.soft, segmentation.soft_maps(found, ready), len(found.soft), image)
+        nifti_write.write_soft(case.soft, segmentation.soft_maps(found, ready), len(found.soft), image)
         names = ["BG", *(s.abbreviation for s in table.structures)]
         write_json(case.soft.with_name(stem(case.soft) + ".json"), about | {"LabelMap": names})
     named = write_names(case.names, table)
-    nifti.write_like(case.labels, prediction.as_ids(classes, table), image)
+    nifti_write.write_like(case.labels, prediction.as_ids(classes, table), image)
     try:
         if job.options.qc:
             case_records.write(case, job.folder, sidecar, scan, classes, table, findings, cohort)

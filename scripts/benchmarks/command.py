@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from benchmarks.measure import Result
 
-from brainseg_jax.data.nifti import read, write
+from brainseg_jax.data.nifti import read
+from brainseg_jax.data.nifti_write import write
 
 EDGE, SCANS = 256, 5
 TIMES = {"first": "the first time", "again": "again", "folder": f"a folder of {SCANS}"}

@@ -12,7 +12,7 @@ from trials.damage import harmed
 from trials.equality import equal
 from trials.ledger import HELD, NOTICED, UNKNOWABLE, WRONG, Verdict
 
-from brainseg_jax.data import cache, nifti
+from brainseg_jax.data import cache, nifti, nifti_write
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.preprocess import spec
 from brainseg_jax.weights import single_file
@@ -95,8 +95,8 @@ def make(folder: Path) -> None:
     inside = (np.sum(at**2, axis=1) < 1).reshape(SHAPE)
     head = np.where(inside, rng.normal(300, 40, SHAPE), rng.normal(15, 3, SHAPE)).clip(0).astype(np.int16)
     for name in ("head.nii.gz", "head.mgz", "head.nii", "head.mgh"):
-        nifti.write(folder / name, head, affine)
-    nifti.write(folder / "labels.nii.gz", (inside * rng.integers(1, 60, SHAPE)).astype(np.uint8), affine)
+        nifti_write.write(folder / name, head, affine)
+    nifti_write.write(folder / "labels.nii.gz", (inside * rng.integers(1, 60, SHAPE)).astype(np.uint8), affine)
     row = Row("head", "", folder / "head.nii.gz", (), (), "made", "train")
     (entry,), _ = cache.build([row], spec("default", 6.0, (24, 24, 24)), folder / "cache", max_failures=0.0, workers=1)
     entry.file.rename(folder / "volume.npz")

@@ -13,7 +13,7 @@ from trials.ledger import HELD, LOST, TRACEBACK, WRONG, Verdict
 
 from brainseg_jax.core.files import SEAL
 from brainseg_jax.data.manifest import Row, write_manifest
-from brainseg_jax.data.nifti import write
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.training.metrics_log import read_metrics
 from brainseg_jax.weights import checkpoint
 

@@ -12,7 +12,8 @@ from brainseg_jax.cli.evaluate import main, named, seen_in_training
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import Scan, reorient, write
+from brainseg_jax.data.nifti import Scan, reorient
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import on_grid
 from brainseg_jax.evaluation import scoring
 from brainseg_jax.evaluation.metrics import score

@@ -24,7 +24,8 @@ from brainseg_jax.data import inputs
 from brainseg_jax.data.inputs import Case
 from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import read_labels, write
+from brainseg_jax.data.nifti import read_labels
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import spec
 from brainseg_jax.inference import input_checks, segmentation, sliding_window
 from brainseg_jax.inference import predictor as predictors
@@ -506,16 +507,16 @@ def test_what_nobody_expected_is_set_aside_too(run, scans, tmp_path, monkeypatch
     ids=lambda value: type(value).__name__,
 )
 def test_one_scan_that_cannot_be_written_does_not_lose_the_others(run, scans, tmp_path, monkeypatch, error, words):
-    from brainseg_jax.data import nifti
+    from brainseg_jax.data import nifti_write
 
-    write_like = nifti.write_like
+    write_like = nifti_write.write_like
 
     def fails(path, *others):
         if path.name == "b_seg.mgz":
             raise error
         write_like(path, *others)
 
-    monkeypatch.setattr(nifti, "write_like", fails)
+    monkeypatch.setattr(nifti_write, "write_like", fails)
     code, out, err = run(*QC, "--vol={f}/v.tsv")
     assert code == 3 and words in err and "volumes of 2\n" in out
     assert [row["subject"] for row in table(tmp_path / "v.tsv")[::4]] == ["a", "c"]
@@ -544,14 +545,15 @@ def test_a_name_that_no_file_can_have_is_one_bad_scan(run, scans, tmp_path, monk
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_part_of_a_file(run, scans, tmp_path, monkeypatch):
-    from brainseg_jax.data import nifti
+    from brainseg_jax.core.files import atomic_write
+    from brainseg_jax.data import nifti_write
 
     def full(path, *_):
-        with nifti.whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text("half")
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nifti, "write_like", full)
+    monkeypatch.setattr(nifti_write, "write_like", full)
     code, _, err = run("--i={f}/scans", "--o={f}/out")
     said = re.fullmatch(r"error: (.*\.nii\.gz): No space left on device; check the place, its permissions and room\n", err)
     assert code == 2 and Path(said[1]).is_relative_to(tmp_path / "out")

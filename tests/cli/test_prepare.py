@@ -12,7 +12,8 @@ from brainseg_jax.config.keys import base
 from brainseg_jax.data import cache, dataset
 from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import read_manifest, write_manifest
-from brainseg_jax.data.nifti import read_labels, write
+from brainseg_jax.data.nifti import read_labels
+from brainseg_jax.data.nifti_write import write
 
 
 def prepare(*args):

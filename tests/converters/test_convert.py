@@ -1,8 +1,6 @@
 """MONAI is the oracle: networks converted from it are its own, forward and backward, and go back bit for bit; what cannot be is said."""
 
 import argparse
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,8 @@ from brainseg_jax import objectives
 from brainseg_jax.config.keys import base
 from brainseg_jax.config.resolve import from_resolved, with_sources
 from brainseg_jax.core.pytree import count, paths, unflatten
-from brainseg_jax.models import encoders, swin
+from brainseg_jax.models import encoders
+from brainseg_jax.models import swin as swin_module
 from brainseg_jax.weights import checkpoint, safetensors
 from converters import swin_unetr
 from converters import unetr as unetrs
@@ -185,11 +184,7 @@ def test_swin_unetr_in_single_precision(x64, rng, close, converted):
 
 def loaded(snippet, folder, monkeypatch):
     """The network that the two lines of an export make."""
-    reader = types.ModuleType("safetensors.torch")
-    reader.load_file = lambda file: {key: torch.from_numpy(np.array(value)) for key, value in safetensors.read(folder / file)[0].items()}
-    monkeypatch.setitem(sys.modules, "safetensors", types.ModuleType("safetensors"))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", reader)
-    sys.modules["safetensors"].torch = reader
+    monkeypatch.chdir(folder)
     names = {}
     lines = snippet.strip().splitlines()[-2:]
     exec("\n".join(lines), names)
@@ -367,7 +362,7 @@ def test_only_the_octants_change_places_for_a_release():
     leaves = {"encoder/layers1/downsample/norm/scale": np.arange(16.0), "encoder/norm/scale": np.arange(3.0)}
     written, moved = swin_unetr.for_release(config, leaves, "1.6", "mergingv2")
     assert (config.swin.merging, written.swin.merging) == ("merging", "mergingv2")
-    octants = swin.OCTANTS
+    octants = swin_module.OCTANTS
     at = [octants["merging"].index(octant) for octant in octants["mergingv2"]]
     assert at != sorted(at) and moved["encoder/layers1/downsample/norm/scale"].reshape(8, 2)[:, 0].tolist() == [2.0 * i for i in at]
     assert moved["encoder/norm/scale"] is leaves["encoder/norm/scale"]

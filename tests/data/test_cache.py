@@ -14,7 +14,8 @@ from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import cache
 from brainseg_jax.data.labels import lookup, read_table
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import Scan, read, read_labels, reorient, write
+from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import spec, standardize, standardize_labels
 
 SPEC = spec("default", 4.0, (16, 16, 16))

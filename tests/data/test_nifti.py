@@ -12,7 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data import nifti
+from brainseg_jax.data import nifti, nifti_write
 from brainseg_jax.data.affine_checks import farthest
 
 PSR = np.array([[0, 0, 2, -74.5], [-2, 0, 0, 116.25], [0, 2, 0, -136], [0, 0, 0, 1.0]])
@@ -264,11 +264,11 @@ def test_single_dimensions_before_and_after_are_left_out(tmp_path, at):
     scan = nifti.read(make(tmp_path / "a.nii.gz", data))
     np.testing.assert_array_equal(scan.voxels, DATA)
     np.testing.assert_array_equal(scan.affine, PSR)
-    nifti.write_like(tmp_path / "seg.nii.gz", DATA, tmp_path / "a.nii.gz")
+    nifti_write.write_like(tmp_path / "seg.nii.gz", DATA, tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(nib.load(tmp_path / "seg.nii.gz").affine, PSR)
     if data.ndim == 4:
         nib.save(nib.MGHImage(data, TILTED), tmp_path / "a.mgz")
-        nifti.write_like(tmp_path / "seg.mgz", DATA, tmp_path / "a.mgz")
+        nifti_write.write_like(tmp_path / "seg.mgz", DATA, tmp_path / "a.mgz")
         scan, written = nifti.read(tmp_path / "a.mgz"), nib.load(tmp_path / "seg.mgz")
         np.testing.assert_array_equal(scan.voxels, written.dataobj)
         np.testing.assert_allclose(scan.affine, TILTED, atol=1e-4)
@@ -302,7 +302,7 @@ def test_a_template_that_stretches_the_head_gives_way_to_the_scanner(tmp_path):
     np.testing.assert_allclose(scan.affine, PSR, atol=1e-5)
     assert [remark for remark in scan.remarks if "2.32 × 2.4 × 2.24 mm" in remark and "the scanner's was used" in remark] == [*scan.remarks]
     assert scan.remarks and nifti.reorient(scan, "RAS").remarks == scan.remarks
-    nifti.write_like(tmp_path / "seg.nii.gz", DATA, path)
+    nifti_write.write_like(tmp_path / "seg.nii.gz", DATA, path)
     assert nib.load(tmp_path / "seg.nii.gz").affine.tobytes() == nib.load(path).affine.tobytes()
     assert nifti.read_labels(tmp_path / "seg.nii.gz").affine.tobytes() == scan.affine.tobytes()
 
@@ -322,8 +322,8 @@ def test_the_unit_is_read_and_kept(tmp_path, unit, mm, forms):
     stored = np.diag([1 / mm] * 3 + [1]) @ PSR
     path = make(tmp_path / "a.nii.gz", affine=stored, xyzt_units=header["xyzt_units"], **forms)
     np.testing.assert_allclose(nifti.read(path).affine, PSR, rtol=1e-6, atol=1e-4)
-    nifti.write_like(tmp_path / "seg.nii.gz", DATA, path)
-    nifti.write_soft(tmp_path / "post.nii.gz", [DATA.astype(np.uint8)], 1, path)
+    nifti_write.write_like(tmp_path / "seg.nii.gz", DATA, path)
+    nifti_write.write_soft(tmp_path / "post.nii.gz", [DATA.astype(np.uint8)], 1, path)
     for name in ("seg.nii.gz", "post.nii.gz"):
         written = nib.load(tmp_path / name)
         assert written.header.get_xyzt_units()[0] == unit and written.affine.tobytes() == nib.load(path).affine.tobytes()
@@ -434,7 +434,7 @@ def test_integers_round_trip_exactly(tmp_path, suffix, dtype):
     labels = np.zeros((5, 6, 7), dtype)
     labels[1:3], labels[3:] = (1035, 2035) if dtype != np.uint8 else (35, 255)
     path = tmp_path / "new" / f"a{suffix}"
-    nifti.write(path, labels, PSR)
+    nifti_write.write(path, labels, PSR)
     again = nifti.read_labels(path)
     np.testing.assert_array_equal(again.voxels, labels)
     np.testing.assert_array_equal(again.affine, PSR)
@@ -450,7 +450,7 @@ def test_integers_round_trip_exactly(tmp_path, suffix, dtype):
 def test_floats_and_an_oblique_affine_round_trip_bit_for_bit(tmp_path):
     affine = OBLIQUE.astype(np.float32).astype(np.float64)
     voxels = np.random.default_rng(2).normal(size=(5, 6, 7))
-    nifti.write(tmp_path / "a.nii.gz", voxels, affine)
+    nifti_write.write(tmp_path / "a.nii.gz", voxels, affine)
     scan = nifti.read(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(scan.voxels, voxels.astype(np.float32))
     assert scan.affine.tobytes() == affine.tobytes()
@@ -458,7 +458,7 @@ def test_floats_and_an_oblique_affine_round_trip_bit_for_bit(tmp_path):
 
 def test_equal_input_gives_equal_bytes_and_booleans_a_mask(tmp_path):
     for name in ("a.nii.gz", "b.nii.gz"):
-        nifti.write(tmp_path / name, DATA > 100, PSR)
+        nifti_write.write(tmp_path / name, DATA > 100, PSR)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
     assert (tmp_path / "a.nii.gz").read_bytes()[4:8] == bytes(4)  # gzip's time of writing
     np.testing.assert_array_equal(nifti.read_labels(tmp_path / "a.nii.gz").voxels, DATA > 100)
@@ -466,31 +466,31 @@ def test_equal_input_gives_equal_bytes_and_booleans_a_mask(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    nifti.write(tmp_path / "a.nii.gz", DATA, PSR)
+    nifti_write.write(tmp_path / "a.nii.gz", DATA, PSR)
     before = (tmp_path / "a.nii.gz").read_bytes()
-    monkeypatch.setattr(nifti.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(OSError, match="disk full"):
-        nifti.write(tmp_path / "a.nii.gz", DATA + 1, PSR)
+        nifti_write.write(tmp_path / "a.nii.gz", DATA + 1, PSR)
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
     assert (tmp_path / "a.nii.gz").read_bytes() == before
 
 
 def test_write_refuses_other_names(tmp_path):
     with pytest.raises(InputError, match="change the name"):
-        nifti.write(tmp_path / "a.img", DATA, PSR)
+        nifti_write.write(tmp_path / "a.img", DATA, PSR)
 
 
 @pytest.mark.parametrize("name", ["a.mgz", "a.mgh"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
 def test_writes_mgh_as_nibabel_does(tmp_path, name, dtype):
-    nifti.write(tmp_path / name, DATA.astype(dtype), TILTED)
+    nifti_write.write(tmp_path / name, DATA.astype(dtype), TILTED)
     content = (tmp_path / name).read_bytes()
     content = gzip.decompress(content) if name == "a.mgz" else content
     theirs = nib.MGHImage(DATA.astype(dtype), TILTED).to_bytes()
     assert content == theirs
     np.testing.assert_array_equal(nifti.read_labels(tmp_path / name).voxels, DATA)
     with pytest.raises(InputError, match="MGH does not hold int64; write it as"):
-        nifti.write(tmp_path / name, DATA.astype(np.int64), PSR)
+        nifti_write.write(tmp_path / name, DATA.astype(np.int64), PSR)
 
 
 def placed(codes, lines, spacing=(0.7, 1.3, 2.1)):
@@ -513,7 +513,7 @@ def test_what_is_written_lies_on_the_scan_to_the_bit(tmp_path, codes, lines):
     """Every orientation, oblique and anisotropic: the affine that nibabel reads is the scan's, and both forms are it."""
     affine, labels = placed(codes, lines), DATA.astype(np.uint8)
     make(tmp_path / "scan.nii.gz", affine=affine, sform_code=4, qform_code=2, scl_slope=2, scl_inter=-7)
-    nifti.write_like(tmp_path / "seg.nii.gz", labels, tmp_path / "scan.nii.gz")
+    nifti_write.write_like(tmp_path / "seg.nii.gz", labels, tmp_path / "scan.nii.gz")
     scan, written = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "seg.nii.gz")
     assert written.affine.tobytes() == scan.affine.tobytes() and written.shape == scan.shape
     np.testing.assert_array_equal(written.dataobj, labels)
@@ -530,9 +530,9 @@ def test_what_is_written_lies_on_the_scan_to_the_bit(tmp_path, codes, lines):
         with pytest.raises(InputError, match="right angles"):
             nifti.read(tmp_path / "scan.mgz")
         with pytest.raises(InputError, match=r"right angles; write it as \.nii\.gz"):
-            nifti.write_like(tmp_path / "seg.mgz", labels, tmp_path / "scan.nii.gz")
+            nifti_write.write_like(tmp_path / "seg.mgz", labels, tmp_path / "scan.nii.gz")
         return
-    nifti.write_like(tmp_path / "seg.mgz", labels, tmp_path / "scan.mgz")
+    nifti_write.write_like(tmp_path / "seg.mgz", labels, tmp_path / "scan.mgz")
     scan, written = nib.load(tmp_path / "scan.mgz"), nib.load(tmp_path / "seg.mgz")
     assert written.affine.tobytes() == scan.affine.tobytes() and written.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(written.dataobj, labels)
@@ -544,7 +544,7 @@ def test_one_form_or_both_and_either_version(tmp_path, kind, forms):
     """A q-form alone stays alone: as a float32 matrix it would be another affine."""
     affine = placed("RAS" if "pixdim" in forms else "LAS", "oblique")
     make(tmp_path / "scan.nii", affine=affine, kind=kind, **forms)
-    nifti.write_like(tmp_path / "seg.nii", DATA, tmp_path / "scan.nii")
+    nifti_write.write_like(tmp_path / "seg.nii", DATA, tmp_path / "scan.nii")
     ours, theirs = nifti.read(tmp_path / "seg.nii").affine, nifti.read(tmp_path / "scan.nii").affine
     assert ours.tobytes() == theirs.tobytes() == nib.load(tmp_path / "seg.nii").affine.tobytes()
     header = nib.load(tmp_path / "seg.nii").header
@@ -558,7 +558,7 @@ def test_one_form_or_both_and_either_version(tmp_path, kind, forms):
 def test_forms_that_differ_are_both_kept(tmp_path):
     """By whichever of them a tool goes, the labels lie on the scan."""
     make(tmp_path / "scan.nii.gz", affine=np.eye(4), srow_x=[0.94, -0.34, 0, 5], srow_y=[0.34, 0.94, 0, 3], sform_code=3)
-    nifti.write_like(tmp_path / "seg.nii.gz", DATA, tmp_path / "scan.nii.gz")
+    nifti_write.write_like(tmp_path / "seg.nii.gz", DATA, tmp_path / "scan.nii.gz")
     scan, written = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "seg.nii.gz")
     assert written.affine.tobytes() == scan.affine.tobytes()
     assert written.get_qform().tobytes() == scan.get_qform().tobytes() and not np.allclose(written.affine, written.get_qform(), atol=0.1)
@@ -567,13 +567,13 @@ def test_forms_that_differ_are_both_kept(tmp_path):
 @pytest.mark.parametrize(("scan", "seg"), [("a.mgz", "b.nii.gz"), ("a.nii.gz", "b.mgz")])
 def test_another_format_is_as_near_as_float32(tmp_path, scan, seg):
     (make_mgh if scan == "a.mgz" else make)(tmp_path / scan, affine=TILTED)
-    nifti.write_like(tmp_path / seg, DATA, tmp_path / scan)
+    nifti_write.write_like(tmp_path / seg, DATA, tmp_path / scan)
     np.testing.assert_allclose(nib.load(tmp_path / seg).affine, nib.load(tmp_path / scan).affine, atol=2e-5)
 
 
 def test_a_scan_that_has_changed_is_noticed(tmp_path):
     with pytest.raises(InputError, match="another shape than when it was read"):
-        nifti.write_like(tmp_path / "seg.nii", DATA[1:], make(tmp_path / "a.nii"))
+        nifti_write.write_like(tmp_path / "seg.nii", DATA[1:], make(tmp_path / "a.nii"))
     assert not (tmp_path / "seg.nii").exists()
 
 
@@ -581,7 +581,7 @@ def test_a_scan_that_has_changed_is_noticed(tmp_path):
 def test_soft_maps_are_written_as_they_come(tmp_path, name):
     maps = [np.full(DATA.shape, value, np.uint8) for value in (0, 51, 255)]
     maps[1][1, 2, 3] = 102
-    nifti.write_soft(tmp_path / name, iter(maps), 3, make_mgh(tmp_path / "a.mgz", affine=PSR))
+    nifti_write.write_soft(tmp_path / name, iter(maps), 3, make_mgh(tmp_path / "a.mgz", affine=PSR))
     image = nib.load(tmp_path / name)
     assert image.shape == (*DATA.shape, 3) and image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(image.affine, PSR)
@@ -590,7 +590,7 @@ def test_soft_maps_are_written_as_they_come(tmp_path, name):
     np.testing.assert_allclose(image.get_fdata(), expected, atol=1e-6)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.mgz", name]
     with pytest.raises(InputError, match="soft maps are written as"):
-        nifti.write_soft(tmp_path / "post.mgz", iter(maps), 3, tmp_path / "a.mgz")
+        nifti_write.write_soft(tmp_path / "post.mgz", iter(maps), 3, tmp_path / "a.mgz")
 
 
 def test_orientation():

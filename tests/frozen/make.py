@@ -18,7 +18,7 @@ from brainseg_jax.config.keys import base
 from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.data import cache
 from brainseg_jax.data.manifest import Row, write_manifest
-from brainseg_jax.data.nifti import write
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.training.loop import train
 from brainseg_jax.training.metrics_log import Writer
 from brainseg_jax.training.program import resolve_auto

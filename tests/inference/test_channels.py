@@ -17,7 +17,8 @@ from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.augment.prepare import as_float
 from brainseg_jax.data.manifest import Row, read_manifest, write_manifest
-from brainseg_jax.data.nifti import read, read_labels, write
+from brainseg_jax.data.nifti import read, read_labels
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import spec_of, standardize_all
 from brainseg_jax.inference.predictor import predictor
 from brainseg_jax.inference.segmentation import prepare, segment

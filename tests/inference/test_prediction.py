@@ -18,7 +18,8 @@ from scipy.stats import entropy
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import parse_table, read_table, table_text
-from brainseg_jax.data.nifti import Scan, write
+from brainseg_jax.data.nifti import Scan
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import Standardized, spec, standardize
 from brainseg_jax.inference import network, prediction, segmentation, sliding_window
 from brainseg_jax.inference.input_checks import check_head_scan, check_not_empty

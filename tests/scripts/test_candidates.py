@@ -11,7 +11,8 @@ import pytest
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.manifest import Row
-from brainseg_jax.data.nifti import Scan, write
+from brainseg_jax.data.nifti import Scan
+from brainseg_jax.data.nifti_write import write
 from brainseg_jax.inference.predictor import Predictor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # as it is for the script itself

@@ -9,7 +9,7 @@ import pytest
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.data.nifti import write
+from brainseg_jax.data.nifti_write import write
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))  # as it is for the script itself
 label_sources = importlib.import_module("label_sources")

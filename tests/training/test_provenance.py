@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from brainseg_jax.core import progress
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.data import cache
 from brainseg_jax.data.cache import Entry
@@ -80,16 +79,3 @@ def test_a_record_that_cannot_be_read_is_one_line(tmp_path, name, content, messa
     with pytest.raises(InputError, match=rf"{name}: {message}") as refusal:
         provenance.read(tmp_path / name)
     assert "\n" not in str(refusal.value)
-
-
-def test_progress_tells_tenths_where_there_is_no_terminal(capsys):
-    show = progress.progress("standardising")
-    for done in range(21):
-        show(done, 20)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11 and lines[0] == "standardising: 0/20" and lines[-1].startswith("standardising: 20/20, 0 s left")
-
-
-def test_progress_is_silent_where_all_is_there_already(capsys):
-    progress.progress("standardising")(20, 20)
-    assert capsys.readouterr().out == ""
