@@ -14,6 +14,7 @@ from brainseg_jax.config.checks import idle_keys
 from brainseg_jax.config.keys import KEYS, base, flat, get_key
 from brainseg_jax.core.errors import InputError
 
+CONFIGS = Path(__file__).parents[1] / "configs"  # a link to those of the repository, a folder of the installed package
 FORMAT = 1  # of cards and run records; they say it since there is more than one form. Raise it when an older version would misread them
 # The old name of a key: the name it has now. The command line, config files, cards and records may say either.
 RENAMED = {
@@ -34,14 +35,26 @@ def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file:
     return recipes[variant]
 
 
+def config_file(name: str) -> Path:
+    """The file of a config: the one of this path, or of those that come with the package, by its name (`pretrain_vit`) or as in its
+    repository (`configs/pretrain_vit.py`). InputError where there is none.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix == ".py":
+        return path
+    own = CONFIGS / f"{path.stem}.py"
+    if path.suffix in ("", ".py") and str(path.parent) in (".", "configs") and own.is_file():
+        return own
+    raise InputError(f"{name}: no such config; it is a Python file, or one of {', '.join(sorted(p.stem for p in CONFIGS.glob('*.py')))}")
+
+
 def of_file(name: str) -> ConfigDict:
     """The experiment of FILE.py or FILE.py:VARIANT, as --config takes it.
 
     Raises InputError for a file or a variant that there is not, for a file that fails, with the line, and for what is no experiment.
     """
     file, _, variant = name.partition(":")
-    if not Path(file).is_file() or Path(file).suffix != ".py":
-        raise InputError(f"{file}: no such config; it is a Python file, e.g. configs/pretrain_vit.py")
+    file = str(config_file(file))
     try:
         spec = importlib.util.spec_from_file_location(Path(file).stem, file)
         module = importlib.util.module_from_spec(spec)
