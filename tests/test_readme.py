@@ -81,6 +81,8 @@ def test_ci_runs_the_readmes_commands_and_the_newest_python(tmp_path):
     (tmp_path / "README.md").write_text(TEXT)
     script = (ROOT / ".ci" / "run").read_text().replace("bash -euo pipefail -c", "echo")
     (tmp_path / ".ci" / "run").write_text(script)
+    for other in ("docs", "wheel", "optimised"):
+        (tmp_path / ".ci" / other).write_text("exit 0")
     (tmp_path / ".ci" / "newest").write_text('echo "$(.ci/command test)"')
     done = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=True)
     ran = [line for line in done.stdout.splitlines() if not line.startswith("+ ")]

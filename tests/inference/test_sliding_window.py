@@ -127,6 +127,7 @@ def test_blend_is_monais(x64, rng, close, model, size, window, overlap, blend, b
     close(logits, monai(net, volume, overlap, blend), "float64")
 
 
+@pytest.mark.optimised
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CASES[3:6])
 def test_blend_is_monais_in_single_precision(rng, close, model, case):
@@ -255,6 +256,7 @@ def test_sums_are_added_to_in_place(rng, model):
     assert dropped.temp_size_in_bytes < total.nbytes / 4
 
 
+@pytest.mark.optimised
 @pytest.mark.parity
 @pytest.mark.slow
 def test_a_network_of_ours_is_blended(rng, close, small):

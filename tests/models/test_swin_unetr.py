@@ -53,6 +53,7 @@ def draws(rng, channels, size=SIZE):
     return rng.normal(size=(1, *size, channels)), [rng.normal(size=(1, *grid, width)) for grid, width in grids]
 
 
+@pytest.mark.optimised
 @pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])

@@ -62,6 +62,7 @@ def pair():
 class TestAgainstNnUNet:
     pytestmark = against
 
+    @pytest.mark.optimised
     @pytest.mark.parametrize("remat", [False, True], ids=["", "recomputed"])
     def test_is_theirs_forward_and_backward(self, x64, close, pair, remat):
         net, image, cotangent, expected, slopes = pair

@@ -67,6 +67,7 @@ def both(net):
     return run
 
 
+@pytest.mark.optimised
 @pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize(("channels", "projection", "qkv_bias"), [(2, "conv", False), (1, "perceptron", True)])

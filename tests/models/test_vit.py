@@ -33,6 +33,7 @@ def monai(qkv_bias):
     return net.double()
 
 
+@pytest.mark.optimised
 @pytest.mark.parity
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

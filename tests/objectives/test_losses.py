@@ -97,6 +97,7 @@ def through(rng, dtype, shape=(2, 6, 4, 3), features=5, classes=4):
     return jnp.asarray(rng.normal(size=(*shape, features)), dtype), jnp.asarray(labels, jnp.int32), head
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("cached", [1, 40, 10**6], ids="{} logits at a time".format)
 def test_through_the_head_it_is_the_loss_of_the_logits(x64, rng, close, monkeypatch, loss, cached):

@@ -84,6 +84,7 @@ def reference(p, image, keep, masked, normalize_targets):
     return (((predicted - target) ** 2).mean(-1) * hidden).sum() / hidden.sum()
 
 
+@pytest.mark.optimised
 @pytest.mark.parity
 @pytest.mark.parametrize("normalize_targets", [False, True])
 def test_loss_and_gradient_are_the_papers(x64, rng, close, normalize_targets):

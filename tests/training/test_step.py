@@ -32,6 +32,7 @@ def points(rng, n=8):
     return {"image": jnp.asarray(rng.normal(size=(n, 2)), jnp.float32), "y": jnp.asarray(rng.normal(size=n), jnp.float32)}
 
 
+@pytest.mark.optimised
 def test_a_step_by_hand(rng, close):
     batch, objective, tx = points(rng), Line(), optax.sgd(0.1)
     state, metrics = jax.jit(make_train_step(objective, tx, same, 0))(init_state(objective.init({}, batch)["params"], tx), batch)
@@ -44,6 +45,7 @@ def test_a_step_by_hand(rng, close):
     assert int(state.step) == 1
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("parts", [2, 4])
 def test_in_parts_as_at_once(rng, close, parts):
     batch, objective, tx = points(rng), Line(), optax.adam(0.1)

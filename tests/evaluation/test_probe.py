@@ -1,10 +1,16 @@
 """The probe's parts by hand, and its answer: an encoder that shows the classes is told from one that does not."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from brainseg_jax.data.manifest import read_manifest, write_manifest
+from brainseg_jax.evaluation import probe as probing
 from brainseg_jax.evaluation.probe import anywhere, drawn, fit, interpolate, judge, surroundings
 
 
@@ -50,6 +56,42 @@ def test_voxels_are_drawn_of_each_class_or_anywhere(rng):
     points = drawn(classes, 2, rng)
     assert np.bincount(classes[tuple(points.T)]).tolist() == [1000, 5]
     assert len(np.unique(anywhere(classes, rng), axis=0)) == 20_000
+
+
+class Texture(nn.Module):
+    """An encoder that sees how rough each cell of 4³ voxels is where its only parameter is 1, and nothing at all where that is 0."""
+
+    @nn.compact
+    def __call__(self, image):
+        seen = self.param("seen", nn.initializers.zeros, ())
+        b, x, y, z, c = image.shape
+        cells = (image - 0.5).reshape(b, x // 4, 4, y // 4, 4, z // 4, 4, c)
+        return (seen * jnp.std(cells, axis=(2, 4, 6)),)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_encoder_that_knows_is_told_from_one_that_does_not(rng, small, monkeypatch, learned):
+    """Two tissues alike in brightness, one rough and one smooth, in blocks: no voxel, neighbour or place tells them apart linearly."""
+    config = small(**{"data.crop": (48, 48, 48)})
+
+    def volume(_):
+        rough = np.kron(rng.integers(0, 2, (4, 4, 4)), np.ones((12, 12, 12), int))
+        image = 0.5 + np.where(rough, 0.2, 0.02) * rng.choice([-1, 1], rough.shape)
+        return {"image": (255 * image[..., None]).astype(np.uint8), "label": rough.astype(np.uint8)}
+
+    people = SimpleNamespace(
+        train=[SimpleNamespace(file=i) for i in range(3)], val=[SimpleNamespace(file=i) for i in range(2)], manifest=""
+    )
+    params = {"seen": np.float32(learned)}
+    for name, result in {"load": (params, {}), "of_card": config, "read_manifest": []}.items():
+        monkeypatch.setattr(probing, name, lambda *_, result=result: result)
+    monkeypatch.setattr(probing.dataset, "prepare", lambda *_, **__: people)
+    monkeypatch.setattr(probing.cache, "load", volume)
+    monkeypatch.setattr(probing.encoders, "encoder", lambda _: Texture())
+    rows, _ = probing.probe(Path("checkpoint"), "", "brain", 3, 2)
+    without, untrained, trained = (dice[1] for _, dice in rows.values())
+    assert max(without, untrained) < 0.65
+    assert trained > 0.9 if learned else trained < 0.65
 
 
 @pytest.mark.slow
