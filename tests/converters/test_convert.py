@@ -3,6 +3,7 @@
 import argparse
 import sys
 import types
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from brainseg_jax import objectives
 from brainseg_jax.config.keys import base
 from brainseg_jax.config.resolve import from_resolved, with_sources
 from brainseg_jax.core.pytree import count, paths, unflatten
-from brainseg_jax.models import encoders, swin
+from brainseg_jax.models import encoders
 from brainseg_jax.weights import checkpoint, safetensors
 from converters import swin_unetr
 from converters import unetr as unetrs
@@ -367,7 +368,7 @@ def test_only_the_octants_change_places_for_a_release():
     leaves = {"encoder/layers1/downsample/norm/scale": np.arange(16.0), "encoder/norm/scale": np.arange(3.0)}
     written, moved = swin_unetr.for_release(config, leaves, "1.6", "mergingv2")
     assert (config.swin.merging, written.swin.merging) == ("merging", "mergingv2")
-    octants = swin.OCTANTS
+    octants = import_module("brainseg_jax.models.swin").OCTANTS
     at = [octants["merging"].index(octant) for octant in octants["mergingv2"]]
     assert at != sorted(at) and moved["encoder/layers1/downsample/norm/scale"].reshape(8, 2)[:, 0].tolist() == [2.0 * i for i in at]
     assert moved["encoder/norm/scale"] is leaves["encoder/norm/scale"]
