@@ -9,4 +9,5 @@ else:  # `import brainseg_jax.predict` gives the package's attribute to this mod
 
     from brainseg_jax.inference.prediction import predict
 
+    predict.__spec__ = __spec__  # or importlib finds no module here
     sys.modules[__name__] = predict

@@ -117,7 +117,7 @@ def test_a_key_of_another_name_is_still_read(frozen, monkeypatch):
     _, resolved = asked()
     old = json.loads(Path("ended/config.json").read_text())
     check_same_experiment(Path("ended"), resolved)
-    assert from_resolved(old).optim.lr == old["optim.peak"]["value"] == MAKE.CONFIG["optim.peak"]
+    assert from_resolved(old).optim.lr == old["optim.peak"]["value"] == MAKE.CONFIG["optim.lr"]
     monkeypatch.setattr(resolve, "RENAMED", {})
     with pytest.raises(InputError, match=r"^ended/config\.json: has the key '\S+', and there is no such key.*version"):
         check_same_experiment(Path("ended"), resolved)

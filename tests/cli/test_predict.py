@@ -561,13 +561,13 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part_of_a_file(run, scans, tmp_p
 
 
 def test_a_disk_that_fills_up_before_the_sidecar_leaves_no_label_map_without_one(run, scans, tmp_path, monkeypatch):
-    from brainseg_jax.inference import outputs
+    from brainseg_jax.inference import many_scans
 
     def full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(outputs, "write_json", full)
+        patched.setattr(many_scans, "write_json", full)
         assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 2
     assert files(tmp_path / "out") == ["seg_labels.tsv"]
     assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 0
@@ -640,7 +640,7 @@ def test_of_what_was_done_without_a_page_no_network_is_asked(run, networks, scan
     assert networks["segmented"] == 6
     code, out, _ = run(*QC)
     assert code == 0 and networks["segmented"] == 6 and records(tmp_path / "out") == at_once
-    assert out.startswith("label maps that are there already and are taken as they are for the page: 3\n")
+    assert out.startswith("label maps that are there already and are taken as they are for the QC report: 3\n")
     assert "out: 0 segmented, 3 were done before\n" in out
 
 

@@ -243,7 +243,7 @@ def test_an_expression_whose_group_took_no_part_finds_nothing(tmp_path):
 
 
 def test_a_few_names():
-    assert layouts.few("abc") == "a, b, c" and layouts.few(range(5)) == "0, 1, 2 and 2 more" and layouts.few([]) == ""
+    assert layouts.first_few("abc") == "a, b, c" and layouts.first_few(range(5)) == "0, 1, 2 and 2 more" and layouts.first_few([]) == ""
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)

@@ -1,4 +1,4 @@
-"""What the networks that come with the package reach on the MNI template, which neither was trained on: `python pretrained.py` writes it anew.
+"""What the networks that come with the package reach on the MNI template, which none was trained on; run as a script it is written anew.
 
 Dice against the template's aseg, grouped into the paper's structures, at 1 mm; and of the whole brain.
 """

@@ -170,7 +170,7 @@ def test_cases_that_do_not_belong_on_one_page():
         report([record(), record()], "T", "run")
     other = record("two")
     other["structures"] = other["structures"][:-1]
-    with pytest.raises(InputError, match="two has other structures than one; make a page for each"):
+    with pytest.raises(InputError, match="two has other structures than one; make a report for each"):
         report([record(), other], "T", "run")
 
 
@@ -193,8 +193,8 @@ def test_only_a_page_of_ours_is_written_over(tmp_path):
     file.write_text("<!doctype html><title>brainseg_jax</title>")
     (tmp_path / "folder.html").mkdir()
     for bad, reason in (
-        (file, r"qc\.html: exists, and is no page of this command; move it away"),
-        (tmp_path / "folder.html", r"folder\.html: is a folder; give the name of a page"),
+        (file, r"qc\.html: exists, and is no QC report of this command; move it away"),
+        (tmp_path / "folder.html", r"folder\.html: is a folder; give the name of a QC report"),
         (tmp_path / "none" / "qc.html", "there is no folder .*none; make it"),
         (file / "qc.html", r"there is no folder .*qc\.html; make it"),
     ):
