@@ -1,18 +1,18 @@
 """Fine-tuning of UNETR: skull stripping, 4 structures, 33 structures, or a label table of your own (brainseg_jax/config/recipes.py).
 
-python -m brainseg_jax.main --config=configs/finetune_unetr.py:four
+brainseg train --config=configs/finetune_unetr.py:four
     The full-size network on the embedded sample cohort: one anatomy, augmented, for trying the software.
-python -m brainseg_jax.main --config=configs/finetune_unetr.py:thirtythree,full --config.data.manifest=people.tsv \
+brainseg train --config=configs/finetune_unetr.py:thirtythree,full --config.data.manifest=people.tsv \
         --config.init.checkpoint=runs/pretrain_vit_full/checkpoints/STEP
     Our recipe for a cohort, from pretraining; without the last flag from scratch.
-python -m brainseg_jax.main --config=configs/finetune_unetr.py:skull,paper --config.data.manifest=people.tsv \
+brainseg train --config=configs/finetune_unetr.py:skull,paper --config.data.manifest=people.tsv \
         --config.data.target=ADNI --config.data.num_labelled=100 --config.init.checkpoint=…
     The paper's recipe as its code has it: all masks of the other data sets, 100 of the target.
-python -m brainseg_jax.main --config=configs/finetune_unetr.py:four,2mm --config.data.manifest=people.tsv
+brainseg train --config=configs/finetune_unetr.py:four,2mm --config.data.manifest=people.tsv
     Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.
-python -m brainseg_jax.main --config=configs/finetune_unetr.py:four,small --config.data.manifest=people.tsv
+brainseg train --config=configs/finetune_unetr.py:four,small --config.data.manifest=people.tsv
     A small network on 64³ crops at 2 mm: an hour or two of two CPU cores.
-python -m brainseg_jax.main --config=configs/finetune_unetr.py:thirtythree,heads --config.data.manifest=people.tsv
+brainseg train --config=configs/finetune_unetr.py:thirtythree,heads --config.data.manifest=people.tsv
     The same on whole heads, for many small structures, left and right: three hours.
 
 Tasks are skull, four and thirtythree; any other by --config.data.labels=mine.tsv.

@@ -1,14 +1,14 @@
 """Cut-out, rotation and contrast for a 3-D Swin-T on brain MRI.
 
-python -m brainseg_jax.main --config=configs/pretrain_swin.py
+brainseg train --config=configs/pretrain_swin.py
     The full-size model on the embedded sample cohort: one anatomy, augmented, for trying the software.
-python -m brainseg_jax.main --config=configs/pretrain_swin.py:full --config.data.manifest=people.tsv
+brainseg train --config=configs/pretrain_swin.py:full --config.data.manifest=people.tsv
     Our recipe for a cohort of scans.
-python -m brainseg_jax.main --config=configs/pretrain_swin.py:paper --config.data.manifest=people.tsv
+brainseg train --config=configs/pretrain_swin.py:paper --config.data.manifest=people.tsv
     The paper's recipe as its code has it.
-python -m brainseg_jax.main --config=configs/pretrain_swin.py:2mm --config.data.manifest=people.tsv
+brainseg train --config=configs/pretrain_swin.py:2mm --config.data.manifest=people.tsv
     Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.
-python -m brainseg_jax.main --config=configs/pretrain_swin.py:small --config.data.manifest=people.tsv
+brainseg train --config=configs/pretrain_swin.py:small --config.data.manifest=people.tsv
     A Swin of 12 channels on 64³ crops at 2 mm: an hour or two of two CPU cores.
 """
 

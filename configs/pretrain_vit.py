@@ -1,12 +1,12 @@
 """Masked autoencoding of a 3-D ViT-B on brain MRI.
 
-python -m brainseg_jax.main --config=configs/pretrain_vit.py
+brainseg train --config=configs/pretrain_vit.py
     The full-size model on the embedded sample cohort: one anatomy, augmented, for trying the software.
-python -m brainseg_jax.main --config=configs/pretrain_vit.py:full --config.data.manifest=people.tsv
+brainseg train --config=configs/pretrain_vit.py:full --config.data.manifest=people.tsv
     Our recipe for a cohort of scans.
-python -m brainseg_jax.main --config=configs/pretrain_vit.py:paper --config.data.manifest=people.tsv
+brainseg train --config=configs/pretrain_vit.py:paper --config.data.manifest=people.tsv
     The paper's recipe as its code has it.
-python -m brainseg_jax.main --config=configs/pretrain_vit.py:2mm --config.data.manifest=people.tsv
+brainseg train --config=configs/pretrain_vit.py:2mm --config.data.manifest=people.tsv
     Whole heads at 2 mm in one crop of 96³: for scans of that resolution, or a CPU.
 """
 

@@ -1,6 +1,6 @@
 """What fine-tuning runs reach on people they have not seen, for the documents: Dice per structure, side by side, and held-out curves.
 
-    python -m brainseg_jax.evaluate --checkpoint runs/NAME/checkpoints/STEP --manifest people.tsv --splits runs/NAME/split.tsv \\
+    brainseg evaluate --checkpoint runs/NAME/checkpoints/STEP --manifest people.tsv --splits runs/NAME/split.tsv \\
         --o runs/NAME/test.tsv
     python scripts/finetuning_report.py runs/NAME … --out docs/finetuning_2mm --credit "Images: …"
 
@@ -60,7 +60,7 @@ def read(folder: Path) -> Run:
     """The run of a folder. InputError where its table is missing."""
     table = folder / "test.tsv"
     if not table.exists():
-        raise InputError(f"{table}: is missing; write it with python -m brainseg_jax.evaluate --checkpoint … --o {table}")
+        raise InputError(f"{table}: is missing; write it with brainseg evaluate --checkpoint … --o {table}")
     dice: dict[str, dict[str, float]] = defaultdict(dict)
     with table.open(encoding="utf-8") as lines:
         for line in csv.DictReader(lines, delimiter="\t"):

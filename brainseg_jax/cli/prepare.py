@@ -165,7 +165,7 @@ def following(rows: Sequence[Row], out: Path) -> str:
     else:
         (own, *_), *_ = by_scheme
         config = f"configs/finetune_swin_unetr.py:four,full --config.data.labels={shlex.quote(own)}"
-    return f"python -m brainseg_jax.main --config={config} --config.data.manifest={shlex.quote(str(out))}"
+    return f"brainseg train --config={config} --config.data.manifest={shlex.quote(str(out))}"
 
 
 def serves(row: Row, task: str) -> bool:

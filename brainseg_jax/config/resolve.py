@@ -105,7 +105,7 @@ def unknown_key(key: str) -> str:
     if RENAMED.get(key, key) in KEYS:
         return ""
     close = difflib.get_close_matches(key, KEYS, n=1) or [k for k in KEYS if k.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"there is no such key{f' (did you mean {close[0]}?)' if close else ''}; python -m brainseg_jax.parameters --keys shows all"
+    return f"there is no such key{f' (did you mean {close[0]}?)' if close else ''}; brainseg parameters --keys shows all"
 
 
 def with_sources(c: ConfigDict, overridden: set[str], file: str) -> dict[str, dict[str, Any]]:

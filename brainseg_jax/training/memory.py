@@ -56,7 +56,7 @@ def check_room(compiled: Any, device: Any) -> None:
     if room and need > room:
         raise InputError(
             f"a step needs {need / GiB:.1f} GiB of each device, and JAX may take {room / GiB:.1f} of {device.device_kind}; use a smaller "
-            "data.batch, remat=True, optim.accumulate=2 or a larger mesh.fsdp; python -m brainseg_jax.plan --search finds what fits"
+            "data.batch, remat=True, optim.accumulate=2 or a larger mesh.fsdp; brainseg plan --search finds what fits"
         )
 
 

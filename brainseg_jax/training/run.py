@@ -83,10 +83,10 @@ def summary(run: Run, last: int) -> str:
     lines.append(f"  curves      tensorboard --logdir {run.folder}")
     if not run.config.data.manifest:
         lines.append("next, with your own scans:")
-        lines.append("  python scripts/prepare_data.py manifest folder YOUR_SCANS --subject-regex '(sub-[^_]+)' --out people.tsv")
+        lines.append("  brainseg prepare manifest folder YOUR_SCANS --subject-regex '(sub-[^_]+)' --out people.tsv")
     elif run.config.objective == "segmentation":
         folder, manifest = shlex.quote(str(run.folder)), shlex.quote(str(run.config.data.manifest))
         lines.append("next, to score it on the people of split test:")
-        lines.append(f"  python -m brainseg_jax.evaluate --checkpoint {folder}/checkpoints/{best['step']} --manifest {manifest} "
+        lines.append(f"  brainseg evaluate --checkpoint {folder}/checkpoints/{best['step']} --manifest {manifest} "
                      f"--splits {folder}/split.tsv --o {folder}/test.tsv")  # fmt: skip
     return "\n".join(lines)

@@ -206,9 +206,7 @@ def card(checkpoint: Path, most: int | None = SMALL) -> dict[str, Any]:
     if checkpoint.suffix == single_file.SUFFIX:
         return single_file.read(checkpoint)[1]
     if checkpoint.suffix in (".pt", ".pth"):
-        raise InputError(
-            f"{checkpoint}: is a file of weights; make a checkpoint of it with python -m converters.convert {checkpoint} FOLDER"
-        )
+        raise InputError(f"{checkpoint}: is a file of weights; make a checkpoint of it with brainseg convert {checkpoint} FOLDER")
     if not (checkpoint / STATE).is_dir():
         raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, runs/NAME/checkpoints/STEP")
     with _there(checkpoint):

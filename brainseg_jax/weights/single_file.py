@@ -34,7 +34,7 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     one."""
     arrays, metadata = safetensors.read(file)
     if not {CARD, SEAL} & metadata.keys():
-        raise InputError(f"{file}: holds another program's weights; make a checkpoint of it: python -m converters.convert {file} FOLDER")
+        raise InputError(f"{file}: holds another program's weights; make a checkpoint of it: brainseg convert {file} FOLDER")
     text = metadata.get(CARD, "")
     if not (metadata[SEAL] == _seal(arrays, text) if SEAL in metadata else metadata.get(CHECKSUM) == _checksum(arrays)):
         raise InputError(f"{file}: its numbers or its card are not those that were written; copy or download it again")

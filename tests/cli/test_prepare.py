@@ -62,7 +62,7 @@ def test_ten_masks_named_after_their_people(ten, capsys):
     printed = capsys.readouterr().out
     assert "without a label" not in printed and "of no scan" not in printed
     assert printed.endswith(
-        "\n\nnext: python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py:four,full --config.data.manifest=people.tsv\n"
+        "\n\nnext: brainseg train --config=configs/finetune_swin_unetr.py:four,full --config.data.manifest=people.tsv\n"
     )
 
 
@@ -117,9 +117,7 @@ def test_the_next_command_is_one_that_the_labels_can_do(ten, capsys, scheme, exp
     assert prepare(*args) == 0
     nexts = capsys.readouterr().out.partition("next: ")[2].strip()
     flags = expected.format(ten)
-    assert (
-        nexts == f"python -m brainseg_jax.main --config=configs/finetune_swin_unetr.py{flags} --config.data.manifest='new/its people.tsv'"
-    )
+    assert nexts == f"brainseg train --config=configs/finetune_swin_unetr.py{flags} --config.data.manifest='new/its people.tsv'"
     assert {row.scheme for row in read_manifest("new/its people.tsv")} == {(str(ten / scheme) if scheme.endswith(".tsv") else scheme,)}
 
 
