@@ -51,7 +51,6 @@ def tuned(run, tmp_path_factory):
     return pretrained, run(folder / "fine", **fine)
 
 
-@pytest.mark.optimised
 def test_it_learns_from_masks_and_is_judged_by_whole_volumes(tuned):
     rows = [row for row in read_metrics(tuned[1] / "metrics.jsonl") if row["kind"] == "eval"]
     assert [row["step"] for row in rows] == [0, 30, 60]
