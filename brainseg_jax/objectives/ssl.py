@@ -114,7 +114,7 @@ def cutout_boxes(
 
 
 def donor_crops(key: jax.Array, weight: PerSample, own: float) -> tuple[Int[jax.Array, "b"], Bool[jax.Array, "b"]]:
-    """The donor of each sample, a random one of the batch without padding, and whether it is another; `own` = 0 avoids the sample itself."""
+    """The donor of each sample, a random one of the batch without padding, and whether it is another; `own` = 0 excludes itself."""
     b = len(weight)
     score = jax.random.uniform(key, (b, b)) * weight[None] * jnp.where(jnp.eye(b, dtype=bool), own, 1.0)
     donor = jnp.argmax(score, axis=1)
