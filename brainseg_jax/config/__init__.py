@@ -1,4 +1,4 @@
-"""What an experiment is: its keys, what they may be, where their values come from, and the recipes that configs share."""
+"""Configs of experiments: the keys and their rules, where values come from, and the recipes that config files share."""
 
 from brainseg_jax.config.keys import base
 from brainseg_jax.config.resolve import recipe

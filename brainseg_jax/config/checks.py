@@ -1,4 +1,4 @@
-"""What a config may be: each key by its own rule, then what keys have to be together. Encoders check what is theirs (models/*_spec.py)."""
+"""Validation of configs: each key by its own rule, then combinations of keys. Encoders check their own keys (models/*_spec.py)."""
 
 import math
 
@@ -10,7 +10,7 @@ from brainseg_jax.models.encoders import ENCODERS
 
 
 def check(c: ConfigDict) -> None:
-    """Raises InputError, naming the key and what it may be, for a value that cannot work."""
+    """Raises InputError, naming the key and its allowed values, for an unusable value."""
     for name, key in KEYS.items():
         if fault := key.rule.fault(get_key(c, name), key.default):
             raise InputError(f"{name} {fault}")
@@ -46,24 +46,24 @@ def check(c: ConfigDict) -> None:
 
 
 def check_idle(c: ConfigDict) -> None:
-    """Raises InputError, naming the reason, for a key that was changed from its default and does nothing in this experiment."""
+    """Raises InputError, naming the reason, for a changed key that has no effect in this experiment."""
     for name, why in idle_keys(c).items():
         if get_key(c, name) != KEYS[name].default:
             raise InputError(f"{name} does nothing with {why}; leave it out")
 
 
 def idle_keys(c: ConfigDict) -> dict[str, str]:
-    """The keys that do nothing in this experiment, each with the value of another key that is the reason."""
-    found = {}
+    """The keys without effect in this experiment, each with the reason, the value of another key."""
+    idle = {}
     for name, key in KEYS.items():
         for other, _, wanted in (condition.partition("=") for condition in key.acts_with.split()):
             if (value := get_key(c, other)) not in wanted.split(","):
-                found[name] = f"{other}={value}"
-    return found
+                idle[name] = f"{other}={value}"
+    return idle
 
 
 def _check_mae(c: ConfigDict) -> None:
-    """What masked autoencoding asks of a config besides."""
+    """Checks of masked autoencoding."""
     if c.mae.width % c.mae.heads:
         raise InputError(f"mae.width {c.mae.width} does not divide by mae.heads {c.mae.heads}; choose another number of heads")
     tokens = math.prod(n // ENCODERS[c.encoder].multiple(c) for n in c.data.crop)
@@ -72,7 +72,7 @@ def _check_mae(c: ConfigDict) -> None:
 
 
 def _check_ssl(c: ConfigDict) -> None:
-    """What cut-out, rotation and contrast ask of a config besides."""
+    """Checks of cut-out, rotation and contrast."""
     x, y, z = c.data.crop
     multiple = ENCODERS[c.encoder].multiple(c)
     if y != z:
@@ -91,7 +91,7 @@ def _check_ssl(c: ConfigDict) -> None:
 
 
 def _check_segmentation(c: ConfigDict) -> None:
-    """What fine-tuning asks of a config besides."""
+    """Checks of fine-tuning."""
     if not c.data.labels:
         raise InputError("data.labels is empty; name the label table of the task, e.g. --config.data.labels=seg4, or a TSV file")
     if c.decoder not in ENCODERS[c.encoder].decoders:

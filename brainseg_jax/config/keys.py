@@ -1,7 +1,7 @@
-"""Every key an experiment has, a line each: default, what it may be, what it means. Files in configs/ change some, the command line any.
+"""All config keys, a line each: default, rule, meaning. Files in configs/ change some, the command line any.
 
-Those of an encoder and its decoder stand in models/*_spec.py. Keys are a file format: config.json and the cards of checkpoints hold them. A
-new key's default is what was done before there was the key.
+Keys of an encoder and its decoders are in models/*_spec.py. Keys are a file format: config.json and the cards of checkpoints hold them. A
+new key's default is the behaviour from before the key.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from brainseg_jax.core.key import (
+    Group,
     below_one,
     factors,
     flatten,
@@ -31,11 +32,11 @@ ATTENDING = ",".join(spec.name for spec in ENCODERS.values() if spec.attends)
 LABELLED = "objective=segmentation"
 
 EXPERIMENT = group(
-    "What is learned, by which network, and for how long: one of steps and epochs is 0.",
+    "Objective, network and length of training: one of steps and epochs is 0.",
     seed=key(0, not_negative, "seed of everything random: initial weights, masks, crops, augmentation"),
-    objective=key("mae", one_of("mae", "ssl", "segmentation"), "what is learned: pretraining of a ViT, of a Swin, or fine-tuning"),
-    encoder=key("vit", one_of(*ENCODERS), "the network that learns it"),
-    decoder=key("unetr", one_of(*(d for spec in ENCODERS.values() for d in spec.decoders)), "what turns the encoder's maps into logits"),
+    objective=key("mae", one_of("mae", "ssl", "segmentation"), "the task: pretraining of a ViT, of a Swin, or fine-tuning"),
+    encoder=key("vit", one_of(*ENCODERS), "the network that is trained"),
+    decoder=key("unetr", one_of(*(d for spec in ENCODERS.values() for d in spec.decoders)), "the network from its maps to logits"),
     channels=key(1, positive, 'images of a subject: T1 and FLAIR are 2; the manifest\'s column image names as many, with ";" between'),
     classes=key(36, not_negative, "classes of a segmentation, background included; 0: as many as the label table has", acts_with=LABELLED),
     dtype=key("auto", one_of("auto", "float32", "bfloat16"), "type to compute in; auto: float32 on a CPU, else bfloat16"),
@@ -52,20 +53,20 @@ EXPERIMENT = group(
 )
 
 INIT = group(
-    "What fine-tuning begins with.",
+    "Initial weights of fine-tuning.",
     checkpoint=key("", text, "folder of a pretraining's checkpoint, or of converters.convert's; empty: from scratch"),
-    parts=key(("encoder",), names, "parts taken of it, wholly or not at all: encoder, decoder, head"),
+    parts=key(("encoder",), names, "parts loaded from it, each completely: encoder, decoder, head"),
     channels=key("refuse", one_of("refuse", "repeat"), "where their number differs; repeat: the mean first kernel, scaled to one sum"),
 )
 
 DATA = group(
-    "Which scans, how they are standardised and split, and how crops of them are read.",
+    "The scans, their standardisation and split, and reading of crops.",
     manifest=key("", text, "a CSV or TSV of scans (scripts/prepare_data.py makes one); empty: the embedded sample cohort"),
     subjects=key(12, positive, "subjects of the sample cohort", acts_with="data.manifest="),
     splits=key("", text, "a split file to reuse; empty: the manifest's own, or one is made and written into the run folder"),
     split_rule=key("subject", one_of("subject", "paper"), "how a split is made: by subject, or by image as the paper did"),
     fractions=key((0.7, 0.1, 0.2), three(number), "train, val, test, by subject", acts_with="data.split_rule=subject"),
-    split_seed=key(0, not_negative, "seed of split and sample cohort; apart from `seed`, so that another seed meets the same people"),
+    split_seed=key(0, not_negative, "seed of split and sample cohort; separate from `seed`, so that another seed has the same split"),
     spec=key("default", one_of("default", "paper"), "standardisation: ours, or the published one"),
     spacing=key(1.0, positive, "mm between voxels of the standardised volume"),
     size=key((192, 192, 192), three(positive), "voxels of the standardised volume"),
@@ -75,28 +76,28 @@ DATA = group(
     missing_labels=key("refuse", one_of("refuse", "background"), "structures a scan's labels lack: refuse it, or background", LABELLED),
     target=key("", text, "a data set of the manifest: others are sources and give all labels; empty: all targets", acts_with=LABELLED),
     num_labelled=key(-1, number, "labelled training scans of the target, by split_seed, more including fewer; -1: all", acts_with=LABELLED),
-    channel_names=key((), names, 'what the images are, e.g. ("T1w", "FLAIR"), for predict to ask for; empty: not said'),
+    channel_names=key((), names, 'names of the images, e.g. ("T1w", "FLAIR"), for predict to ask for; empty: no names'),
     max_failures=key(0.1, fraction, "share of scans that may be unusable before the run stops", resumable=True),
     crop=key((160, 160, 160), three(positive), "voxels the model sees"),
-    crops_per_volume=key(1, positive, "crops taken from a volume each time it is read"),
+    crops_per_volume=key(1, positive, "crops from a volume each time it is read"),
     batch=key(1, positive, "crops in a step, over all devices"),
     threads=key(4, positive, "threads that read ahead, in each process", resumable=True),
     workers=key(0, not_negative, "processes that read ahead; 0: threads only", resumable=True),
 )
 
 AUGMENT = group(
-    "Augmentation of training crops, on the device. Every chance is for each crop anew; 0: never. Affine and elastic deformations move "
-    "what lies around a crop in its volume into it.",
+    "Augmentation of training crops, on the device. Chances are drawn for each crop; 0: never. Affine and elastic deformations move "
+    "the surroundings of a crop into it.",
     scale=key(0.1, not_negative, "values times 1 ± this at most"),
     shift=key(0.1, not_negative, "values plus or minus this at most"),
     chance=key(0.2, fraction, "chance of each of the two"),
     mirror=group(
         "Reflection.",
         sides=key(0.0, fraction, "chance that left and right change places; labels become their partners of the label table"),
-        others=key(0.0, fraction, "chance of each other axis, e.g. of heads upside down"),
+        others=key(0.0, fraction, "chance of a flip along each other axis, e.g. heads upside down"),
     ),
     affine=group(
-        "Heads turned, scaled, sheared and moved.",
+        "Affine deformation: rotation, scaling, shear and translation.",
         chance=key(0.0, fraction, "chance of it"),
         rotation=key((10.0, 10.0, 10.0), three(not_negative), "largest angle about each axis of the array, degrees"),
         scaling=key((0.1, 0.1, 0.1), three(below_one), "factor of each axis, from 1 / (1 + this) to 1 + this"),
@@ -104,20 +105,20 @@ AUGMENT = group(
         translation=key((5.0, 5.0, 5.0), three(not_negative), "largest shift along each axis, mm"),
     ),
     elastic=group(
-        "Smooth displacements.",
+        "Elastic deformation: smooth displacements.",
         chance=key(0.0, fraction, "chance of it"),
         mm=key(8.0, not_negative, "largest displacement along each axis, mm; a fifth of it is usual"),
         nodes=key(32.0, positive, "mm between the displacement's nodes; 2.5 times the largest one and more, so that nothing folds"),
         octaves=key(1, positive, "scales of it: each further one has half the distance of nodes and a quarter of the mm"),
     ),
     contrast=group(
-        "Other grey values.",
+        "Contrast: a gamma and a random monotonic curve.",
         chance=key(0.0, fraction, "chance of each of the two"),
         gamma=key(0.4, not_negative, "values to a power from 1 / (1 + this) to 1 + this"),
         curve=key(0.8, fraction, "values along a rising curve; how much its slope may change"),
     ),
     bias=group(
-        "The coil's inhomogeneity.",
+        "Bias field of the coil.",
         chance=key(0.0, fraction, "chance of it"),
         log=key(0.5, not_negative, "values times exp(± this) at most, smooth in space; a fifth of it is usual"),
         nodes=key(60.0, positive, "mm between the nodes of the field"),
@@ -139,23 +140,23 @@ AUGMENT = group(
         mm=key(5.0, positive, "largest thickness of a slice, mm"),
     ),
     field_of_view=group(
-        "A head that is not all in the image.",
+        "A head that is partly outside the image.",
         chance=key(0.0, fraction, "chance of it"),
-        share=key(0.25, below_one, "largest part of an axis that is missing at one end"),
+        share=key(0.25, below_one, "largest share of an axis that is missing at one end"),
     ),
 )
 
 SYNTH = group(
-    "Scans made from label maps, of training crops (data/synthesis/generator.py). Rows of labels only are made always; they do not count "
-    "as data.num_labelled, which leaves out those of a person whose scans it leaves out. Chances are of made scans.",
+    "Training crops synthesised from label maps (data/synthesis/generator.py). Rows with labels only are always synthesised; they do not "
+    "count as data.num_labelled, which leaves out those of a subject whose scans it leaves out. Chances are of synthetic scans.",
     acts_with=LABELLED,
-    share=key(0.0, fraction, "share of crops with an image that are made from their labels instead"),
+    share=key(0.0, fraction, "share of crops with an image that are synthesised from their labels instead"),
     spread=key(0.1, fraction, "largest standard deviation of a tissue"),
     air=key(0.2, fraction, "largest mean of the air"),
     prior=group(
-        "What tissues look like.",
-        table=key("", text, "a TSV of it in a sequence (data/synthesis/priors.py); empty: anything, in every scan"),
-        share=key(0.5, fraction, "share of made scans that look so, where there is a table"),
+        "Intensities of tissues.",
+        table=key("", text, "a TSV of tissue intensities in a sequence (data/synthesis/priors.py); empty: random in every scan"),
+        share=key(0.5, fraction, "share of synthetic scans with the table's intensities"),
     ),
     texture=group(
         "Texture of tissues.",
@@ -163,23 +164,23 @@ SYNTH = group(
         mm=key(5.0, positive, "mm between the nodes of the smooth part"),
     ),
     lesions=group(
-        "Hyper- or hypointensities of the white matter; labels stay what they are.",
+        "Hyper- or hypointensities of the white matter; labels do not change.",
         chance=key(0.0, fraction, "chance of them"),
         share=key(0.1, fraction, "largest share of the white matter"),
-        mm=key(8.0, positive, "mm between the nodes of the field that they are the summits of"),
+        mm=key(8.0, positive, "mm between the nodes of the random field whose peaks they are"),
     ),
     strip=group(
-        "Heads without their skull.",
-        chance=key(0.0, fraction, "chance of one"),
+        "Skull-stripping.",
+        chance=key(0.0, fraction, "chance of it"),
         mm=key(5.0, positive, "mm that may be left around the brain"),
     ),
     face=group(
-        "Heads without their face.",
-        chance=key(0.0, fraction, "chance of one"),
+        "Defacing.",
+        chance=key(0.0, fraction, "chance of it"),
         mm=key(15.0, positive, "mm that may be left before the brain"),
     ),
     air_noise=group(
-        "Air from black to white, voxel by voxel, as in MP2RAGE.",
+        "Uniform noise in the air, as in MP2RAGE.",
         chance=key(0.0, fraction, "chance of it"),
     ),
 )
@@ -207,8 +208,8 @@ SSL = group(
 )
 
 SEGMENTATION = group(
-    "Fine-tuning. The loss is cross entropy, and Dice over the classes that a crop has (present), its logarithm, for small ones (log), or "
-    "Dice over all (paper).",
+    "Fine-tuning. The loss is cross entropy plus Dice over the classes that a crop has (present), its logarithm, for small structures "
+    "(log), or Dice over all classes (paper).",
     acts_with=LABELLED,
     loss=key("present", one_of("present", "log", "paper"), "which Dice stands beside cross entropy"),
     overlap=key(0.5, fraction, "overlap of neighbouring windows where a whole volume is segmented, as a share of a window"),
@@ -244,28 +245,23 @@ KEYS = flatten(EXPERIMENT.keys | GROUPS)
 
 def base() -> ConfigDict:
     """The default experiment: MAE of a 3-D ViT-B on the embedded sample cohort."""
-    c = ConfigDict()
-    for name, entry in KEYS.items():
-        *groups, last = name.split(".")
-        at = c
-        for part in groups:
-            if part not in at:
-                at[part] = ConfigDict()
-            at = at[part]
-        at[last] = entry.default
-    return c
+
+    def defaults(keys: dict[str, Any]) -> dict[str, Any]:
+        return {name: defaults(entry.keys) if isinstance(entry, Group) else entry.default for name, entry in keys.items()}
+
+    return ConfigDict(defaults(EXPERIMENT.keys | GROUPS))
 
 
 def get_key(c: ConfigDict, name: str) -> Any:
-    """The value under a dotted key."""
+    """The value of a dotted key."""
     for part in name.split("."):
         c = c[part]
     return c
 
 
 def flat(c: ConfigDict) -> dict[str, Any]:
-    """Every value under its dotted key."""
-    out = {}
+    """All values by their dotted keys."""
+    values = {}
     for name, value in c.items():
-        out |= {f"{name}.{k}": v for k, v in flat(value).items()} if isinstance(value, ConfigDict) else {name: value}
-    return out
+        values |= {f"{name}.{k}": v for k, v in flat(value).items()} if isinstance(value, ConfigDict) else {name: value}
+    return values

@@ -1,4 +1,4 @@
-"""What fine-tuning of all networks shares: the paper's tasks, and recipes for trying, for a cohort, as published, and at 2 mm."""
+"""Fine-tuning configs shared by all networks: the paper's tasks, and recipes for a trial, for a cohort, as published, and at 2 mm."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ TASKS = {"skull": "brain", "four": "seg4", "thirtythree": "seg33"}
 
 
 def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], as_published: Callable[[ConfigDict], None]) -> ConfigDict:
-    """The experiment of a variant TASK or TASK,RECIPE. `network` chooses encoder, decoder and crop; `as_published` what the paper changes.
+    """The config of a variant TASK or TASK,RECIPE. `network` sets encoder, decoder and crop; `as_published` the paper's changes.
 
-    Raises InputError, with the names there are, for a task or recipe of another name.
+    Raises InputError, with the known names, for an unknown task or recipe.
     """
     recipes = {"": trial, ",full": full, ",paper": paper, ",2mm": two_millimetres, ",small": small, ",heads": heads, ",any": any_scan}
     change = recipe(variant, {task + name: change for task in TASKS for name, change in recipes.items()}, file)
@@ -33,7 +33,7 @@ def finetuning(variant: str, file: str, network: Callable[[ConfigDict], None], a
 
 
 def augmented(c: ConfigDict) -> None:
-    """What a network meets beyond its training scanners: other contrast, coil, resolution, position, and half of a head."""
+    """Turns on augmentation for scanners unlike those of training: contrast, coil, resolution, position and field of view."""
     c.augment.mirror.sides = 0.5
     c.augment.affine.chance = 0.3
     c.augment.elastic.chance = 0.2
@@ -46,7 +46,7 @@ def augmented(c: ConfigDict) -> None:
 
 
 def trial(c: ConfigDict) -> None:
-    """One anatomy, augmented, for trying the software."""
+    """Sets a short run on one anatomy, augmented, for trying the software."""
     augmented(c)
     c.steps = 40
     c.log_every = 1
@@ -56,7 +56,7 @@ def trial(c: ConfigDict) -> None:
 
 
 def full(c: ConfigDict) -> None:
-    """For a cohort of scans, on GPUs."""
+    """Sets a full training on a cohort, on GPUs."""
     augmented(c)
     c.epochs = 300.0
     c.eval_every = 0.02
@@ -65,12 +65,13 @@ def full(c: ConfigDict) -> None:
     c.data.batch = 8
     c.data.crops_per_volume = 2
     c.remat = True
-    # An encoder that nothing pretrains has nothing to keep, and many blocks would leave the first ones hardly a rate.
+    # Layer-wise decay protects pretrained weights; without pretraining it would only slow the first blocks down.
     c.optim.layer_decay = 0.75 if ENCODERS[c.encoder].pretraining else 1.0
 
 
 def paper(c: ConfigDict) -> None:
-    """The values of its code. 34 classes for its 36: the choroid plexus' two were never trained. Its metric counted the background."""
+    """Sets the values of the paper's code, with 34 classes for its 36: the two of the choroid plexus were never trained. Its metric counted
+    the background."""
     c.epochs = 100.0
     c.eval_every = 0.1
     c.save_every = 500
@@ -90,7 +91,7 @@ def paper(c: ConfigDict) -> None:
 
 
 def two_millimetres(c: ConfigDict) -> None:
-    """Whole heads in one crop: for scans of that resolution, or a CPU."""
+    """Sets whole heads at 2 mm in one crop: for scans of that resolution, or a CPU."""
     augmented(c)
     c.epochs = 100.0
     c.eval_every = 0.1
@@ -102,7 +103,7 @@ def two_millimetres(c: ConfigDict) -> None:
 
 
 def small(c: ConfigDict) -> None:
-    """Small networks on crops of heads at 2 mm, for an hour or two of two CPU cores."""
+    """Sets small networks on crops at 2 mm, for an hour or two on two CPU cores."""
     augmented(c)
     narrow(c)
     c.steps = 2000
@@ -112,7 +113,8 @@ def small(c: ConfigDict) -> None:
 
 
 def heads(c: ConfigDict) -> None:
-    """The same networks on whole heads, which is how they predict: where a structure lies tells left from right. Many small structures."""
+    """Sets small networks on whole heads at 2 mm, as in prediction: position in the head distinguishes left from right. For many small
+    structures."""
     small(c)
     c.steps = 1000
     c.data.crop = (96, 96, 96)
@@ -123,7 +125,7 @@ def heads(c: ConfigDict) -> None:
 
 
 def any_scan(c: ConfigDict) -> None:
-    """Whole heads at 2 mm of any contrast: most scans are made from label maps, and all are changed more than real scanners differ."""
+    """Sets whole heads at 2 mm of any contrast: most scans are synthetic, and all are augmented beyond the range of real scanners."""
     heads(c)
     c.synth.share = 0.7
     c.synth.lesions.chance = 0.3
@@ -148,7 +150,7 @@ def any_scan(c: ConfigDict) -> None:
 
 
 def narrow(c: ConfigDict) -> None:
-    """What small networks share, pretrained or fine-tuned: 64³ crops at 2 mm, and the sizes that the encoder calls small."""
+    """Sets what small networks share, pretrained or fine-tuned: 64³ crops at 2 mm, and the encoder's small sizes."""
     c.eval_every = 0.1
     c.save_every = 100
     c.data.spacing = 2.0
@@ -158,6 +160,6 @@ def narrow(c: ConfigDict) -> None:
 
 
 def of_encoder(c: ConfigDict, recipe: str) -> None:
-    """What the config's encoder changes in a recipe, if anything."""
+    """Applies the encoder's own changes in a recipe, if any."""
     if change := ENCODERS[c.encoder].recipes.get(recipe):
         change(c)

@@ -1,4 +1,4 @@
-"""Configs from where they come: a file, with the command line, a run's record, a checkpoint's card; old names of keys go on working."""
+"""Configs from a file, the command line, a run's record or a checkpoint's card; old names of keys still work."""
 
 import difflib
 import importlib.util
@@ -14,9 +14,9 @@ from brainseg_jax.config.checks import idle_keys
 from brainseg_jax.config.keys import KEYS, base, flat, get_key
 from brainseg_jax.core.errors import InputError
 
-CONFIGS = Path(__file__).parents[1] / "configs"  # a link to those of the repository, a folder of the installed package
-FORMAT = 1  # of cards and run records; they say it since there is more than one form. Raise it when an older version would misread them
-# The old name of a key: the name it has now. The command line, config files, cards and records may say either.
+CONFIGS = Path(__file__).parents[1] / "configs"  # a link to the repository's, or a folder of the installed package
+FORMAT = 1  # of cards and run records. Raise it when an older version would misread them
+# Old names of keys and their new names. The command line, config files, cards and records may have either.
 RENAMED = {
     "optim.peak": "optim.lr",
     "optim.rates": "optim.lr_multipliers",
@@ -29,16 +29,15 @@ RENAMED = {
 
 
 def recipe(variant: str, recipes: dict[str, Callable[[ConfigDict], None]], file: str) -> Callable[[ConfigDict], None]:
-    """The recipe of a config file's variant; InputError, with their names, if there is none of this name."""
+    """The recipe of a config file's variant. Raises InputError, with the known names, for an unknown one."""
     if variant not in recipes:
         raise InputError(f"{file} has no variant {variant!r}; use one of {', '.join(recipes)}")
     return recipes[variant]
 
 
 def config_file(name: str) -> Path:
-    """The file of a config: the one of this path, or of those that come with the package, by its name (`pretrain_vit`) or as in its
-    repository (`configs/pretrain_vit.py`). InputError where there is none.
-    """
+    """The file of a config, given by path or, for those of the package, by name (`pretrain_vit`) or its path in the repository
+    (`configs/pretrain_vit.py`). Raises InputError if there is none."""
     path = Path(name)
     if path.is_file() and path.suffix == ".py":
         return path
@@ -49,9 +48,9 @@ def config_file(name: str) -> Path:
 
 
 def of_file(name: str) -> ConfigDict:
-    """The experiment of FILE.py or FILE.py:VARIANT, as --config takes it.
+    """The config of FILE.py or FILE.py:VARIANT, as --config takes it.
 
-    Raises InputError for a file or a variant that there is not, for a file that fails, with the line, and for what is no experiment.
+    Raises InputError for an unknown file or variant, for a file that fails, with the line, and for a result that is not a config.
     """
     file, _, variant = name.partition(":")
     file = str(config_file(file))
@@ -61,31 +60,31 @@ def of_file(name: str) -> ConfigDict:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
             raise InputError(f"{file}: has no function get_config, which makes the experiment; write it as in configs/pretrain_vit.py")
-        made = module.get_config(variant) if variant else module.get_config()
+        config = module.get_config(*[variant] if variant else [])
     except InputError:
         raise
-    except Exception as error:  # a config is a program, and may fail as any
-        what = " ".join(f"{type(error).__name__}: {getattr(error, 'msg', error)}".split())[:300]
-        raise InputError(f"{file}: {_line_of(file, error)}{what}; correct the file") from None
-    if not isinstance(made, ConfigDict):
+    except Exception as error:  # a config is a program and may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {getattr(error, 'msg', error)}".split())[:300]
+        raise InputError(f"{file}: {_line_of(file, error)}{reason}; correct the file") from None
+    if not isinstance(config, ConfigDict):
         raise InputError(
-            f"{file}: its get_config gives {type(made).__name__} and no ConfigDict; begin it with c = base(), end it with return c"
+            f"{file}: its get_config gives {type(config).__name__} and no ConfigDict; begin it with c = base(), end it with return c"
         )
-    with made.unlocked():
+    with config.unlocked():
         for old, new in RENAMED.items():
-            if old in flat(made):
-                made.update_from_flattened_dict({new: get_key(made, old)})
-                _delete(made, old)
-    keys = flat(made).keys()
-    if strange := sorted(keys - KEYS.keys()):
-        raise InputError(f"{file}: its get_config sets {strange[0]}: {unknown_key(strange[0])}")
-    if lacking := sorted(KEYS.keys() - keys):
-        raise InputError(f"{file}: its get_config gives no {lacking[0]}; begin it with c = base(), which has every key")
-    return made
+            if old in flat(config):
+                config.update_from_flattened_dict({new: get_key(config, old)})
+                _delete(config, old)
+    keys = flat(config).keys()
+    if unknown := sorted(keys - KEYS.keys()):
+        raise InputError(f"{file}: its get_config sets {unknown[0]}: {unknown_key(unknown[0])}")
+    if missing := sorted(KEYS.keys() - keys):
+        raise InputError(f"{file}: its get_config gives no {missing[0]}; begin it with c = base(), which has every key")
+    return config
 
 
 def _delete(c: ConfigDict, key: str) -> None:
-    """Takes a dotted key away, and groups that hold nothing then."""
+    """Removes a dotted key, and groups that become empty."""
     group, _, name = key.rpartition(".")
     del (get_key(c, group) if group else c)[name]
     if group and not len(get_key(c, group)):
@@ -93,7 +92,7 @@ def _delete(c: ConfigDict, key: str) -> None:
 
 
 def _line_of(file: str, error: Exception) -> str:
-    """Where in a file an error arose, as the beginning of a text; "" where that is not known."""
+    """The place of an error in a file as "line N: ", or "" if unknown."""
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     places += [(error.filename, error.lineno)] if isinstance(error, SyntaxError) else []
     lines = [line for name, line in places if name and line and Path(name).absolute() == Path(file).absolute()]
@@ -101,7 +100,7 @@ def _line_of(file: str, error: Exception) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """What is wrong with a dotted key, in a few words, or "" if there is such a key."""
+    """The fault of an unknown dotted key, with a suggestion, or "" for a known one."""
     if RENAMED.get(key, key) in KEYS:
         return ""
     close = difflib.get_close_matches(key, KEYS, n=1) or [k for k in KEYS if k.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -109,7 +108,7 @@ def unknown_key(key: str) -> str:
 
 
 def with_sources(c: ConfigDict, overridden: set[str], file: str) -> dict[str, dict[str, Any]]:
-    """Every value with where it came from: the command line, the config file, or the default. Ready for JSON."""
+    """Every value with its source, the command line, the config file or the default, ready for JSON."""
     resolved = {}
     for key, value in flat(c).items():
         source = "command line" if key in overridden else "default" if value == KEYS[key].default else file
@@ -118,44 +117,44 @@ def with_sources(c: ConfigDict, overridden: set[str], file: str) -> dict[str, di
 
 
 def known_entries(resolved: Any, place: str) -> dict[str, dict[str, Any]]:
-    """The entries of `with_sources`, as a card or config.json keeps them, by today's names of their keys.
+    """The entries of `with_sources` from a card or config.json, under the current names of keys.
 
-    Raises InputError, beginning with `place`, for what is none, for a key that nobody knows, and for the form of a newer version.
+    Raises InputError, beginning with `place`, for anything else, for an unknown key, and for the format of a newer version.
     """
     if not isinstance(resolved, dict) or not resolved:
         raise InputError(f"{place}: holds no config; use another one, or bring it back from a backup")
     check_format(resolved.get("format", FORMAT), place)
-    found = {}
+    entries = {}
     for name, entry in resolved.items():
-        key = RENAMED.get(name, name)
         if name == "format":
             continue
+        key = RENAMED.get(name, name)
         if key not in KEYS:
             raise InputError(
                 f"{place}: has the key {key!r}, and {unknown_key(key)}; use the version of brainseg_jax that wrote it, or a newer one"
             )
         if not isinstance(entry, dict) or "value" not in entry:
             raise InputError(f"{place}: has no value under {key!r}; it is damaged, bring it back from a backup")
-        found[key] = entry
-    # Records of before held what was computed in as if it had been asked for.
-    if (entry := found.get("dtype")) and entry.get("from") == "default" and entry["value"] != (asked := KEYS["dtype"].default):
-        found["dtype"] = {"used": entry["value"]} | entry | {"value": asked}
-    return found
+        entries[key] = entry
+    # Older records hold the dtype used in place of the default "auto".
+    if (entry := entries.get("dtype")) and entry.get("from") == "default" and entry["value"] != (asked := KEYS["dtype"].default):
+        entries["dtype"] = {"used": entry["value"]} | entry | {"value": asked}
+    return entries
 
 
 def used_value(resolved: dict[str, dict[str, Any]], key: str) -> Any:
-    """What a run used, where it was asked to choose by the place ("auto"); else what it was asked for."""
+    """The value a run used: what it chose for "auto", otherwise the config's."""
     return resolved[key].get("used", resolved[key]["value"])
 
 
 def check_format(number: Any, place: str) -> None:
-    """Raises InputError, beginning with `place`, for a card or record in the form of a version that came later."""
+    """Raises InputError, beginning with `place`, for a card or record in the format of a newer version."""
     if not isinstance(number, int) or number > FORMAT:
         raise InputError(f"{place}: is of format {number!r}, and this brainseg_jax reads up to {FORMAT}; use the version that wrote it")
 
 
 def from_resolved(resolved: Any, place: str = "config") -> ConfigDict:
-    """The config that `with_sources` wrote down; a key that it lacks has its default. Raises InputError as `known_entries`."""
+    """The config from the entries of `with_sources`; missing keys have their defaults. Raises InputError as `known_entries` does."""
     c = base()
     for key, entry in known_entries(resolved, place).items():
         try:
@@ -168,20 +167,20 @@ def from_resolved(resolved: Any, place: str = "config") -> ConfigDict:
 
 
 def of_card(card: dict[str, Any], place: Path | str) -> ConfigDict:
-    """The config of a checkpoint's card. Raises InputError, beginning with the checkpoint, for a card without one, or that is unknown."""
+    """The config of a checkpoint's card. Raises InputError, beginning with the checkpoint, for a card without a usable config."""
     check_format(card.get("format", FORMAT), str(place))
     return from_resolved(card.get("config"), f"{place}: its card")
 
 
 def as_tuple(value: Any) -> Any:
-    """JSON knows no tuples: its lists become tuples again."""
+    """The value with JSON's lists turned back into tuples."""
     return tuple(as_tuple(v) for v in value) if isinstance(value, list) else value
 
 
 def differing_keys(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> list[str]:
-    """Keys whose difference makes another experiment, as "key: old → new", by what was used.
+    """Keys whose used values differ and thus change the experiment, as "key: old → new".
 
-    Where one lacks a key, as old records do, it has its default. Keys that do nothing make none.
+    A key that is missing, as in old records, has its default. Resumable keys and keys without effect are ignored.
     """
     defaults = json.loads(json.dumps({name: key.default for name, key in KEYS.items()}))
     value = lambda resolved, key: used_value(resolved, key) if key in resolved else defaults.get(key)  # noqa: E731

@@ -1,1 +1,1 @@
-"""What every room stands on, and nothing of it knows of brains: errors, files, paths of parameters, the process itself."""
+"""The base of all other packages, independent of MRI: errors, files, parameter paths, the process itself."""

@@ -1,4 +1,4 @@
-"""Files that are there wholly or not at all, whatever stops the program that writes them."""
+"""Reading and atomic writing of files: a file is written completely or not at all, whatever stops the program."""
 
 import csv
 import errno
@@ -18,15 +18,15 @@ from typing import Any, BinaryIO
 
 from brainseg_jax.core.errors import InputError, did_you_mean
 
-FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # what a cell begins with that spreadsheets compute
-ABANDONED = 24 * 3600  # seconds after which an unfinished file is nobody's, whatever machine it is of
+FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # first characters of a cell that spreadsheets evaluate as a formula
+ABANDONED = 24 * 3600  # seconds after which an unfinished file counts as abandoned, whichever machine wrote it
 SEAL = "checksums.json"  # in a checkpoint: the SHA-256 of its other files
-TEXT = 2**26  # bytes that are read of a table, list or record, at most: a quarter of a million scans with long paths
+TEXT = 2**26  # maximum bytes of a table, list or record: a quarter of a million scans with long paths
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A place to write to; what was written there takes `path`'s place when the block ends without an error. Makes the folder."""
+    """A temporary file that replaces `path` when the block ends without an error. Creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     part = path.with_name(f".{shorten_name(path.name, 200)}.{machine_id()}-{os.getpid()}.part")
@@ -40,36 +40,34 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @cache
 def _sweep(folder: Path) -> None:
-    """Removes, once, what killed programs left unfinished in a folder: of this machine's processes that are gone, and what is a day old."""
+    """Removes, once, unfinished files in a folder: those of dead processes of this machine, and those a day old."""
     for part in folder.glob(".*.part"):
         with suppress(OSError):  # another process was faster
             if match := re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d{1,9})\.part", part.name):
-                gone = match[1] == machine_id() and not is_running(int(match[2]))
-                if gone or time.time() - part.stat().st_mtime > ABANDONED:
+                dead = match[1] == machine_id() and not is_running(int(match[2]))
+                if dead or time.time() - part.stat().st_mtime > ABANDONED:
                     part.unlink()
 
 
 @cache
 def machine_id() -> str:
-    """What tells machines apart that share a folder, and containers of one machine, whose process numbers are their own."""
-    space = Path("/proc/self/ns/pid")
-    return hashlib.sha256(f"{platform.node()} {space.stat().st_ino if space.exists() else ''}".encode()).hexdigest()[:8]
+    """A hash of the host name and the PID namespace: one per machine sharing a folder, and one per container of a machine."""
+    namespace = Path("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {namespace.stat().st_ino if namespace.exists() else ''}".encode()).hexdigest()[:8]
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process of this number."""
+    """Whether a process with this id exists."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        pass
+    except OSError as error:  # a PermissionError for another user's process
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
 @contextmanager
 def naming_errors(path: Path, part: Path | None = None) -> Iterator[None]:
-    """An OSError says `path`, the name that the user gave, where it says none, as for a full disk, or that of its temporary `part`."""
+    """A block whose OSErrors name `path`, where they name no file, as for a full disk, or the temporary file `part`."""
     try:
         yield
     except OSError as error:
@@ -79,29 +77,27 @@ def naming_errors(path: Path, part: Path | None = None) -> Iterator[None]:
 
 
 def shorten_name(name: str, most: int) -> str:
-    """A file's name; where it has more than `most` bytes, its beginning and a hash of all of it."""
-    spelt = name.encode("utf-8", "surrogateescape")
-    mark = f"-{hashlib.sha256(spelt).hexdigest()[:8]}"
-    return name if len(spelt) <= most else spelt[: most - len(mark)].decode(errors="ignore") + mark
+    """A file name of at most `most` bytes: the name, or its beginning and a hash of all of it."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    suffix = f"-{hashlib.sha256(encoded).hexdigest()[:8]}"
+    return name if len(encoded) <= most else encoded[: most - len(suffix)].decode(errors="ignore") + suffix
 
 
 def safe_name(name: str, most: int = 200) -> str:
-    """A name as part of a file's name: of letters, digits and "-_." alone, not hidden, and of at most so many bytes."""
+    """A name that is safe within a file name: only letters, digits and "-_.", no leading dot, at most `most` bytes."""
     return shorten_name("".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip("."), most)
 
 
 def missing_file(path: Path, remedy: str = "check the path") -> str:
-    """Why there is no file: its content was not fetched, where git-annex or the like left a link to it, or else nothing is there."""
+    """The message for a missing file: a dangling link, as git-annex leaves one for content not fetched, or no file at all."""
     if path.is_symlink():
         return f"{path}: its content was not fetched, it is a link to nothing; get it, e.g. with datalad get"
     return f"{path}: no such file; {remedy}"
 
 
 def check_regular(path: Path, remedy: str = "give a file") -> os.stat_result:
-    """A file's status, before it is opened: to open a pipe would wait for ever, and a device may never end.
-
-    Raises InputError for those, and OSError where there is none, or a folder.
-    """
+    """The status of a regular file. Raises InputError for a pipe or device, whose reading might never end, and OSError for a folder or a
+    missing file."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -112,8 +108,8 @@ def check_regular(path: Path, remedy: str = "give a file") -> os.stat_result:
 
 @contextmanager
 def open_regular(path: Path, remedy: str) -> Iterator[BinaryIO]:
-    """A file to read from. What is wrong with it, and every InputError of the block, becomes one line that names it; `remedy` is for what
-    is no file."""
+    """A regular file opened for reading. Raises InputError, naming the file, for whatever is wrong with it, and prefixes the file's name to
+    InputErrors of the block; `remedy` is the advice for a path that is not a regular file."""
     if "\0" in str(path):
         raise InputError(f"{path}: a path cannot hold a NUL byte; correct it")
     try:
@@ -132,7 +128,7 @@ def open_regular(path: Path, remedy: str) -> Iterator[BinaryIO]:
 
 
 def read_beginning(path: Path, most: int) -> bytes:
-    """The first bytes of a file, at most so many; none of what is no file."""
+    """The first bytes of a file, at most `most`; none if it is not a regular file."""
     if not path.is_file():
         return b""
     with path.open("rb") as stream:
@@ -140,23 +136,22 @@ def read_beginning(path: Path, most: int) -> bytes:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """What a file holds. Raises InputError for what is no file and for more than so many bytes, OSError as reading does."""
+    """The content of a file. Raises InputError for a pipe or device and for more than `most` bytes, OSError as reading does."""
     check_regular(path)
-    content = read_beginning(path, most + 1)  # not by its size: some files of the system say 0
+    content = read_beginning(path, most + 1)  # the size in the status is not reliable: for some system files it is 0
     if len(content) > most:
         raise InputError(f"{path}: holds more than {most >> 20} MiB, which no table, list or record does; check that it is the right file")
     return content
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """A file's text, with its line ends as they are. Raises InputError for what is no file and for more than TEXT bytes, OSError and
-    UnicodeDecodeError as reading does."""
+    """The text of a file, line ends unchanged. Raises InputError as `read_bytes` does for TEXT bytes, and UnicodeDecodeError."""
     return read_bytes(path, TEXT).decode(encoding)
 
 
 def read_table_text(path: Path, where: str, form: str) -> str:
-    """The text of a table that a user wrote, "" included. Raises InputError for whatever is wrong; `where` is the remedy for a file that is
-    not there, and `form` what the table is saved as, e.g. "CSV"."""
+    """The text of a user's table, possibly "". Raises InputError for whatever is wrong with the file; `where` is the remedy for a missing
+    file, `form` the file format, e.g. "CSV"."""
     try:
         text = read_text(path, "utf-8-sig")
     except FileNotFoundError:
@@ -172,10 +167,11 @@ def read_table_text(path: Path, where: str, form: str) -> str:
 
 
 def read_cells(path: Path, columns: Sequence[str], required: Sequence[str], where: str, rows: str) -> list[tuple[int, dict[str, str]]]:
-    """`cells_of` of a CSV or TSV file, whose cells may be quoted. Raises InputError as it and `read_table_text` do, and for quotes."""
+    """The rows of a CSV or TSV file, as `parse_cells` returns them; cells may be quoted. Raises InputError as it and `read_table_text` do,
+    and for unbalanced quotes."""
     text = read_table_text(path, where, "CSV")
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    # Strict, or a quote that is never closed swallows the rest of the file without a word.
+    # Strict, or an unclosed quote silently swallows the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, cells) for cells in reader]
@@ -185,17 +181,17 @@ def read_cells(path: Path, columns: Sequence[str], required: Sequence[str], wher
 
 
 def split_rows(text: str) -> list[tuple[int, list[str]]]:
-    """The lines of a tab-separated text without quotes, as `cells_of` takes them."""
+    """The lines of a tab-separated text without quotes, as `parse_cells` takes them."""
     return [(number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1)]
 
 
 def parse_cells(
     name: str, lines: list[tuple[int, list[str]]], columns: Sequence[str], required: Sequence[str], delimiter: str, rows: str
 ) -> list[tuple[int, dict[str, str]]]:
-    """Number and cells of each line that is not blank, below the one that names the columns: all of `columns`, as stripped text.
+    """The line number and cells (all of `columns`, stripped) of each non-blank line below the header.
 
-    Raises InputError, beginning with `name`, for columns that are unknown, missing or there twice, for lines with too many cells, and where
-    there is none of the `rows`, as they are called.
+    Raises InputError, beginning with `name`, for unknown, missing or duplicate columns, for lines with too many cells, and for a table
+    without lines; `rows` is what the message calls them.
     """
     header = [cell.strip() for cell in lines[0][1]] if lines else []
     listed = ", ".join(columns) + ", separated by tabs" * (delimiter == "\t")
@@ -208,34 +204,33 @@ def parse_cells(
             raise InputError(f"{name}: column {column!r} is unknown{did_you_mean(column, columns)}; known are {listed}")
         if header.count(column) > 1:
             raise InputError(f"{name}: column {column!r} stands twice; remove one of the two")
-    if lacking := [column for column in required if column not in header]:
-        raise InputError(f"{name}: column {lacking[0]!r} is missing; the first line names the columns, of {listed}")
-    found = []
+    if missing := [column for column in required if column not in header]:
+        raise InputError(f"{name}: column {missing[0]!r} is missing; the first line names the columns, of {listed}")
+    table = []
     for number, cells in lines[1:]:
         if len(cells) > len(header):
-            mend = "remove the tabs that are too many" if delimiter == "\t" else "quote cells that hold commas"
-            raise InputError(f"{name}: line {number}: {len(cells)} cells for {len(header)} columns; {mend}")
+            remedy = "remove the tabs that are too many" if delimiter == "\t" else "quote cells that hold commas"
+            raise InputError(f"{name}: line {number}: {len(cells)} cells for {len(header)} columns; {remedy}")
         if any(cell.strip() for cell in cells):
-            found.append((number, dict.fromkeys(columns, "") | dict(zip(header, map(str.strip, cells), strict=False))))
-    if not found:
+            table.append((number, dict.fromkeys(columns, "") | dict(zip(header, map(str.strip, cells), strict=False))))
+    if not table:
         raise InputError(f"{name}: no {rows}; add at least one line below the header")
-    return found
+    return table
 
 
 def check_place(path: Path) -> None:
-    """Raises InputError where nothing can be written at `path`, before there is something to write. Leaves nothing behind."""
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise InputError(f"{path}: {above} is a file, and nothing can be written below it; give another place")
+    """Raises InputError, before any work is done, if `path` is not writable. Leaves no file behind."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise InputError(f"{path}: {parent} is a file, and nothing can be written below it; give another place")
     try:
-        with tempfile.TemporaryFile(dir=above):
-            pass
+        tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        raise InputError(f"{path}: nothing can be written in {above} ({error.strerror}); give another place") from None
+        raise InputError(f"{path}: nothing can be written in {parent} ({error.strerror}); give another place") from None
 
 
 def check_own(name: str, path: Path, what: str, mark: str) -> None:
-    """Raises InputError, calling it `name`, for a folder and for a file that is not ours: `mark` stands near the beginning of one."""
+    """Raises InputError, beginning with `name`, for a folder and for a file of another program: one without `mark` near its beginning."""
     if path.is_dir():
         raise InputError(f"{name}: is a folder; give the name of a {what}")
     if path.exists() and mark.encode() not in read_beginning(path, 1000):
@@ -243,14 +238,13 @@ def check_own(name: str, path: Path, what: str, mark: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text in UTF-8, all of it or nothing; bytes of file names that are no text as \\udcXX."""
+    """Writes text in UTF-8, atomically; undecodable bytes of file names become \\udcXX."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def without_formulas(lines: Iterable[Iterable[Any]]) -> Iterator[list[Any]]:
-    """Lines of a table for people: text that a spreadsheet would compute, such as a subject "=1+1", begins with an apostrophe; numbers are
-    left as they are."""
+    """The lines of a table with an apostrophe before text that a spreadsheet would evaluate, e.g. a subject "=1+1"; numbers stay."""
     for line in lines:
         yield [f"'{cell}" if str(cell).startswith(FORMULAS) and not _is_number(str(cell)) else cell for cell in line]
 
@@ -264,14 +258,14 @@ def _is_number(text: str) -> bool:
 
 
 def table_text(columns: Iterable[str], lines: Iterable[Iterable[Any]], delimiter: str = "\t") -> str:
-    """A table below the names of its columns."""
+    """A table as text, below a header of its columns."""
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([columns, *lines])
     return text.getvalue()
 
 
 def write_table(path: Path, columns: Iterable[str], lines: Iterable[Iterable[Any]], delimiter: str = "\t") -> str:
-    """Writes a table below the names of its columns, all of it or nothing, and returns what was written."""
+    """Writes a table below a header of its columns, atomically, and returns the text."""
     text = table_text(columns, lines, delimiter)
     write_text(path, text)
     return text

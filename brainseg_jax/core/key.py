@@ -1,4 +1,4 @@
-"""A config key on one line, `key(default, rule, meaning)`: what checks, `parameters --keys` and docs/reference/config.md say of it."""
+"""Definitions of config keys, one line each: `key(default, rule, meaning)`, used by checks, `parameters --keys` and the reference."""
 
 import math
 import re
@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """What a key may be. `words`: for people, {n} standing for the kind of number. `fault`: of (value, default) what is wrong, or ""."""
+    """A constraint on a key's values. `words`: its description, {n} for the kind of number. `fault`: (value, default) → error, or ""."""
 
     words: str
-    fault: Callable[[Any, Any], str] = lambda value, default: ""  # the type is ConfigDict's to check: it keeps the default's
+    fault: Callable[[Any, Any], str] = lambda value, default: ""  # ConfigDict itself checks the type against the default's
 
 
 @dataclass(frozen=True)
 class Key:
-    """One value of an experiment.
+    """A config key.
 
-    `acts_with`: what other keys have to be for this one to do something, "KEY=VALUE" or "KEY=ONE,OTHER", several with a blank between.
-    `part`: "encoder" or "decoder" where the value says which network that is; weights of another value do not fit.
-    `resumable`: may differ when a run is resumed, as it changes what is printed or where things lie, and not what is computed.
+    `acts_with`: conditions on other keys for this one to have an effect, "KEY=VALUE" or "KEY=ONE,OTHER", separated by blanks.
+    `part`: "encoder" or "decoder" if the value determines its architecture; weights made with another value do not fit.
+    `resumable`: may change when a run is resumed, since it affects only logging, paths or devices and not the result.
     """
 
     default: Any
@@ -33,14 +33,14 @@ class Key:
 
     @property
     def may_be(self) -> str:
-        """What the value may be, in words."""
+        """The allowed values, in words."""
         several = isinstance(self.default, tuple)
-        one = self.default[0] if several and self.default else self.default
-        return self.rule.words.format(n=("whole number" if isinstance(one, int) else "number") + "s" * several)
+        example = self.default[0] if several and self.default else self.default
+        return self.rule.words.format(n=("whole number" if isinstance(example, int) else "number") + "s" * several)
 
 
 class Group(NamedTuple):
-    """Keys that have a name in common, `meaning` says of what; what they act with, and their part, is added to each one's own."""
+    """Keys with a common prefix. `acts_with` is added to each key's own conditions; `part` is the default for keys without one."""
 
     meaning: str
     keys: "dict[str, Key | Group]"
@@ -52,28 +52,28 @@ key = Key
 
 
 def group(meaning: str, acts_with: str = "", part: str = "", **keys: Key | Group) -> Group:
-    """A group of keys and of further groups, by their names."""
+    """A group of keys and subgroups, by name."""
     return Group(meaning, keys, acts_with, part)
 
 
 def flatten(keys: dict[str, Key | Group], prefix: str = "", acts_with: str = "", part: str = "") -> dict[str, Key]:
-    """Every key under its dotted name, with what its groups say of it."""
-    found = {}
+    """Every key by its dotted name, with the conditions and part of its groups."""
+    flat = {}
     for name, entry in keys.items():
-        both = f"{acts_with} {entry.acts_with}".strip()
+        conditions = f"{acts_with} {entry.acts_with}".strip()
         if isinstance(entry, Group):
-            found |= flatten(entry.keys, f"{prefix}{name}.", both, entry.part or part)
+            flat |= flatten(entry.keys, f"{prefix}{name}.", conditions, entry.part or part)
         else:
-            found[prefix + name] = replace(entry, acts_with=both, part=part if entry.part is None else entry.part)
-    return found
+            flat[prefix + name] = replace(entry, acts_with=conditions, part=part if entry.part is None else entry.part)
+    return flat
 
 
-def _each(good: Callable[[Any], bool], words: str, refusal: str) -> Rule:
-    """A rule of a number, or of each one in a tuple."""
+def _each(valid: Callable[[Any], bool], words: str, refusal: str) -> Rule:
+    """A rule for a number, or for each number of a tuple."""
 
     def fault(value: Any, default: Any) -> str:
         numbers = value if isinstance(value, tuple) else (value,)
-        return "" if all(isinstance(n, Real) and good(n) for n in numbers) else f"is {value}; it {refusal}"
+        return "" if all(isinstance(n, Real) and valid(n) for n in numbers) else f"is {value}; it {refusal}"
 
     return Rule(words, fault)
 
@@ -82,14 +82,14 @@ positive = _each(lambda n: 0 < n < math.inf, "{n} greater than 0", "must be grea
 not_negative = _each(lambda n: 0 <= n < math.inf, "{n} not less than 0", "must not be negative, and finite")
 fraction = _each(lambda n: 0 <= n <= 1, "{n} from 0 to 1", "is a share: from 0 to 1")
 below_one = _each(lambda n: 0 <= n < 1, "{n} from 0 to less than 1", "must be at least 0 and less than 1")
-number = Rule("{n}")  # whose bounds another check knows
+number = Rule("{n}")  # bounds are checked in config/checks.py
 switch = Rule("True or False")
 text = Rule("text")
 names = Rule("names")
 
 
 def one_of(*choices: str) -> Rule:
-    """One of these words."""
+    """A rule for a choice between words."""
     return Rule(
         " · ".join(f"`{choice}`" for choice in choices),
         lambda value, default: "" if value in choices else f"is {value!r}; use one of {', '.join(choices)}",
@@ -97,7 +97,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def three(rule: Rule) -> Rule:
-    """Three numbers, each by the rule; whole ones where the default's are."""
+    """A rule for three numbers, each by `rule`; integers where the default's are."""
 
     def fault(value: Any, default: Any) -> str:
         kind = int if isinstance(default[0], int) else (int, float)

@@ -1,4 +1,4 @@
-"""The process itself: what has to be set before JAX is imported, what memory it keeps, and that those it starts end with it."""
+"""The process: environment variables to set before JAX is imported, XLA's options, memory, signals and child processes."""
 
 import ctypes
 import importlib.util
@@ -19,29 +19,29 @@ from typing import Any
 from brainseg_jax.core.errors import InputError
 
 ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
-UNTRIED = "0.13"  # the first JAX that this release was not tested with
+UNTRIED = "0.13"  # the first JAX version that this release was not tested with
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def cache_folder() -> Path:
-    """Where caches lie unless the config says otherwise."""
+    """The default folder of caches."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brainseg_jax"
 
 
 def cores() -> int:
-    """Cores this process may use; on a shared machine fewer than there are."""
+    """The number of cores this process may use; on a shared machine fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_compiled_programs() -> None:
-    """Turns JAX's compile cache on, in the folder that the environment names or else in ours."""
+    """Turns on JAX's compilation cache, in the folder of the environment variable or else in ours."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
 def known_flags(*flags: str) -> list[str]:
-    """XLA's flags of these that the installed version knows.
+    """Those of the given XLA flags that the installed version knows.
 
-    One that it does not know ends the process that reads it, without a traceback, so another process is asked: half a second.
+    An unknown flag kills the process that reads it, without a traceback, so they are tried in a subprocess: half a second.
     """
 
     def starts(flags: tuple[str, ...]) -> bool:
@@ -52,7 +52,7 @@ def known_flags(*flags: str) -> list[str]:
 
 
 def known_options(**options: Any) -> dict[str, Any]:
-    """A program's compiler options of these that the installed XLA knows; with another one no program would compile."""
+    """Those of the given compiler options that the installed XLA knows; an unknown one makes every compilation fail."""
     import jax
 
     def compiles(name: str) -> bool:
@@ -66,42 +66,40 @@ def known_options(**options: Any) -> dict[str, Any]:
 
 
 def private_of_jax(address: str, need: str) -> Any:
-    """What JAX has at a private or experimental address, `module:name`, which a later release may move without notice.
+    """The object at a private or experimental address of JAX, `module:name`, which a later release may move without notice.
 
-    InputError that says what needs it, and with what to go on.
+    Raises InputError, beginning with `need`, if it is not there, with the JAX versions that have it.
     """
     import jax
 
     try:
         return pkgutil.resolve_name(address)
     except (ImportError, AttributeError):
-        where = address.replace(":", ".")
-        raise InputError(f'{need}, and JAX {jax.__version__} has no {where}; pip install "jax<{UNTRIED}"') from None
+        raise InputError(f'{need}, and JAX {jax.__version__} has no {address.replace(":", ".")}; pip install "jax<{UNTRIED}"') from None
 
 
 def for_prediction() -> None:
-    """Settles that compiled programs are kept, and that JAX takes of a GPU only what it needs: others may compute there."""
+    """Turns on the compilation cache and turns off preallocation of GPU memory, since others may use the GPU."""
     keep_compiled_programs()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def trim_memory() -> None:
-    """Returns to the system what is free but was kept: after compiling a network's step up to a gigabyte, which the step would come on top
-    of."""
+    """Returns free memory that glibc keeps to the system: after compiling a training step up to a gigabyte."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a command to stop
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # requests to stop
 
 
 @contextmanager
 def block_signals(signals: Collection[int] = SIGNALS) -> Iterator[None]:
-    """Processes and threads that are started inside are not reached by what asks a command to stop, from their first moment on.
+    """A block whose new processes and threads do not receive stop signals, from their first moment on.
 
-    A terminal and a cluster send it to all processes of a command at once, and it is the first one's to answer.
+    A terminal or cluster sends them to all processes of a command at once; only the first process handles them.
     """
-    resource_tracker.ensure_running()  # multiprocessing lets signals through again when it starts this one
+    resource_tracker.ensure_running()  # multiprocessing unblocks signals when it starts this process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -111,28 +109,27 @@ def block_signals(signals: Collection[int] = SIGNALS) -> Iterator[None]:
 
 @contextmanager
 def delay_ctrl_c() -> Iterator[None]:
-    """Ctrl-C that comes meanwhile is answered at the end, so that what is begun inside is not left half begun.
+    """A block during which Ctrl-C is held back until its end, so that nothing is interrupted half done.
 
-    To hold the signal is not enough for that: it may reach another thread, of JAX's for one, and is raised in the main one all the same.
+    Blocking the signal is not enough: it may reach another thread, e.g. one of JAX's, and is raised in the main thread all the same.
     """
-    usual, came = signal.getsignal(signal.SIGINT), []
-    if not callable(usual) or threading.current_thread() is not threading.main_thread():  # ignored, or none of this thread's business
+    handler, received = signal.getsignal(signal.SIGINT), []
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():  # ignored, or not this thread's to handle
         yield
         return
-    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    signal.signal(signal.SIGINT, lambda *_: received.append(True))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
-        if came:
+        signal.signal(signal.SIGINT, handler)
+        if received:
             signal.raise_signal(signal.SIGINT)
 
 
 def end_with_parent(*_: object) -> None:
-    """Binds a process that multiprocessing started to the one that started it: to be called in it, first of all (an initializer).
+    """Makes a process started by multiprocessing end when its parent does, however that ends; call it first in the process (initializer).
 
-    It ends as soon as the other one has, however that ended: a killed command would leave it waiting, with all its memory, for ever. What
-    asks a command to stop is ignored (see `signals_held`).
+    Otherwise a killed command leaves it waiting for ever, with all its memory. Stop signals are ignored (see `block_signals`).
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -142,15 +139,15 @@ def end_with_parent(*_: object) -> None:
         parent.join()
         os._exit(1)
 
-    # Not PR_SET_PDEATHSIG: that ends a child when the thread which started it does.
+    # Not PR_SET_PDEATHSIG, which ends a child when the thread that started it ends.
     threading.Thread(target=watch, daemon=True).start()
 
 
 def with_huge_pages() -> None:
-    """Starts this very command again with glibc's huge pages, where there is only a CPU and they have not been decided on.
+    """Restarts the command with glibc's huge pages on a machine with a CPU only, unless GLIBC_TUNABLES is set.
 
-    XLA takes and frees a gigabyte in each step of a ViT-B: 200,000 page faults, an eighth of the processor time, become a thousand. glibc
-    reads the setting only when a process starts, hence the second start; process id, files and arguments stay.
+    XLA allocates and frees a gigabyte in each step of a ViT-B: 200,000 page faults, an eighth of the CPU time, become a thousand. glibc
+    reads the setting only when a process starts, hence the restart; process id, files and arguments stay.
     """
     only_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ACCELERATORS))
     if only_cpu and "GLIBC_TUNABLES" not in os.environ and platform.libc_ver()[0] == "glibc":

@@ -1,7 +1,7 @@
-"""Affines that no scan of a head can have, and two affines of one header that contradict each other: they are refused here.
+"""Checks of affines: impossible ones for a scan of a head, and contradictions between the two affines of a header.
 
-A header of NIfTI says the place of its voxels twice, by an s-form (a matrix) and by a q-form (a rotation and the voxel size), and the
-voxel size a third time. FSL, SPM, ITK and FreeSurfer differ in which they go by, so where they differ a tool silently has it wrong.
+A NIfTI header has the place of its voxels twice, as an s-form (a matrix) and a q-form (a rotation and the voxel size), and the voxel size a
+third time. FSL, SPM, ITK and FreeSurfer differ in which they use, so if the forms differ some tool is silently wrong.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ from jaxtyping import Float
 from brainseg_jax.core.errors import InputError
 
 SPACINGS = (0.1, 20.0)  # mm; outside them the unit is wrong or the header is damaged
-FIELD = 700.0  # mm that a volume may be long: no bore is wider
-REACH = 3000.0  # mm from the origin to the middle of a volume: no table goes farther
-SAME = 0.01  # share by which two voxel sizes may differ and be one
-NEAR = 1.0  # mm by which two places may differ and be one; a quaternion in float32 can be 0.2 mm off at a corner
+FIELD = 700.0  # mm: maximum length of a volume, since no bore is wider
+REACH = 3000.0  # mm: maximum distance from the origin to the middle of a volume, since no table goes farther
+SAME = 0.01  # relative difference at which two voxel sizes still agree
+NEAR = 1.0  # mm at which two places still agree; a quaternion in float32 can be 0.2 mm off at a corner
 SCANNER, TEMPLATES = 1, (3, 4, 5)  # codes of a form: the scanner's coordinates, and Talairach's, MNI's or another template's
 
 Affine = Float[np.ndarray, "4 4"]
 
 
 class Form(NamedTuple):
-    """An affine in mm and what its space is: NIfTI's code, 1 the scanner's, 2 that of another scan, 3 to 5 a template's."""
+    """An affine in mm and NIfTI's code of its space: 1 the scanner's, 2 that of another scan, 3 to 5 a template's."""
 
     affine: Affine
     code: int
 
 
 def sound(affine: Affine, shape: Sequence[int]) -> Affine:
-    """The affine of a volume of `shape` in float64. Raises InputError where it cannot be one of a scan of a head."""
+    """The affine of a volume of `shape` in float64. Raises InputError if it is impossible for a scan of a head."""
     affine = affine.astype(np.float64)
     if not np.isfinite(affine).all():
         raise InputError("its affine is not finite; set the orientation again or export the image again")
@@ -54,10 +54,10 @@ def sound(affine: Affine, shape: Sequence[int]) -> Affine:
 
 
 def settled(sform: Form, qform: Form, shape: Sequence[int]) -> tuple[Affine, tuple[str, ...]]:
-    """The affine to go by of two that are sound and have one handedness, and what is to be said of it: the s-form's, as in most tools.
+    """The affine to use of two sound ones with the same handedness, and remarks: the s-form, as in most tools.
 
-    The scanner's q-form is taken where the s-form leads to a template and stretches the head. Raises InputError where both cannot be right:
-    voxel sizes that differ by more than 1 %, and two places in one space.
+    The scanner's q-form is used if the s-form leads to a template and stretches the head. Raises InputError for contradictions: voxel sizes
+    that differ by more than 1 %, and two places in one space.
     """
     s, q = sform.affine, qform.affine
     stretch = np.linalg.svd(s[:3, :3] @ np.linalg.inv(q[:3, :3]), compute_uv=False)
@@ -69,7 +69,7 @@ def settled(sform: Form, qform: Form, shape: Sequence[int]) -> tuple[Affine, tup
     away = farthest(s, q, shape)
     if away <= NEAR:
         return s, ()
-    # Of a sheared s-form a q-form holds the closest rotation.
+    # A q-form cannot hold shear; it has the rotation closest to a sheared s-form.
     rigid = 2 * farthest(unsheared(s), q, shape) <= NEAR
     if not rigid and sform.code == qform.code and sform.code in (SCANNER, *TEMPLATES):
         raise InputError(
@@ -82,14 +82,14 @@ def settled(sform: Form, qform: Form, shape: Sequence[int]) -> tuple[Affine, tup
 
 
 def unused(sform: Affine, qform: Form, shape: Sequence[int]) -> tuple[str, ...]:
-    """What is to be said of an s-form that has code 0, which means that it is not to be used: if it is there, where it leads."""
+    """The remark on an s-form with code 0 (not to be used) that differs from the q-form, if any."""
     if not sform[:3].any() or (np.isfinite(sform).all() and farthest(sform, qform.affine, shape) <= NEAR):
         return ()
     return (f"its s-form, which has code 0, leads elsewhere than its q-form (code {qform.code}), which was used",)
 
 
 def same_size(affine: Affine, spacing: Float[np.ndarray, "3"], other: str) -> None:
-    """Raises InputError where the voxels of an s-form and those of `other`, of `spacing` mm, differ in size by more than 1 %."""
+    """Raises InputError if the voxel size of an s-form differs by more than 1 % from that of `other`, `spacing` in mm."""
     own = size(affine)
     if (np.abs(own - spacing) > SAME * np.minimum(own, spacing)).any():
         raise InputError(
@@ -99,7 +99,7 @@ def same_size(affine: Affine, spacing: Float[np.ndarray, "3"], other: str) -> No
 
 
 def opposed(a: Affine, b: Affine) -> bool:
-    """Whether two affines differ in handedness, or point an axis over 45° apart: more than a registration to a template turns a head."""
+    """Whether two affines differ in handedness, or in an axis by over 45°, more than a registration to a template rotates a head."""
     a, b = a[:3, :3], b[:3, :3]
     cosines = (a * b).sum(axis=0) / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0))
     return bool(np.linalg.det(a) * np.linalg.det(b) < 0 or cosines.min() < np.sqrt(0.5))
@@ -111,17 +111,17 @@ def size(affine: Affine) -> Float[np.ndarray, "3"]:
 
 
 def farthest(a: Affine, b: Affine, shape: Sequence[int]) -> float:
-    """How far two grids of one shape lie apart at the corner where it is most, in mm."""
+    """The largest distance in mm between corresponding corners of two grids of one shape."""
     return float(np.linalg.norm((a - b) @ corners(shape), axis=0).max())
 
 
 def corners(shape: Sequence[int]) -> Float[np.ndarray, "4 8"]:
-    """The corners of a grid in voxels, a column each under it a 1; that of the first voxel comes first."""
+    """The corners of a grid in homogeneous voxel coordinates, a column each, the first voxel first."""
     return np.array([(*corner, 1.0) for corner in product(*((0.0, n - 1.0) for n in shape))]).T
 
 
 def unsheared(affine: Affine) -> Affine:
-    """The affine whose axes are the closest ones at right angles, with the same voxel size and origin: what a q-form can hold."""
+    """The affine with the closest orthogonal axes, the same voxel size and origin: what a q-form can hold."""
     u, _, v = np.linalg.svd(affine[:3, :3] / size(affine))
     out = affine.copy()
     out[:3, :3] = u @ v * size(affine)
@@ -129,5 +129,5 @@ def unsheared(affine: Affine) -> Affine:
 
 
 def in_words(spacing: Float[np.ndarray, "3"]) -> str:
-    """A voxel size as "1 × 1 × 1.2"."""
+    """A voxel size as text, e.g. "1 × 1 × 1.2"."""
     return " × ".join(f"{s:.4g}" for s in spacing)

@@ -1,4 +1,4 @@
-"""From the config to volumes that are ready: the manifest or the sample cohort, its split, and the standardised cache."""
+"""The data set of a config: the manifest or the sample cohort, its split, and the cache of standardised volumes."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ from brainseg_jax.data.leakage import check_leakage
 from brainseg_jax.data.manifest import Row, apply_splits, assign_splits, read_manifest, split_table
 from brainseg_jax.data.preprocess import Spec, spec
 
-SPLIT, FAILURES = "split.tsv", "failures.csv"  # in a run folder: who is on which side, and which scans were set aside, and why
+SPLIT, FAILURES = "split.tsv", "failures.csv"  # in a run folder: the split, and the scans set aside, with reasons
 
 
 class Dataset(NamedTuple):
-    """Volumes by split, and the hashes that say which they are. `split` is the text of split.tsv: everybody's side, also test's."""
+    """The volumes for training and validation, with hashes. `split` is the text of split.tsv, which includes the test set."""
 
     train: tuple[cache.Entry, ...]
     val: tuple[cache.Entry, ...]
@@ -34,7 +34,7 @@ class Dataset(NamedTuple):
 
     @property
     def volumes_sha256(self) -> str:
-        """Which volumes are trained on and which validate, in their order: what the stream of batches depends on."""
+        """A hash of the training and validation volumes in their order, which determines the stream of batches."""
         names = [
             (side, *entry.row.key, *(image.name for image in entry.row.also))
             for side, entries in (("train", self.train), ("val", self.val))
@@ -47,11 +47,11 @@ class Dataset(NamedTuple):
         return hashlib.sha256(self.split.encode()).hexdigest()
 
     def contents(self) -> dict[str, dict[Path, str]]:
-        """For each scan, by its name and not its place, the SHA-256 of the bytes of its images and then of its labels."""
+        """The SHA-256 hashes of the files of each scan's images and labels, by the scan's name, which does not depend on its path."""
         return {"/".join(entry.row.key): cache.contents(entry) for entry in (*self.train, *self.val)}
 
     def subjects(self) -> list[str]:
-        """A hash per training person, for a checkpoint to say whether somebody was trained on."""
+        """A hash for each training subject, by which a checkpoint records whom it was trained on."""
         return sorted({entry.row.hashed for entry in self.train})
 
 
@@ -65,11 +65,11 @@ def prepare(
     heads: Table | None = None,
     use: Callable[[Row], bool] = lambda row: True,
 ) -> Dataset:
-    """Everything that has to be on disk before the first batch; what is there already is not made again.
+    """The data set, with everything on disk that the first batch needs; cached files are reused.
 
-    With a `target` only scans with labels are used, as its classes (see `labelled`). Without one labels are not read: a damaged one is no
-    reason to leave its scan out of pretraining. `use` says which rows are used; `progress(what)` gives a callback (done, total). Raises
-    InputError where the manifest has not `channels` images a subject, and where too many scans cannot be used; the file `report`, if any,
+    With a `target` only scans with labels are used (see `labelled`), their labels as its classes. Without one labels are not read, so that
+    damaged labels do not exclude a scan from pretraining. `use` selects rows; `progress(what)` returns a callback (done, total). Raises
+    InputError if the manifest does not have `channels` images a subject, or if too many scans are unusable; the file `report`, if given,
     then lists them.
     """
     folder = Path(data.cache).expanduser() if data.cache else cache_folder()
@@ -79,13 +79,13 @@ def prepare(
         manifest = Path(data.manifest).expanduser()
     else:
         say(f"\n!!! {sample.NOTICE}\n")
-        place = folder / "sample" / f"{data.subjects}_{data.split_seed}"
-        manifest = sample.make_cohort(place, data.subjects, data.split_seed, progress=progress("making the sample cohort"))
+        cohort = folder / "sample" / f"{data.subjects}_{data.split_seed}"
+        manifest = sample.make_cohort(cohort, data.subjects, data.split_seed, progress=progress("making the sample cohort"))
     rows = split(read_manifest(manifest), data)
-    if (found := len(rows[0].images)) != channels:
+    if (images := len(rows[0].images)) != channels:
         raise InputError(
-            f"{manifest}: its column image names {found} image{'s' * (found > 1)} a subject, and the config has channels {channels}; use "
-            f"--config.channels={found}, or give each subject {channels}, separated by ';'"
+            f"{manifest}: its column image names {images} image{'s' * (images > 1)} a subject, and the config has channels {channels}; use "
+            f"--config.channels={images}, or give each subject {channels}, separated by ';'"
         )
     for line in warnings(check_leakage(rows, manifest)):
         say(line)
@@ -94,16 +94,9 @@ def prepare(
     check_made(wanted, target, heads, data.missing_labels, manifest)
     wanted = labelled(wanted, data, target, str(manifest), heads) if target else [row._replace(labels=(), scheme=()) for row in wanted]
     check_sides({row.split for row in wanted}, target, data, manifest)
-    chosen = spec(data.spec, data.spacing, data.size, data.dtype)
-    entries, failures = cache.build(
-        wanted,
-        chosen,
-        folder / cache.VOLUMES,
-        target=target,
-        heads=heads,
-        max_failures=data.max_failures,
-        progress=progress("standardising scans"),
-    )
+    standard = spec(data.spec, data.spacing, data.size, data.dtype)
+    options = {"target": target, "heads": heads, "max_failures": data.max_failures, "progress": progress("standardising scans")}
+    entries, failures = cache.build(wanted, standard, folder / cache.VOLUMES, **options)
     if failures:
         if report and len(failures) > data.max_failures * len(wanted):
             cache.write_failures(report, failures)
@@ -114,25 +107,25 @@ def prepare(
         say(line)
     train, val = (tuple(entry for entry in entries if entry.row.split == side) for side in ("train", "val"))
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-    return Dataset(train, val, chosen, failures, str(manifest), digest, sides, target)
+    return Dataset(train, val, standard, failures, str(manifest), digest, sides, target)
 
 
 def write_down(data: Dataset, run: Path, begun: bool) -> None:
-    """Writes split.tsv and, where scans were set aside, failures.csv into a run's folder.
+    """Writes split.tsv and, if scans were set aside, failures.csv into a run's folder.
 
-    Of a run that has `begun` to learn the split stays as it is: people who came later, to be tested on, change nobody's side.
+    Once training has `begun`, split.tsv is kept: subjects added later to the test set do not change it.
     """
     if not (begun and (run / SPLIT).exists()):
         write_text(run / SPLIT, data.split)
-    (run / FAILURES).unlink(missing_ok=True)  # an earlier try's
+    (run / FAILURES).unlink(missing_ok=True)  # of an earlier try
     if data.failures:
         cache.write_failures(run / FAILURES, data.failures)
 
 
 def repair_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], None]) -> None:
-    """Writes split.tsv anew, and says so, where it is not what it was when the run began, as its recorded hash tells.
+    """Rewrites a run's split.tsv, with a message, if it does not have the recorded hash.
 
-    Raises InputError where the data of now have another split than those of then.
+    Raises InputError if the split of the current data differs from the recorded one.
     """
     file = run / SPLIT
     if not recorded or (file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == recorded):
@@ -146,18 +139,19 @@ def repair_split(data: Dataset, run: Path, recorded: str, say: Callable[[str], N
 
 
 def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str, heads: Table | None = None) -> list[Row]:
-    """The scans to fine-tune on and to validate with, each with the one label map that is read (the paper, section IV-C).
+    """The training and validation scans of fine-tuning, each with the one label map to read (the paper, section IV-C).
 
-    Of the data set `data.target` (of all, where it is empty) `data.num_labelled` training scans are drawn: those whose hashed names come
-    first, so that ten masks are among twenty. Labels only are no scans: they are not counted, and all are used but those of a person whose
-    scans are left out. Other data sets are sources and give all their training scans, but none to validate with. Raises InputError for a
-    target that is not there, more masks than there are, and labels that do not tell apart what the task does.
+    `data.num_labelled` training scans of the data set `data.target` (all data sets if empty) are drawn: the first by hashed names, so that
+    the draw of ten is part of the draw of twenty. Rows with labels only are not counted; all are used except those of subjects whose scans
+    are left out. Other data sets are sources: all their training scans are used, and none of their validation scans. Raises InputError for
+    an unknown target, for more labelled scans than there are, and for labels that do not distinguish the target's structures.
     """
     names = sorted({row.dataset for row in rows})
     if data.target and data.target not in names:
         raise InputError(f"{manifest}: has no data set {data.target!r} in train or val; data.target may be one of {', '.join(names)}")
-    made = lambda row: heads if row.labels_only or row.split == "train" else None  # noqa: E731
-    rows = [read_for(row, target, data.missing_labels, made(row)) for row in rows if row.labels]
+    rows = [
+        read_for(row, target, data.missing_labels, heads if row.labels_only or row.split == "train" else None) for row in rows if row.labels
+    ]
     of_target = {row for row in rows if row.dataset == data.target or not data.target}
     train = [row for row in of_target if row.split == "train" and not row.labels_only]
     if data.num_labelled > len(train):
@@ -176,35 +170,35 @@ def labelled(rows: Sequence[Row], data: ConfigDict, target: Table, manifest: str
 
 
 def read_for(row: Row, target: Table, lacking: str, heads: Table | None = None) -> Row:
-    """The row with the first of its label maps that tells apart what the target does, or, `lacking` "background", as much as any.
+    """The row with its first label map that has all structures of the target or, if `lacking` is "background", the most of them.
 
-    With `heads` it has to tell apart what these do, too.
+    With `heads` the label map has to distinguish the structures of `heads`, too.
     """
     if not row.scheme:
         raise InputError(f"{row.labels[0]}: the manifest does not say which label table it follows; fill in the column scheme")
-    lacks, faults = {}, []
+    absent, faults = {}, []
     for scheme in row.scheme:
         try:
-            lacks[scheme] = missing(read_table(scheme), target)
+            absent[scheme] = missing(read_table(scheme), target)
         except InputError as fault:
             faults.append(fault)
-    if not lacks:
+    if not absent:
         raise faults[0]
     for scheme in row.scheme if heads else ():
         try:
             grouping(read_table(scheme), heads)
         except InputError as fault:
             faults.append(fault)
-            lacks.pop(scheme, None)
-    if not lacks:
-        why, other = str(faults[-1]).partition(";")[0], "" if row.labels_only else ", or use synth.share=0"
-        raise InputError(f"{row.labels[0]}: no scan can be made of it, {why}; give finer labels, leave it out{other}")
-    best = min(lacks, key=lambda scheme: len(lacks[scheme]))
+            absent.pop(scheme, None)
+    if not absent:
+        reason, other = str(faults[-1]).partition(";")[0], "" if row.labels_only else ", or use synth.share=0"
+        raise InputError(f"{row.labels[0]}: no scan can be made of it, {reason}; give finer labels, leave it out{other}")
+    best = min(absent, key=lambda scheme: len(absent[scheme]))
     labels = row.labels[row.scheme.index(best)]
-    if lacking == "refuse" and len(lacks[best]) == len(target.structures):
+    if lacking == "refuse" and len(absent[best]) == len(target.structures):
         raise InputError(f"{labels}: labels of {best} have nothing of {target.name}; give labels that have, or use another table")
-    if lacking == "refuse" and lacks[best]:
-        names = first_few((structure.name for structure in lacks[best]), 4)
+    if lacking == "refuse" and absent[best]:
+        names = first_few((structure.name for structure in absent[best]), 4)
         raise InputError(
             f"{labels}: labels of {best} have no {names}, which {target.name} has; use a table without, or "
             "--config.data.missing_labels=background to take them as background"
@@ -213,27 +207,28 @@ def read_for(row: Row, target: Table, lacking: str, heads: Table | None = None) 
 
 
 def check_learned(target: Table) -> None:
-    """Raises InputError for the table of what scans are made from: what lies outside the brain is told apart by brightness in it."""
+    """Raises InputError for the table of synthesis as a target: its classes outside the brain are intensity clusters."""
     if target.name == HEAD:
         raise InputError(f"label table {HEAD} is what scans are made from, by brightness too, and not to be learned; use another one")
 
 
 def check_made(rows: Sequence[Row], target: Table | None, heads: Table | None, lacking: str, manifest: Path) -> None:
-    """Raises InputError for rows of labels only where no scans are made, which takes `heads`, and for a target that has more than these."""
-    if (alone := [row for row in rows if row.labels_only]) and not heads:
+    """Raises InputError for rows with labels only if no scans are synthesised (`heads` is None), and for a target with structures that
+    `heads` does not have."""
+    if (unused := [row for row in rows if row.labels_only]) and not heads:
         raise InputError(
-            f"{manifest}: {alone[0].image} has no image; add one, leave the line out, or have scans made of it, which fine-tuning does "
+            f"{manifest}: {unused[0].image} has no image; add one, leave the line out, or have scans made of it, which fine-tuning does "
             "with --config.synth.share=1"
         )
-    if target and heads and (lacks := missing(heads, target)) and lacking == "refuse":
+    if target and heads and (absent := missing(heads, target)) and lacking == "refuse":
         raise InputError(
-            f"scans that are made have no {first_few((structure.name for structure in lacks), 4)}, which {target.name} has; use a coarser "
+            f"scans that are made have no {first_few((structure.name for structure in absent), 4)}, which {target.name} has; use a coarser "
             "data.labels, synth.share=0, or --config.data.missing_labels=background"
         )
 
 
 def check_sides(sides: set[str], target: Table | None, data: ConfigDict, manifest: Path) -> None:
-    """Raises InputError where nobody is left in train or val, `sides` being the splits of usable scans."""
+    """Raises InputError if train or val is not among `sides`, the splits of usable scans."""
     for side in ("train", "val"):
         if side not in sides:
             what = "usable scan with labels" if target else "usable scan"
@@ -244,27 +239,25 @@ def check_sides(sides: set[str], target: Table | None, data: ConfigDict, manifes
 def check_failures(
     wanted: int, ready: Sequence[cache.Entry], failures: Sequence[cache.Failure], most: float, report: Path | None, manifest: Path
 ) -> None:
-    """Raises InputError, naming the first of them and what can be done, where more than the share `most` of the `wanted` scans failed.
-
-    `report` is the file that lists them all, if there is one.
-    """
+    """Raises InputError, with the first failures and the remedies, if more than the share `most` of the `wanted` scans failed. `report`:
+    the file that lists all failures, if any."""
     if len(failures) <= most * wanted:
         return
     untried = wanted - len(ready) - len(failures)
     first = " | ".join(f"{failure.row.subject}: {failure.reason}" for failure in failures[:3])
-    ways = ["mend them", f"leave them out of {manifest}"]
+    remedies = ["mend them", f"leave them out of {manifest}"]
     if untried or {"train", "val"} <= {entry.row.split for entry in ready}:
-        # Tenths: a share to type. Of those that were not tried nobody knows.
+        # The smallest sufficient tenth; 1 if some scans have not been tried.
         share = 1 if untried else next(n / 10 for n in range(11) if len(failures) <= n / 10 * wanted)
-        ways.append(f"go on without them: --config.data.max_failures={share:g}")
+        remedies.append(f"go on without them: --config.data.max_failures={share:g}")
     counts = f"{len(failures)} of {wanted} scans cannot be used{f' ({untried} not tried yet)' * bool(untried)}"
     more, where = " | …" * (len(failures) > 3), f" (all in {report})" if report else ""
     bound = f"a run leaves out {100 * most:g} % at most (data.max_failures={most:g})"
-    raise InputError(f"{counts}, and {bound}: {first}{more}{where}; {', or '.join(ways)}")
+    raise InputError(f"{counts}, and {bound}: {first}{more}{where}; {', or '.join(remedies)}")
 
 
 def split(rows: tuple[Row, ...], data: ConfigDict) -> tuple[Row, ...]:
-    """The rows with a split each: from a split file, as the manifest has it, or made by the config's rule."""
+    """The rows with their splits: from a split file, from the manifest, or by the config's rule."""
     if data.splits:
         return apply_splits(rows, Path(data.splits).expanduser())
     return assign_splits(rows, seed=data.split_seed, fractions=None if data.split_rule == "paper" else data.fractions, rule=data.split_rule)

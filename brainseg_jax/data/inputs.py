@@ -1,6 +1,6 @@
-"""What is to be segmented (a scan, a folder, a list, a BIDS data set), and the files that are written for each scan.
+"""The inputs of prediction (a scan, a folder, a list, a BIDS data set), and the output files of each scan.
 
-A BIDS data set gets BIDS derivatives, a folder its own tree again, a list one flat folder.
+Outputs of a BIDS data set are BIDS derivatives; those of a folder keep its tree; those of a list lie in a flat folder.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from brainseg_jax.core.files import missing_file, safe_name, shorten_name
 from brainseg_jax.data.layouts import VOLUMES, bids, bids_scans, enhanced, folder, stem
 from brainseg_jax.data.manifest import Row, read_manifest
 
-# BIDS entities that stand after `seg` in a name.
+# BIDS entities that come after `seg` in a name.
 AFTER_SEG = ("scale", "res", "den", "label", "prov", "desc")
-LONGEST = 200  # bytes of a name, to which endings are added
-FAILURES = ("failures.csv", "failures_part-*-of-*.csv")  # why scans have no outputs: of a run, of its parts
-QC = "qc"  # the folder, below that of all outputs, with what the QC report shows of each case
+LONGEST = 200  # bytes of a name without endings
+FAILURES = ("failures.csv", "failures_part-*-of-*.csv")  # scans without outputs, with reasons: of a run, of its parts
+QC = "qc"  # the subfolder of the outputs with each case's record for the QC report
 
 
 class Source(NamedTuple):
-    """Scans, the folder that they lie below, what was given, and which of a BIDS data set's were left out as contrast-enhanced."""
+    """The scans of an input, their root folder, the kind of input, and a BIDS data set's contrast-enhanced scans that were left out."""
 
     rows: tuple[Row, ...]
     root: Path
@@ -33,10 +33,8 @@ class Source(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A scan and the files that are written for it: its label map, soft maps, and a table of names, which others may share.
-
-    With a `fault` none is written, and that says why.
-    """
+    """A scan and its output files: label map, soft maps, and a table of names, which cases may share. With a `fault`, the reason, nothing
+    is written."""
 
     row: Row
     labels: Path
@@ -46,16 +44,15 @@ class Case(NamedTuple):
 
     @property
     def sidecar(self) -> Path:
-        """What the label map was made from, and volumes."""
+        """The sidecar file with provenance and volumes."""
         return self.labels.with_name(stem(self.labels) + ".json")
 
 
 def find(path: Path, also: Sequence[Path] = (), contrast_enhanced: bool = False) -> Source:
-    """The scans that a path stands for. Raises InputError where there are none.
+    """The scans of an input path. Raises InputError if there are none.
 
-    A folder is a BIDS data set if it says so (dataset_description.json) or is laid out as one; a .csv or .tsv file is a manifest.
-    `also`: where further images of the same heads are, for each channel after the first a file or, beside a folder, a folder in which
-    they have the names and places that the scans have in theirs.
+    A folder is a BIDS data set if it has a dataset_description.json or BIDS's layout; a .csv or .tsv file is a manifest. `also`: further
+    images of the same heads, for each channel after the first a file or, for a folder of scans, a folder with the same names and layout.
     """
     given = Path(os.path.normpath(path.absolute()))
     source = _find(given, contrast_enhanced)
@@ -100,10 +97,10 @@ def _find(path: Path, contrast_enhanced: bool) -> Source:
 
 
 def output_places(source: Source, out: Path, task: str) -> tuple[Case, ...]:
-    """Each scan with its outputs in the folder `out`; one scan may be given the name of its label map instead.
+    """The cases of the scans with outputs in the folder `out`, which for one scan may be the name of its label map instead.
 
-    MGH scans get .mgz, others .nii.gz. What an earlier run wrote into the same tree is no scan. Scans whose outputs would be the same file
-    have a fault. Raises InputError where an output would be written over a scan.
+    Label maps of MGH scans are .mgz, others .nii.gz. Outputs of an earlier run in the same tree are no scans. Scans with the same output
+    file have a fault. Raises InputError if an output would overwrite a scan.
     """
     out = Path(os.path.normpath(out.absolute()))
     one_file = out.name.endswith(VOLUMES)
@@ -140,24 +137,24 @@ def output_places(source: Source, out: Path, task: str) -> tuple[Case, ...]:
 
 
 def tasks(source: Source, out: Path) -> list[str]:
-    """What `place` may have been told as the task by earlier runs: of BIDS what names in `out` say, else nothing depends on it."""
+    """The possible values of `task` in `output_places` of earlier runs: for BIDS from names in `out`, otherwise it has no effect."""
     names = (re.search(r"_seg-([0-9a-zA-Z]+)_", path.name) for path in out.rglob("sub-*_dseg.json")) if source.kind == "bids" else ()
     return sorted({""} | {name[1] for name in names if name})
 
 
 def record_file(sidecar: Path, out: Path) -> Path:
-    """Where what the QC report shows of a case is kept."""
+    """The file of a case's record for the QC report."""
     return out / QC / sidecar.relative_to(out).with_name(f"{sidecar.stem}_qc.json")
 
 
 def record_files(out: Path) -> Iterator[tuple[Path, Path]]:
-    """All such records of a folder, of whatever runs, each with its case's sidecar."""
+    """All QC records of an output folder, from any run, each with its case's sidecar."""
     for path in sorted((out / QC).rglob("*_qc.json")):
         yield path, out / path.relative_to(out / QC).with_name(path.name.removesuffix("_qc.json") + ".json")
 
 
 def share(cases: tuple[Case, ...], out: Path, part: int, parts: int) -> tuple[Case, ...]:
-    """Part 1 … `parts` of the cases: by a hash of where the label map lies below `out`, so that no job needs to know what others find."""
+    """Part 1 … `parts` of the cases, by a hash of the label map's path below `out`, so that jobs are independent of one another."""
 
     def number(case: Case) -> int:
         place = case.labels.relative_to(os.path.normpath(out.absolute())).as_posix()
@@ -176,7 +173,7 @@ def _case(row: Row, source: Source, out: Path, task: str) -> Case:
         where, name = out / row.image.relative_to(source.root).parent, shorten_name(name, LONGEST)
         return Case(row, where / f"{name}_dseg{ending}", where / f"{name}_probseg.nii.gz", where / f"{name}_dseg.tsv")
     if source.kind == "list":
-        # A manifest's file names differ only together with data set, subject and session.
+        # File names of a manifest are unique only together with data set, subject and session.
         person = "_".join(filter(None, (row.subject, row.session)))
         name = safe_name(name if name.startswith(person) else f"{person}_{name}", LONGEST)
         where = out / safe_name(row.dataset)

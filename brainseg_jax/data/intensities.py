@@ -1,4 +1,4 @@
-"""Stored values that are no intensities, NaN, infinities and outliers, are taken out of an image before anything is judged by it."""
+"""Cleaning of intensities: NaN, infinities and outliers are replaced before an image is used."""
 
 from functools import reduce
 
@@ -7,18 +7,18 @@ from jaxtyping import Bool, Float
 
 from brainseg_jax.core.errors import InputError
 
-EXTREMES = (0.1, 99.9)  # percentiles; beyond them, by more than the distance between them, lies no tissue
-SAMPLED = 100  # voxels along an axis that percentiles are taken from, at least
-MOST = 0.98  # share of voxels that may be NaN, as around a brain that was cut out with it
-SAID = 1e-3  # share of voxels that are not finite from which on it is said
-BLOCK = 3  # voxels: a cube of them that is not finite is said whatever its share, since it may be a piece of the brain
+EXTREMES = (0.1, 99.9)  # percentiles; values farther from them than their difference are outliers
+SAMPLED = 100  # minimum number of voxels along an axis for percentiles
+MOST = 0.98  # maximum share of NaN voxels, as around a skull-stripped brain
+SAID = 1e-3  # share of non-finite voxels above which there is a remark
+BLOCK = 3  # side in voxels of a cube: one that is not finite causes a remark whatever its share, as it may be part of the brain
 
 
 def cleaned(voxels: Float[np.ndarray, "x y z"]) -> tuple[Float[np.ndarray, "x y z"], tuple[str, ...]]:
-    """The same array, changed in place, and what is to be said of it. Raises InputError where most are not finite, or all are equal.
+    """The same array, cleaned in place, and remarks. Raises InputError if most voxels are not finite, or all are equal.
 
-    Outliers, such as one hot voxel, are clipped. What is not finite becomes the smallest value that is neither: the air's, where a 0 would
-    be mid-grey in an image whose intensities were standardised.
+    Outliers, such as one hot voxel, are clipped. Non-finite values become the smallest other value, that of air: 0 would be mid-grey in an
+    image with standardised intensities.
     """
     finite = np.isfinite(voxels)
     share = 1 - np.count_nonzero(finite) / finite.size
@@ -27,8 +27,8 @@ def cleaned(voxels: Float[np.ndarray, "x y z"]) -> tuple[Float[np.ndarray, "x y 
     low, high = (float(end(voxels, where=finite, initial=start)) for end, start in ((np.min, np.inf), (np.max, -np.inf)))
     if low == high:
         raise InputError(f"the image is empty, every voxel is {low:g}; export it again or leave it out")
-    every = tuple(slice(None, None, max(1, n // SAMPLED)) for n in voxels.shape)
-    sample = voxels[every][finite[every]]
+    steps = tuple(slice(None, None, max(1, n // SAMPLED)) for n in voxels.shape)
+    sample = voxels[steps][finite[steps]]
     if sample.size:
         first, last = float(np.percentile(sample, EXTREMES[0], method="higher")), float(np.percentile(sample, EXTREMES[1], method="lower"))
         bounds = np.float32([first - (last - first), last + (last - first)])
@@ -42,7 +42,7 @@ def cleaned(voxels: Float[np.ndarray, "x y z"]) -> tuple[Float[np.ndarray, "x y 
 
 
 def _holds_block(marked: Bool[np.ndarray, "x y z"]) -> bool:
-    """Whether all voxels of a cube somewhere are marked."""
+    """Whether a cube of BLOCK³ marked voxels exists."""
     for _ in range(3):
         last = len(marked) - BLOCK + 1
         marked = np.moveaxis(reduce(np.logical_and, (marked[k : last + k] for k in range(BLOCK))), 0, -1)

@@ -1,6 +1,5 @@
-"""Manifest rows from the folder layouts that data sets come in (OASIS-1, ADNI, CC359, BIDS, or any folder): names are read, files are not
-opened, and a label that could belong to two scans is refused rather than guessed.
-"""
+"""Manifest rows from the folder layouts of data sets (OASIS-1, ADNI, CC359, BIDS, or any folder). Only names are read, and a label map
+that could belong to two scans is refused."""
 
 import os
 import re
@@ -13,7 +12,7 @@ from brainseg_jax.data.manifest import Row
 
 VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
 NEURITE = ("seg35", "seg4")
-# BIDS entities that say how labels were made, not of which scan; a space other than the scan's own is another grid.
+# BIDS entities of how labels were made, not of the scan; a space other than the scan's own is another grid.
 ABOUT_LABELS = ("desc", "seg", "atlas", "space", "res", "label")
 OWN_SPACE = (None, "T1w", "orig", "native")
 
@@ -21,8 +20,8 @@ OWN_SPACE = (None, "T1w", "orig", "native")
 def oasis1(root: str | Path, dataset: str = "OASIS") -> tuple[Row, ...]:
     """OASIS-1 as neurite-OASIS (OASIS_OAS1_0001_MR1/orig, norm, seg35, seg4) or from FreeSurfer (OAS1_0001_MR1/mri/orig.mgz, aseg.mgz).
 
-    neurite-OASIS gives two rows a session, with the skull and without. Raises InputError for the raw discs, whose Analyze files do not
-    say where left and right are, and where nothing is found.
+    neurite-OASIS has two rows a session, with and without the skull. Raises InputError for the raw discs, whose Analyze files do not
+    define left and right, and if nothing is found.
     """
     rows = []
     for folder in sorted(p for p in _folder(root).rglob("*OAS1_*_MR*") if p.is_dir()):
@@ -43,10 +42,10 @@ def oasis1(root: str | Path, dataset: str = "OASIS") -> tuple[Row, ...]:
 
 
 def adni(root: str | Path, labels: str | Path | None = None, dataset: str = "ADNI") -> tuple[Row, ...]:
-    """ADNI: each NIfTI with a subject code (002_S_0295) in its name; the session is the day its folder is named for, else its I-number.
+    """ADNI: each NIfTI with a subject code (002_S_0295) in its name; the session is the date in its folder's name, else the I-number.
 
-    Labels are MALP-EM's, named MALPEM-IMAGE, anywhere below `labels` (by default below `root`). Raises InputError where nothing is found,
-    `labels` holds none of them, or a scan has several.
+    Labels are MALP-EM's, named MALPEM-IMAGE, anywhere below `labels` (default `root`). Raises InputError if nothing is found, if `labels`
+    has no labels of the scans, or if a scan has several.
     """
     malpem = _by_stem(p for p in volumes(_folder(labels or root)) if p.name.startswith("MALPEM-"))
     rows = []
@@ -63,14 +62,13 @@ def adni(root: str | Path, labels: str | Path | None = None, dataset: str = "ADN
 def cc359(root: str | Path, labels: str | Path | None = None, dataset: str = "CC359") -> tuple[Row, ...]:
     """CC359: images such as CC0001_philips_15_55_M.nii.gz; brain masks IMAGE_ss or IMAGE_staple, anywhere below `labels` (default `root`).
 
-    Raises InputError where nothing is found, or a scan has both masks: they are two opinions, so `labels` has to name the folder of one.
+    Raises InputError if nothing is found, or if a scan has both masks: `labels` has to be the folder of one kind.
     """
     masks = _by_stem(volumes(_folder(labels or root)))
     rows = []
     for image in volumes(_folder(root)):
         if match := re.fullmatch(r"(CC\d{4})_[a-z]+_\d+_\d+_[MF]", stem(image)):
-            found = masks[f"{stem(image)}_ss"] + masks[f"{stem(image)}_staple"]
-            rows.append(_row(match[1], "", image, found, "brain", dataset))
+            rows.append(_row(match[1], "", image, masks[f"{stem(image)}_ss"] + masks[f"{stem(image)}_staple"], "brain", dataset))
     return _found(rows, root, "CC0001_philips_15_55_M.nii.gz", labels, "IMAGE_ss.nii.gz or IMAGE_staple.nii.gz")
 
 
@@ -83,8 +81,8 @@ def bids(
 ) -> tuple[Row, ...]:
     """A BIDS folder's T1w images; labels are the *_dseg files of the same entities and space below `labels`, a derivatives folder.
 
-    The dataset is the folder's name if None. Scans after a contrast agent (entity ce) are another contrast than T1w alone, and are only
-    taken where that is asked for. Raises InputError where nothing is found, or a scan has several label files.
+    `dataset` is by default the folder's name. Scans after a contrast agent (entity ce) are another contrast, and included only on request.
+    Raises InputError if nothing is found, or if a scan has several label files.
     """
     dseg = defaultdict(list)
     for label in volumes(_folder(labels)) if labels else ():
@@ -101,12 +99,12 @@ def bids(
 
 
 def bids_scans(root: Path) -> Iterator[Path]:
-    """T1w images where BIDS has them."""
+    """The T1w images of a BIDS folder."""
     return (p for ses in ("", "ses-*/") for p in root.glob(f"sub-*/{ses}anat/sub-*_T1w.nii*") if p.name.endswith(VOLUMES))
 
 
 def enhanced(root: Path) -> list[Path]:
-    """Those of a BIDS folder's T1w images that were taken after a contrast agent."""
+    """The contrast-enhanced T1w images of a BIDS folder (entity ce)."""
     return sorted(image for image in bids_scans(root) if "ce" in _entities(image))
 
 
@@ -117,23 +115,23 @@ def folder(
     scheme: str = "",
     dataset: str | None = None,
 ) -> tuple[Row, ...]:
-    """Any folder: each volume below it is a scan; its label is the file below `labels` whose name is the scan's stem, or goes on from it.
+    """Any folder: each volume below it is a scan; its label map is the file below `labels` whose name begins with the scan's stem.
 
-    The subject is what `subject_regex` finds in the path below `root` (see `finder`), by default the stem; the dataset is the folder's name
-    if None. A label belongs to the longest stem that fits; where names do not tell, or tell of somebody else, to the one scan of the
-    subject that the expression finds in the label's path below `labels`. Raises InputError where nothing is found, the expression fits a
-    scan's path nowhere, a label could belong to several scans, or a scan has several labels.
+    The subject is the match of `subject_regex` in the path below `root` (see `finder`), by default the stem; `dataset` is by default the
+    folder's name. A label map belongs to the scan with the longest fitting stem; if no name fits, or one of another subject, to the only
+    scan of the subject matched in the label map's path below `labels`. Raises InputError if nothing is found, the expression does not match
+    a scan's path, a label map could belong to several scans, or a scan has several.
     """
     find = finder(subject_regex) if subject_regex else None
     home, images = _folder(root), _scans(root, labels)
     if labels and home.is_relative_to(_folder(labels)):
         raise InputError(f"{labels}: holds the scans as well; move the label maps into a folder of their own")
-    people = {image: find(image.relative_to(home)) if find else stem(image) for image in images}
-    if nobody := [image for image in images if not people[image]]:
-        place = nobody[0].relative_to(home).as_posix()
-        raise InputError(f"{nobody[0]}: --subject-regex '{subject_regex}' fits nowhere in {place}; correct it or move the file away")
-    owned = _owned(people, _folder(labels), find) if labels else {}
-    rows = [_row(people[image], "", image, owned.get(image, []), scheme, dataset or _name(root)) for image in images]
+    subjects = {image: find(image.relative_to(home)) if find else stem(image) for image in images}
+    if unmatched := [image for image in images if not subjects[image]]:
+        path = unmatched[0].relative_to(home).as_posix()
+        raise InputError(f"{unmatched[0]}: --subject-regex '{subject_regex}' fits nowhere in {path}; correct it or move the file away")
+    owned = _owned(subjects, _folder(labels), find) if labels else {}
+    rows = [_row(subjects[image], "", image, owned.get(image, []), scheme, dataset or _name(root)) for image in images]
     what = f"files ending in {', '.join(VOLUMES)} (DICOM has to be converted first)"
     return _found(rows, root, what, labels, "files whose names begin as the scans' or, by --subject-regex, that are of their subjects")
 
@@ -142,15 +140,13 @@ LAYOUTS: dict[str, Callable[..., tuple[Row, ...]]] = {"oasis1": oasis1, "adni": 
 
 
 def volumes(folder: Path) -> list[Path]:
-    """The volumes below a folder, sorted, without hidden files and what lies in hidden folders, as git-annex's objects do in .git.
-
-    Links to content that was not fetched are among them: whoever reads one says so.
-    """
-    found = []
+    """The volumes below a folder, sorted, without hidden files and folders (git-annex keeps its objects in .git). Links to content that was
+    not fetched are included; reading one raises the error."""
+    paths = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if name.endswith(VOLUMES) and not name.startswith(".")]
-    return sorted(path for path in found if path.is_file() or not path.exists())
+        paths += [Path(place, name) for name in names if name.endswith(VOLUMES) and not name.startswith(".")]
+    return sorted(path for path in paths if path.is_file() or not path.exists())
 
 
 def stem(path: Path) -> str:
@@ -159,13 +155,13 @@ def stem(path: Path) -> str:
 
 
 def longest_start(name: str, known: Collection[str]) -> str | None:
-    """The longest of the known names that a name starts with, though never within a word: "sub1" does not start "sub10_seg"."""
+    """The longest known name that a name starts with, ending at a word boundary: "sub1" does not start "sub10_seg"."""
     starts = (name[:end] for end in range(len(name), 0, -1) if not name[end : end + 1].isalnum())
     return next((start for start in starts if start in known), None)
 
 
 def finder(regex: str) -> Callable[[Path], str]:
-    """What finds the subject in a path: the expression's first group, all of it if it has none, and "" where it fits nowhere."""
+    """A function from a path to its subject: the match of the expression's first group, or of all of it without groups, or ""."""
     try:
         pattern = re.compile(regex)
     except re.error as error:
@@ -207,30 +203,31 @@ def _name(root: str | Path) -> str:
 
 def _scans(root: str | Path, labels: str | Path | None) -> list[Path]:
     """The volumes below `root` without those of a label folder within it."""
-    home = _folder(root)
-    apart = _folder(labels) if labels else None
-    return [path for path in volumes(home) if apart is None or home.is_relative_to(apart) or not path.is_relative_to(apart)]
+    home, label_home = _folder(root), _folder(labels) if labels else None
+    if label_home is None or home.is_relative_to(label_home):
+        return volumes(home)
+    return [path for path in volumes(home) if not path.is_relative_to(label_home)]
 
 
-def _owned(people: dict[Path, str], home: Path, find: Callable[[Path], str] | None) -> dict[Path, list[Path]]:
-    """The label files below `home` of each scan: by name, and what names do not tell by subject. `people` are the scans' subjects."""
-    stems, scans = _by_stem(people), defaultdict(list)
-    for image, subject in people.items():
+def _owned(subjects: dict[Path, str], home: Path, find: Callable[[Path], str] | None) -> dict[Path, list[Path]]:
+    """The label maps below `home` of each scan: by name, and otherwise by subject. `subjects` maps scans to their subjects."""
+    stems, scans = _by_stem(subjects), defaultdict(list)
+    for image, subject in subjects.items():
         scans[subject].append(image)
-    owned, others = defaultdict(list), defaultdict(list)
+    owned, unnamed = defaultdict(list), defaultdict(list)
     for label in volumes(home):
-        called = longest_start(stem(label), stems)
+        name = longest_start(stem(label), stems)
         subject = find(label.relative_to(home)) if find else ""
-        namesakes = stems[called] if called else []
-        if len(namesakes) == 1 and (subject not in scans or subject == people[namesakes[0]]):
+        namesakes = stems[name] if name else []
+        if len(namesakes) == 1 and (subject not in scans or subject == subjects[namesakes[0]]):
             owned[namesakes[0]].append(label)
         elif subject:
-            others[subject].append(label)
+            unnamed[subject].append(label)
         elif namesakes:
             remedy = "give each its own name, or tell people apart in both folders by --subject-regex"
-            raise InputError(f"{namesakes[0]}: another scan is called {called} too, so the label {label} may be either's; {remedy}")
-    for subject in sorted(others.keys() & scans.keys()):
-        labels, bare = others[subject], [image for image in scans[subject] if image not in owned]
+            raise InputError(f"{namesakes[0]}: another scan is called {name} too, so the label {label} may be either's; {remedy}")
+    for subject in sorted(unnamed.keys() & scans.keys()):
+        labels, bare = unnamed[subject], [image for image in scans[subject] if image not in owned]
         if bare and len(scans[subject]) > 1:
             names = first_few(path.name for path in scans[subject])
             raise InputError(

@@ -1,4 +1,4 @@
-"""Leakage between train, val and test that names hide: one person spelt in two ways, one image under two names."""
+"""Checks for leakage between train, val and test: one subject spelt in two ways, one image under two names."""
 
 import hashlib
 import re
@@ -12,27 +12,27 @@ from brainseg_jax.core.errors import InputError, first_few
 from brainseg_jax.data.manifest import Row
 
 SIDES = ("train", "val", "test")
-PIECE = 2**12  # bytes at the middle of files of one size that are compared first
+PIECE = 2**12  # bytes from the middle of files of equal size, compared first
 T = TypeVar("T")
 
 
 def check_leakage(rows: Sequence[Row], source: str | Path) -> list[str]:
-    """What to look into, a line each: people spelt in two ways, and images that two rows share.
+    """Warnings, a line each: subjects spelt in two ways, and images shared by two rows.
 
-    Raises InputError, naming `source`, where an image is on two sides of the split, or labels of which scans are made. Files are compared
-    by their bytes, and read only where their sizes are equal; one that is missing is passed over.
+    Raises InputError, naming `source`, for an image, or a label map for synthetic scans, on two sides of the split. Files are compared
+    by their bytes, and read only if their sizes are equal; missing files are ignored.
     """
     images = [(i, file) for i, row in enumerate(rows) for file in row.images]
     lines = [*_spellings(rows, source), *shared(rows, _same_files(images), source)]
     if any(row.labels_only for row in rows):
-        # A scan's labels may stand beside it on purpose, to have scans made of them, too; and several scans may have the same ones.
+        # A scan's labels may be listed again on purpose, for synthetic scans; and several scans may have the same ones.
         groups = _same_files([(i, file) for i, row in enumerate(rows) for file in row.labels])
         shared(rows, (group for group in groups if any(rows[i].labels_only for i in group)), source, "label map")
     return lines
 
 
 def shared(rows: Sequence[Row], groups: Iterable[Sequence[int]], source: str | Path, what: str = "image") -> list[str]:
-    """A line on rows, by their numbers in `groups`, whose images are the same. Raises InputError where those are on two sides."""
+    """A warning for each group of rows, given by number, with the same image. Raises InputError for a group on two sides of the split."""
     lines = []
     for group in groups:
         members = [rows[i] for i in group]
@@ -46,13 +46,13 @@ def shared(rows: Sequence[Row], groups: Iterable[Sequence[int]], source: str | P
 
 
 def _spellings(rows: Sequence[Row], source: str | Path) -> list[str]:
-    people = sorted({row.person for row in rows})
-    twice = _groups(people, lambda person: tuple(map(_folded, person)))
-    if not twice:
+    subjects = sorted({row.person for row in rows})
+    groups = _groups(subjects, lambda person: tuple(map(_folded, person)))
+    if not groups:
         return []
-    # As they are written, where they look alike.
+    # In ASCII, since the spellings may look the same.
     show = lambda group: " and ".join(ascii(subject) + f" of {name!a}" * bool(name) for name, subject in group)  # noqa: E731
-    named = first_few((show([people[i] for i in group]) for group in twice), 5)
+    named = first_few((show([subjects[i] for i in group]) for group in groups), 5)
     return [
         f'{source}: may be one person each, equal but for case, "sub-", leading zeros or accents\' coding: {named}; write a person and a '
         "data set in one way, or train and test may share people"
@@ -60,13 +60,13 @@ def _spellings(rows: Sequence[Row], source: str | Path) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """A name without what people spell in several ways."""
+    """A name without case, prefix "sub-", leading zeros and differences in Unicode form."""
     name = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"^sub[-_ ]?(?=.)", "", name))
 
 
 def _same_files(files: Sequence[tuple[int, Path]]) -> list[list[int]]:
-    """The numbers of rows that share a file, of their numbers and files: one under two names, or two of the same bytes."""
+    """The numbers of rows with the same file content, given (row number, file) pairs."""
     groups = [[(i, file) for i, file in files if _size(file)]]
     for mark in (_size, _piece, _content):
         groups = [[group[k] for k in part] for group in groups for part in _groups([file for _, file in group], mark)]
@@ -75,7 +75,7 @@ def _same_files(files: Sequence[tuple[int, Path]]) -> list[list[int]]:
 
 
 def _groups(items: Sequence[T], mark: Callable[[T], Hashable]) -> list[list[int]]:
-    """The numbers of items that share a mark, where several do."""
+    """The indices of items with equal marks, in groups of two or more."""
     groups = defaultdict(list)
     for i, item in enumerate(items):
         groups[mark(item)].append(i)
@@ -95,7 +95,7 @@ def _piece(file: Path) -> Hashable:
             stream.seek(max(0, _size(file) // 2 - PIECE // 2))
             return stream.read(PIECE)
     except OSError:
-        return str(file)  # like no other
+        return str(file)  # unique
 
 
 def _content(file: Path) -> Hashable:

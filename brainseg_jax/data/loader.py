@@ -1,7 +1,7 @@
-"""Batches of crops from cached volumes, with Grain: shuffle, repeat, share, read and crop, batch, read ahead.
+"""Batches of crops from cached volumes, with Grain: shuffle, repeat, share, read and crop, batch, prefetch.
 
-The stream is a pure function of (seed, step): which volume and which place stand where in step s depends on nothing else, not on the
-number of processes, threads or workers, and not on where a run was interrupted. So there is no iterator state to save.
+The stream is a pure function of (seed, step): the volumes and crop positions of step s do not depend on the number of processes, threads
+or workers, nor on where a run was interrupted. So there is no iterator state to save.
 """
 
 import os
@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class ProcessShare(NamedTuple):
-    """Which part of every global batch is read here: process `index` of `count`."""
+    """The part of every global batch that this process reads: part `index` of `count`."""
 
     index: int
     count: int
@@ -50,9 +50,9 @@ def train_batches(
     """Endless batches from step `start` on: {"image": [b x y z c] as stored, "label": [b x y z] of volumes that have one},
     b = batch / share.count.
 
-    Each volume that is read gives `crops_per_volume` crops, which stand together in a batch. With a `patch` larger than the crop (voxels)
-    each comes with what lies around it, and "place" [b 3] says where in that box the crop begins; crops are the same with and without.
-    Where `labels_only` says of each file whether it has labels only, so does "labels_only" [b].
+    Each volume yields `crops_per_volume` crops, which are adjacent in a batch. With a `patch` larger than the crop (voxels) each comes with
+    its surroundings, and "place" [b 3] is the crop's first voxel in the patch; the crops are the same. If `labels_only` gives for each file
+    whether it has labels only, batches have "labels_only" [b].
     """
     volumes = batch // crops_per_volume // share.count
     order = grain.MapDataset.range(len(files)).seed(seed).shuffle().repeat()
@@ -62,20 +62,20 @@ def train_batches(
     if workers:
         _forget_dead()
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _start_worker)
-    # Batched after the processes: a batch put together before them would be another one for another number of workers.
+    # Batched after the workers, so that batches do not depend on their number.
     stream = stream.batch(volumes, drop_remainder=True)
     return _reshaped(iter(stream))
 
 
 def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
-    """Crops of a volume and volumes of a batch along one axis. Workers end when the generator is closed."""
+    """The batches with the axes of volumes and crops merged. Workers end when the generator is closed."""
     try:
         with block_signals():  # the first batch starts the workers
             first = next(stream)
-        for step in chain([first], stream):
-            yield {name: a.reshape(-1, *a.shape[2:]) for name, a in step.items()}
+        for batch in chain([first], stream):
+            yield {name: a.reshape(-1, *a.shape[2:]) for name, a in batch.items()}
     except RuntimeError as error:
-        if "terminated unexpectedly" not in str(error):  # Grain's words
+        if "terminated unexpectedly" not in str(error):  # Grain's message
             raise
         raise InputError("a process that reads crops was killed, likely for memory; use fewer data.workers, then go on") from error
     finally:
@@ -84,33 +84,32 @@ def _reshaped(stream: grain.DatasetIterator) -> Iterator[Arrays]:
 
 
 def eval_batches(files: Sequence[Path], *, crop: tuple[int, int, int], batch: int, share: ProcessShare = ALL) -> Iterator[Arrays]:
-    """Every volume once, its central crop: {"image": [b x y z c], "weight": [b]}; the last batch is filled up with weight 0."""
+    """The central crop of every volume once: {"image": [b x y z c], "weight": [b]}; the last batch is padded with weight 0."""
     local = batch // share.count
     for first in range(0, len(files), batch):
-        mine = range(first + share.index * local, first + (share.index + 1) * local)
-        crops = [central_crop(load(files[min(i, len(files) - 1)])["image"], crop) for i in mine]
-        weight = np.array([float(i < len(files)) for i in mine], np.float32)
-        yield {"image": np.stack(crops), "weight": weight}
+        own = range(first + share.index * local, first + (share.index + 1) * local)
+        crops = [central_crop(load(files[min(i, len(files) - 1)])["image"], crop) for i in own]
+        yield {"image": np.stack(crops), "weight": np.array([float(i < len(files)) for i in own], np.float32)}
 
 
 def central_crop(volume: np.ndarray, crop: tuple[int, int, int]) -> np.ndarray:
-    """The middle of a volume; of two middles the lower."""
+    """The central crop of a volume, rounded towards the first voxel."""
     return crop_box(volume, [(n - c) // 2 for n, c in zip(volume.shape[:3], crop, strict=True)], crop)
 
 
 def crop_box(volume: np.ndarray, start: Sequence[int], crop: Sequence[int]) -> np.ndarray:
-    """A copy of the box of size `crop` that begins at `start`, of all channels there may be."""
+    """A copy of the box of size `crop` that begins at `start`, with all channels."""
     return np.ascontiguousarray(volume[tuple(slice(s, s + c) for s, c in zip(start, crop, strict=True))])
 
 
 class _Order:
-    """The endless order of reading, as a source for Grain: element j of this process → (its number in the global stream, volume)."""
+    """The endless reading order as a Grain source: element j of this process → (its number in the global stream, volume)."""
 
     def __init__(self, order: grain.MapDataset, share: ProcessShare, local: int):
         self.order, self.share, self.local = order, share, local
 
     def __len__(self) -> int:
-        # Grain counts an endless data set as the largest integer; a share of it has to stay below.
+        # Grain gives an endless data set the largest integer as its length; this has to stay below.
         return len(self.order) // self.share.count // 2
 
     def __getitem__(self, j: int) -> tuple[int, int]:
@@ -120,7 +119,7 @@ class _Order:
 
 
 class _Crops(grain.transforms.Map):
-    """Reads a volume and cuts crops from it, or patches that hold them, at places drawn from the element's own generator."""
+    """A transform from a volume to random crops, or patches around them, by the element's own random generator."""
 
     def __init__(
         self,
@@ -147,33 +146,33 @@ class _Crops(grain.transforms.Map):
         return boxes | place | labels_only
 
 
-# Batches come from workers in shared memory. It is released when a run ends, also by Python's resource tracker if the run is killed; but
-# not if all its processes are killed at once, as for memory or by a cluster. So it has a name that says whose it is.
+# Workers pass batches in shared memory. It is released when a run ends, by Python's resource tracker if the run is killed; but not if all
+# its processes are killed at once, as for memory or by a cluster. So its name contains the process that owns it.
 SHARED = Path("/dev/shm")
 
 
 def _mark(process: int) -> str:
-    """How the shared memory of a run begins that is this process, on this machine."""
+    """The prefix of names of shared memory of a run with this process id on this machine."""
     return f"brainseg_jax-{machine_id()}-{process}-"
 
 
 def _start_worker(*_: int) -> None:
     end_with_parent()
     if SHARED.is_dir():
-        # Grain names no file; without these two of Python's own it would be a name that says nothing.
+        # Grain leaves naming to Python, whose private constants these are.
         shared_memory._SHM_NAME_PREFIX = "/" + _mark(os.getppid())
         shared_memory._SHM_SAFE_NAME_LENGTH = len(shared_memory._SHM_NAME_PREFIX) + 16
 
 
 def release_shared() -> None:
-    """Releases what workers of this process left, once all have ended: what one had made by then, and not told Python's tracker of."""
+    """Releases shared memory that workers of this process left, after all have ended: memory not yet registered with Python's tracker."""
     for file in SHARED.glob(_mark(os.getpid()) + "*"):
         file.unlink(missing_ok=True)
 
 
 def _forget_dead() -> None:
-    """Releases what runs of this user left in shared memory that are no more."""
+    """Releases shared memory of this user's dead runs."""
     for file in SHARED.glob(f"brainseg_jax-{machine_id()}-*"):
-        with suppress(OSError):  # another one was faster
+        with suppress(OSError):  # another process was faster
             if file.stat().st_uid == os.getuid() and not is_running(int(file.name.split("-")[2])):
                 file.unlink()

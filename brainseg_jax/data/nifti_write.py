@@ -1,6 +1,6 @@
-"""What is written of a scan: label maps and images as NIfTI or MGH, on a grid that is given, or on that of a scan, to the bit.
+"""Writing of label maps and images as NIfTI or MGH, on a given grid or exactly on that of a scan.
 
-nibabel makes the headers. The bytes are put together here, because soft maps are written one by one, and nibabel takes them all at once.
+nibabel makes the headers. The bytes are written here, because soft maps are written one by one, and nibabel takes them all at once.
 """
 
 import gzip
@@ -21,20 +21,19 @@ PLACE = ("qform_code", "sform_code", *(f"quatern_{k}" for k in "bcd"), *(f"{form
 
 
 def write(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "4 4"]) -> None:
-    """Writes NIfTI-1 or MGH, as the suffix says, all of it or nothing; integers keep their type and values, booleans become uint8, floats
-    float32.
+    """Writes NIfTI-1 or MGH, by the suffix, atomically; integers keep their type, booleans become uint8, floats float32.
 
-    NIfTI's s-form holds the affine in float32, the q-form its closest rotation, which leaves out shear; MGH holds directions, spacing and
-    centre in float32. Equal input gives equal bytes. Folders are made. Raises InputError for another suffix.
+    NIfTI's s-form holds the affine in float32, the q-form the closest rotation, without shear; MGH holds directions, spacing and centre in
+    float32. Equal input gives equal bytes. Folders are created. Raises InputError for another suffix.
     """
     _write(Path(path), voxels, affine, None)
 
 
 def write_like(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], scan: str | Path) -> None:
-    """The same on the grid of the file `scan`: where both are NIfTI, or both MGH, nibabel reads the same affine from them, to the bit.
+    """Writes voxels as `write` does, on the grid of the file `scan`; if both are NIfTI, or both MGH, their affines are identical.
 
-    Both forms of NIfTI, their codes and their unit are the scan's, in its version of the format: by whichever a tool goes, what is written
-    lies on the scan.
+    Both forms of NIfTI, their codes and unit are copied, in the scan's version of the format, so that the voxels lie on the scan whichever
+    form a tool uses.
     """
     layout = claims(scan)
     if layout.shape != voxels.shape:
@@ -43,9 +42,9 @@ def write_like(path: str | Path, voxels: Shaped[np.ndarray, "x y z"], scan: str 
 
 
 def write_soft(path: str | Path, maps: Iterable[UInt8[np.ndarray, "x y z"]], n: int, scan: str | Path) -> None:
-    """Writes `n` maps on the grid of the file `scan` as one 4-D NIfTI, each as it comes: 255 stands for 1, as the header's slope says.
+    """Writes `n` probability maps on the grid of the file `scan` as one 4-D NIfTI, one after the other; 255 is 1 by the header's slope.
 
-    A byte, because its steps of 0.004 are finer than a probability is known, and float32 takes four times the space and more time.
+    Bytes, because steps of 0.004 are finer than the accuracy of a probability, and float32 takes four times the space and more time.
     """
     path, layout = Path(path), claims(scan)
     if not path.name.endswith((".nii", ".nii.gz")):
@@ -67,7 +66,7 @@ def _write(path: Path, voxels: Shaped[np.ndarray, "x y z"], affine: np.ndarray, 
 
 
 def _nifti_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, like: Any) -> Any:
-    """A header that places the voxels by an affine, as the header `like`, if it is NIfTI, has it."""
+    """A NIfTI header with the affine or, if `like` is a NIfTI header, with its q-form, s-form and unit."""
     like = like if isinstance(like, nib.Nifti1Header) else None
     header = (nib.Nifti1Header if like is None else type(like))(endianness="<")
     header.set_data_dtype(dtype)
@@ -87,7 +86,7 @@ def _nifti_header(shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, l
 
 
 def _mgh_header(path: Path, shape: tuple[int, ...], dtype: np.dtype, affine: np.ndarray, like: Any) -> Any:
-    """The same for MGH, whose fields for the place are copied if `like` is MGH."""
+    """An MGH header with the affine or, if `like` is an MGH header of the same shape, a copy of it."""
     if isinstance(like, MGH) and tuple(like["dims"][:3].tolist()) == shape[:3]:
         header = like.copy()
     else:
@@ -101,11 +100,11 @@ def _mgh_header(path: Path, shape: tuple[int, ...], dtype: np.dtype, affine: np.
 
 
 def _save(path: Path, header: Any, voxels: Iterable[bytes]) -> None:
-    """Writes header and voxels, compressed where the name says so, all or nothing."""
+    """Writes header and voxels, compressed if the name says so, atomically."""
     block = header.binaryblock
-    # MGH's binary block is its header and what follows the voxels; NIfTI's is followed by four bytes that say that nothing is added.
+    # MGH's binary block is its header and the footer behind the voxels; NIfTI's is followed by four bytes for no extensions.
     head, tail = (block[:90] + bytes(284 - 90), block[90:]) if path.suffix in (".mgz", ".mgh") else (block + bytes(4), b"")
-    packed = path.suffix in (".gz", ".mgz")
-    with atomic_write(path) as part, part.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) if packed else file as stream:
+    compress = path.suffix in (".gz", ".mgz")
+    with atomic_write(path) as part, part.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) if compress else file as stream:
         for chunk in chain([head], voxels, [tail]):
             stream.write(chunk)

@@ -1,7 +1,7 @@
-"""A cohort to try the software on, with nothing to download: one embedded head, the MNI average, made into many by random deformation.
+"""A sample cohort for trying the software without a download: random deformations of one embedded head, the MNI average.
 
 The recipe (smooth random warp, random contrast, bias field, noise, resolution) is the usual one of MRI augmentation, as in SynthSeg
-(Billot et al. 2023), but it starts from the template's own intensities instead of drawing a Gaussian for each label.
+(Billot et al. 2023), but starts from the template's intensities instead of drawing a Gaussian for each label.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from brainseg_jax.data.nifti import Scan, read, read_labels, reorient
 from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import along_axis
 
-VERSION = 1  # of the recipe: raise it whenever the same seed would give other voxels
+VERSION = 1  # of the recipe: raise it when the same seed gives other voxels
 NOTICE = (
     "SAMPLE DATA: every head here is ONE anatomy, the MNI ICBM152 2009c template (an average of many people), deformed and recoloured; "
     "it is for trying the software and is NO EVIDENCE ABOUT ACCURACY. Template: Copyright (C) 1993-2004 Louis Collins, McConnell Brain "
@@ -37,16 +37,16 @@ FILES = ("mni_sym09c_T1_head.nii.gz", "mni_sym09c_aseg.nii.gz", "mni_sym09c_brai
 FIELD_MM = 4.0  # distance of the nodes of deformation and bias; both are smooth over 25 mm and more
 VENTRICLES = (4, 43)
 PULL_MM = 2.0  # distance of the nodes of the field that widens ventricles
-LARGER = 1.06  # the template's edge over a usual head's: its brain has 1900 ml, people's have about 1500 with CSF
+LARGER = 1.06  # linear size of the template over a typical head: its brain has 1900 ml, a typical one about 1500 with CSF
 WHITE = 175.0  # grey level of the template's white matter
-# What scanners deliver: voxel edges in mm (right, anterior, superior), how often, and the order of axes on disk.
+# Typical scans: voxel edges in mm (right, anterior, superior), their probabilities, and the order of axes on disk.
 VOXELS = ((1.0, 1.0, 1.0), (1.2, 1.2, 1.2), (1.0, 1.0, 2.0), (1.3, 1.0, 1.0))
 VOXELS_HOW_OFTEN = (0.4, 0.2, 0.2, 0.2)
 AXES = ("RAS", "LAS", "PSR", "LIA")
 
 
 class Grid(NamedTuple):
-    """A subject's voxels: shape, affine (voxel → RAS mm)."""
+    """A voxel grid: shape and affine (voxel → RAS mm)."""
 
     shape: tuple[int, int, int]
     affine: Float[np.ndarray, "4 4"]
@@ -54,7 +54,7 @@ class Grid(NamedTuple):
 
 @lru_cache(maxsize=1)
 def template() -> tuple[Scan, Scan, Scan]:
-    """The embedded head: image (0–197), FreeSurfer-coded labels, brain mask; each [193 229 193] at 1 mm, RAS. Do not write into them."""
+    """The embedded head: image (0–197), labels (FreeSurfer ids), brain mask; each [193 229 193] at 1 mm, RAS. Do not modify them."""
     folder = resources.files(__package__) / "sample_files"
     with resources.as_file(folder) as path:
         return read(path / FILES[0]), read_labels(path / FILES[1]), read_labels(path / FILES[2])
@@ -67,13 +67,13 @@ def make_cohort(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `subjects` heads with labels and their manifest.tsv into `folder`; returns the manifest's path.
+    """Writes `subjects` heads with labels and their manifest.tsv into `folder`, and returns the manifest's path.
 
-    Subject i depends on (seed, i) only. The last two are the validation split (one of two, none of one). What is already there is kept, so
-    a second call returns at once and an interrupted one goes on. `workers` processes share the work (default: one for each core this
-    process may use). `progress(done, subjects)` is called after each head. About 5 MB and 2 to 4 core-seconds a head.
+    Subject i depends on (seed, i) only. The last two are the validation split (one of two, none of one). Existing files are kept, so a
+    second call returns at once and an interrupted one continues. `workers` is the number of processes (default: one for each core).
+    `progress(done, subjects)` is called after each head. About 5 MB and 2 to 4 core-seconds a head.
 
-    InputError where the folder holds another manifest, or subjects is not positive.
+    Raises InputError if the folder has another manifest, or if `subjects` is not positive.
     """
     folder = Path(folder)
     if subjects < 1:
@@ -94,7 +94,7 @@ def make_cohort(
     if known is not None and not ours:
         for stale in [f for i in range(known["subjects"]) for f in _names(i)]:
             (folder / stale).unlink(missing_ok=True)
-    # Before the first head: what a resumed run finds is then known to be of this recipe.
+    # Written before the first head, so that a resumed call knows the recipe of existing heads.
     write_text(marker, json.dumps({"recipe": recipe, "subjects": subjects, "finished": 0}))
     done = subjects - len(missing)
     for _ in map_in_processes(partial(_save_subject, folder, seed), missing, workers, "made the sample cohort"):
@@ -124,7 +124,7 @@ def _names(i: int) -> tuple[str, str]:
 
 
 def _recipe(seed: int) -> str:
-    """What the voxels of a subject depend on, apart from its number."""
+    """A hash of what the voxels depend on beside the subject's number: version, seed and template."""
     digest = hashlib.sha256(f"{VERSION} {seed}".encode())
     for name in FILES:
         digest.update((resources.files(__package__) / "sample_files" / name).read_bytes())
@@ -132,7 +132,7 @@ def _recipe(seed: int) -> str:
 
 
 def _subject(seed: int, i: int, coarser: float = 1.0) -> tuple[Scan, Scan]:
-    """Image and labels (both uint8) of subject i on its own grid; `coarser` multiplies its voxel edges, for a quick look."""
+    """Image and labels (both uint8) of subject i on its own grid; `coarser` multiplies the voxel edges, for a fast preview."""
     rng = np.random.default_rng([seed, i])
     head, labels, _ = template()
     grid, axes = _grid(rng, coarser)
@@ -142,18 +142,18 @@ def _subject(seed: int, i: int, coarser: float = 1.0) -> tuple[Scan, Scan]:
     bias = np.exp(rng.uniform(0.1, 0.3) * _smooth(rng, nodes, 50 / FIELD_MM))
     sigma = rng.uniform(0.01, 0.03)
     image = np.zeros(grid.shape, np.float32)
-    # A thick slice shows the mean over its thickness, so it is the mean of several thin ones.
+    # A thick slice is the mean of several thin ones.
     slices = max(1, round(_edges(grid.affine)[2] / _edges(grid.affine)[0]))
     for k in range(slices):
         thin = _upsample(at, grid.shape, (k - (slices - 1) / 2) / slices)
         image += ndimage.map_coordinates(recoloured, thin, order=1, mode="nearest") / np.float32(slices)
     image *= _upsample(bias[None], grid.shape)[0]
-    # The magnitude of a complex signal: Rician noise.
+    # Rician noise: the magnitude of a complex signal.
     image = np.hypot(image + sigma * rng.standard_normal(grid.shape, np.float32), sigma * rng.standard_normal(grid.shape, np.float32))
     top = np.percentile(image[::3, ::3, ::3], 99.8)  # the fat of the scalp, or white matter near a coil
     image = np.rint(np.clip(image * (rng.uniform(180, 250) / top), 0, 255)).astype(np.uint8)
-    carried = ndimage.map_coordinates(labels.voxels.astype(np.uint8), _upsample(at, grid.shape), order=0, mode="constant")
-    return reorient(Scan(image, grid.affine), axes), reorient(Scan(carried, grid.affine), axes)
+    deformed = ndimage.map_coordinates(labels.voxels.astype(np.uint8), _upsample(at, grid.shape), order=0, mode="constant")
+    return reorient(Scan(image, grid.affine), axes), reorient(Scan(deformed, grid.affine), axes)
 
 
 def _edges(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3"]:
@@ -161,7 +161,7 @@ def _edges(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3"]:
 
 
 def _grid(rng: np.random.Generator, coarser: float) -> tuple[Grid, str]:
-    """A field of view like the template's, a little off-centre, half of them tilted (an oblique header); the order of axes on disk."""
+    """A grid with a field of view like the template's, slightly off-centre, with chance ½ tilted (an oblique header); the order of axes."""
     head = template()[0]
     edges = rng.choice(VOXELS, p=VOXELS_HOW_OFTEN) * coarser
     shape = tuple(int(n) for n in np.round(np.array(head.voxels.shape) / LARGER / edges))
@@ -178,10 +178,10 @@ def _centre(scan: Scan) -> Float[np.ndarray, "3"]:
 
 
 def _coordinates(rng: np.random.Generator, grid: Grid, nodes: tuple[int, int, int]) -> Float[np.ndarray, "3 x y z"]:
-    """Where in the template (voxel indices) each node of the subject's grid comes from: an affine map, a smooth warp, larger ventricles.
+    """Template coordinates (voxel indices) of each node of the subject's grid: an affine map, a smooth warp, larger ventricles.
 
-    Rotation within 8° about each axis, size within 8 % of a usual head's, ventricles narrower or wider by some millimetres, a warp of 1 to
-    2.5 mm (root mean square) that bends over 25 mm and more: stronger or shorter ones look wavy.
+    Rotation within 8° about each axis, size within 8 % of a typical head's, ventricles narrower or wider by some millimetres, a warp of 1
+    to 2.5 mm (root mean square), smooth over 25 mm: stronger or less smooth ones look wavy.
     """
     head = template()[0]
     scale = LARGER * rng.uniform(0.96, 1.04) * rng.uniform(0.96, 1.04, 3)
@@ -191,25 +191,25 @@ def _coordinates(rng: np.random.Generator, grid: Grid, nodes: tuple[int, int, in
     index = np.stack(np.meshgrid(*[np.linspace(0, n - 1, m) for n, m in zip(grid.shape, nodes, strict=True)], indexing="ij"))
     world = np.einsum("ij,jxyz->ixyz", grid.affine[:3, :3], index) + grid.affine[:3, 3, None, None, None]
     centre = _centre(head)[:, None, None, None]
-    turned = np.einsum("ij,jxyz->ixyz", linear, world - centre) + centre
+    transformed = np.einsum("ij,jxyz->ixyz", linear, world - centre) + centre
     while True:
         # The template's voxels are 1 mm along RAS: its indices are millimetres from its first voxel.
-        at = turned + warp - head.affine[:3, 3, None, None, None]
+        at = transformed + warp - head.affine[:3, 3, None, None, None]
         at += growth * np.stack([ndimage.map_coordinates(p, at / PULL_MM, order=1, mode="nearest") for p in _ventricle_pull()])
         jacobian = _jacobian(at)
         if jacobian.min() > 0.1 * np.median(jacobian):
             return at.astype(np.float32)
-        warp, growth = 0.8 * warp, 0.8 * growth  # a fold, or nearly: less of the same
+        warp, growth = 0.8 * warp, 0.8 * growth  # it folds, or nearly: reduce it
 
 
 def _jacobian(at: Float[np.ndarray, "3 x y z"]) -> Float[np.ndarray, "x y z"]:
-    """Determinant of the map's derivative at every node: positive where nothing folds over."""
+    """The determinant of the map's derivative at every node: positive where it does not fold."""
     return np.linalg.det(np.stack([np.stack(np.gradient(a), -1) for a in at], -2))
 
 
 @lru_cache(maxsize=1)
 def _ventricle_pull() -> Float[np.ndarray, "3 x y z"]:
-    """Unit field (largest value 1) towards the lateral ventricles, on nodes PULL_MM apart: sampling along it makes them larger."""
+    """A field towards the lateral ventricles, of largest length 1, on nodes PULL_MM apart: sampling along it enlarges them."""
     labels = template()[1].voxels
     step = int(PULL_MM)
     near = ndimage.gaussian_filter(np.isin(labels, VENTRICLES).astype(np.float32), 6.0)[::step, ::step, ::step]
@@ -224,7 +224,7 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, int, int], sigma: float)
 
 
 def _contrast(rng: np.random.Generator) -> Float[np.ndarray, "256"]:
-    """A random rising curve from the template's grey levels to intensities, white matter at 1; its faint haze in air goes down."""
+    """A random rising curve from the template's grey levels to intensities, white matter at 1; the template's haze in air is reduced."""
     knots = np.array([0.0, 0.07, 0.25, 0.45, 0.65, 0.8, 0.95, 1.5])
     steps = np.diff(knots) * np.exp(rng.normal(0, 0.25, len(knots) - 1))
     steps[0] *= 0.15
@@ -234,7 +234,7 @@ def _contrast(rng: np.random.Generator) -> Float[np.ndarray, "256"]:
 
 
 def _upsample(fields: Shaped[np.ndarray, "c x y z"], shape: tuple[int, int, int], shift: float = 0.0) -> Float[np.ndarray, "c x2 y2 z2"]:
-    """Fields on nodes at every voxel of a grid (first and last nodes on first and last voxels), `shift` voxels along its last axis."""
+    """Fields interpolated from nodes to the voxels of a grid (end nodes on end voxels), shifted by `shift` voxels along its last axis."""
     out = []
     for field in fields.astype(np.float32):
         for axis, (n, m) in enumerate(zip(shape, field.shape, strict=True)):

@@ -1,4 +1,4 @@
-"""The encoders that there are, each a line here and a spec beside its network; and a config's network. Imports no JAX until it builds."""
+"""The available encoders, each a line here and a spec file, and the network of a config. JAX is imported only when a network is built."""
 
 from typing import Any
 
@@ -7,14 +7,7 @@ from ml_collections import ConfigDict
 from brainseg_jax.models import swin_spec, unet_spec, vit_spec
 from brainseg_jax.models.spec import EncoderSpec
 
-ENCODERS: dict[str, EncoderSpec] = {
-    spec.name: spec
-    for spec in (
-        vit_spec.SPEC,
-        swin_spec.SPEC,
-        unet_spec.SPEC,
-    )
-}
+ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in (vit_spec.SPEC, swin_spec.SPEC, unet_spec.SPEC)}
 
 
 def encoder(config: ConfigDict) -> Any:

@@ -1,5 +1,6 @@
-"""What an encoder says of itself: all that the config, layer-wise decay, transfer, `parameters` and recipes ask of it, without JAX."""
+"""The description of an encoder for configs, layer-wise decay, transfer, `parameters` and recipes; importing it imports no JAX."""
 
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,17 +14,17 @@ Row = tuple[str, int, str]  # network, parameters, what is counted
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """An encoder, with the decoders that take its maps. Networks are imported when they are built, and not before.
+    """An encoder and the decoders that fit it. Network modules are imported only when a network is built.
 
-    `name`: config.encoder. `title`: in a sentence. `keys`: groups of config keys that it and its decoders have; those with part="encoder"
-    or "decoder" say which network it is. `check`: raises InputError for a config it cannot work with. `build`, `decoders`: the module of a
-    config, and those that take its maps, by config.decoder. `multiple`: what axes of a crop are multiples of. `width`: the key of its size.
-    `rows`: of (config, the shapes of its segmentation network, a function that gives those of its pretraining) what `parameters` lists.
+    `name`: the value of config.encoder. `title`: the name in messages. `keys`: groups of config keys of it and its decoders. `check`:
+    raises InputError for an unusable config. `build`, `decoders`: constructors of the encoder and, by config.decoder, of the decoders.
+    `multiple`: the number of voxels that divides the sides of a crop. `width`: the key of its width. `rows`: (config, shapes of the
+    segmentation network, function for shapes of the pretraining network) → the rows that `parameters` lists.
 
-    `pretraining`: the objective that is made for it. `fixed_size`: whether it takes images of its crop's size only. `attends`: whether
-    config.attention is for it. `blocks`: its blocks' paths, a regular expression: either of blocks that are stacked, one along each leaf's
-    first axis, or with groups stage, block and, for what comes before a stage's first block, early. `followed`: whether a layer follows
-    them. `image_kernels`: paths of kernels that meet the image. `recipes`: by a recipe's name, what it changes for this encoder.
+    `pretraining`: its pretraining objective. `fixed_size`: whether it takes images of the crop's size only. `attends`: whether
+    config.attention applies. `blocks`: a regular expression of the paths of its blocks, either stacked along each leaf's first axis, or
+    with groups stage, block and, for layers before a stage's first block, early. `followed`: whether a layer follows the blocks.
+    `image_kernels`: paths of the kernels applied to the image. `recipes`: by a recipe's name, its changes for this encoder.
     """
 
     name: str
@@ -44,10 +45,17 @@ class EncoderSpec:
     recipes: dict[str, Callable[[ConfigDict], None]] = field(default_factory=dict)
 
     def sizes(self, parts: Sequence[str]) -> list[str]:
-        """Names of the config keys that say what these parts of the network are."""
+        """Names of the config keys that determine the architecture of these parts of the network."""
         return [name for name, key in flatten(self.keys).items() if key.part in parts]
 
 
+def construct(address: str, c: ConfigDict, **fields: Any) -> Any:
+    """The Flax module "FILE:CLASS" of models/ with these fields and the config's remat and dtype."""
+    import jax.numpy as jnp
+
+    return pkgutil.resolve_name(f"brainseg_jax.models.{address}")(remat=c.remat, dtype=jnp.dtype(c.dtype), **fields)
+
+
 def nearest(crop: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """The largest crop of multiples that is not larger, or one multiple."""
+    """The crop rounded down to multiples, at least one along each axis."""
     return tuple(max(1, n // multiple) * multiple for n in crop)

@@ -1,4 +1,4 @@
-"""The Swin to others: its config keys, what they may be together, and how it and Swin UNETR's decoder are built (models/swin.py)."""
+"""The Swin's config keys, their checks, and construction of it and of Swin UNETR's decoder (models/swin.py, models/swin_unetr.py)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.key import counts, fraction, group, key, one_of, positive, switch
-from brainseg_jax.models.spec import EncoderSpec, Row, nearest
+from brainseg_jax.models.spec import EncoderSpec, Row, construct, nearest
 
 SWIN = group(
     "The 3-D Swin transformer, and with its width Swin UNETR's decoder; the defaults are Swin-T.",
@@ -25,7 +25,7 @@ SWIN = group(
 
 
 def check(c: ConfigDict) -> None:
-    """Raises InputError for a kernel, stages, widths or a crop that do not fit."""
+    """Raises InputError for an unusable attention kernel, number of stages, width or crop."""
     if c.attention in ("cudnn", "pallas"):
         raise InputError(f"attention is {c.attention!r}, which takes no biases, and a Swin's windows have them; use auto")
     if len(c.swin.depths) != len(c.swin.heads):
@@ -46,30 +46,22 @@ def check(c: ConfigDict) -> None:
 
 
 def multiple(c: ConfigDict) -> int:
-    """Patches of 2, halved after each stage."""
+    """The factor by which the coarsest map is smaller than the image: patches of 2, halved after each stage."""
     return 2 ** (len(c.swin.depths) + 1)
 
 
 def build(c: ConfigDict) -> Any:
-    """The Swin transformer, for crops of any size divisible by 32."""
-    import jax.numpy as jnp
-
-    from brainseg_jax.models.swin import Swin
-
-    return Swin(remat=c.remat, dtype=jnp.dtype(c.dtype), **c.swin)
+    """The Swin transformer, for crops of any size divisible by `multiple`."""
+    return construct("swin:Swin", c, **c.swin)
 
 
 def swin_unetr(c: ConfigDict) -> Any:
-    """Swin UNETR's decoder, as wide as the config's encoder."""
-    import jax.numpy as jnp
-
-    from brainseg_jax.models.swin_unetr import SwinUNETR
-
-    return SwinUNETR(c.swin.width, c.remat, jnp.dtype(c.dtype))
+    """Swin UNETR's decoder, as wide as the encoder."""
+    return construct("swin_unetr:SwinUNETR", c, width=c.swin.width)
 
 
 def rows(c: ConfigDict, network: Any, pretraining: Callable[[], Any]) -> list[Row]:
-    """The transformer alone, as the paper counts it, and in Swin UNETR."""
+    """Parameter counts of the transformer, of the encoder as the paper counts it, and of Swin UNETR."""
     from brainseg_jax.core.pytree import count
 
     side = {name: count(part) for name, part in network["decoder"].items()}
@@ -83,7 +75,7 @@ def rows(c: ConfigDict, network: Any, pretraining: Callable[[], Any]) -> list[Ro
 
 
 def small(c: ConfigDict) -> None:
-    """A Swin of 12 channels."""
+    """Sets a Swin of 12 channels with windows of 4."""
     c.swin.width, c.swin.window = 12, 4
 
 

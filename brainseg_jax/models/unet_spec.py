@@ -1,4 +1,4 @@
-"""The residual U-Net to others: its config keys, what they may be together, and how encoder and decoder are built (models/unet.py)."""
+"""The residual U-Net's config keys, their checks, and construction of encoder and decoder (models/unet.py)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.key import counts, group, key
-from brainseg_jax.models.spec import EncoderSpec, Row, nearest
+from brainseg_jax.models.spec import EncoderSpec, Row, construct, nearest
 
 UNET = group(
     "A residual U-Net, encoder resenc and decoder unet; the defaults are nnU-Net's ResEnc with its six stages.",
@@ -20,8 +20,8 @@ UNET = group(
 
 
 def check(c: ConfigDict) -> None:
-    """Raises InputError for stages, or a crop, that do not fit."""
-    u, stages = c.unet, len(c.unet.features)
+    """Raises InputError for an unusable number of stages or crop."""
+    u, stages, side = c.unet, len(c.unet.features), multiple(c)
     if stages < 2 or len(u.blocks) != stages:
         raise InputError(
             f"unet.features {u.features} and unet.blocks {u.blocks}: give a number each for every stage, and two stages or more"
@@ -31,40 +31,31 @@ def check(c: ConfigDict) -> None:
             f"unet.decoder_blocks is {u.decoder_blocks}; the decoder has a stage fewer than the {stages} of unet.features: give "
             f"{stages - 1} numbers, e.g. {(1,) * (stages - 1)}"
         )
-    if any(n % multiple(c) for n in c.data.crop) or set(c.data.crop) == {multiple(c)}:
-        usable = nearest(c.data.crop, multiple(c))
-        usable = usable if set(usable) != {multiple(c)} else (2 * multiple(c),) * 3
+    if any(n % side for n in c.data.crop) or set(c.data.crop) == {side}:
+        usable = nearest(c.data.crop, side)
         raise InputError(
-            f"data.crop {c.data.crop}: a U-Net of {stages} stages takes multiples of {multiple(c)}, and more than one of them, as instance "
-            f"norm makes nothing of a single voxel; use e.g. {usable}, or fewer stages"
+            f"data.crop {c.data.crop}: a U-Net of {stages} stages takes multiples of {side}, and more than one of them, as instance "
+            f"norm makes nothing of a single voxel; use e.g. {usable if set(usable) != {side} else (2 * side,) * 3}, or fewer stages"
         )
 
 
 def multiple(c: ConfigDict) -> int:
-    """Halved before each stage but the first."""
+    """The factor by which the coarsest map is smaller than the image: halved before each stage but the first."""
     return 2 ** (len(c.unet.features) - 1)
 
 
 def build(c: ConfigDict) -> Any:
-    """The residual encoder, for crops of any size that halves as often as it has stages after the first."""
-    import jax.numpy as jnp
-
-    from brainseg_jax.models.unet import ResEnc
-
-    return ResEnc(c.unet.features, c.unet.blocks, c.remat, jnp.dtype(c.dtype))
+    """The residual encoder, for crops of any size divisible by `multiple`."""
+    return construct("unet:ResEnc", c, features=c.unet.features, blocks=c.unet.blocks)
 
 
 def unet(c: ConfigDict) -> Any:
-    """The U-Net's decoder, as wide as the config's encoder."""
-    import jax.numpy as jnp
-
-    from brainseg_jax.models.unet import UNet
-
-    return UNet(c.unet.decoder_blocks, c.remat, jnp.dtype(c.dtype))
+    """The U-Net's decoder, as wide as the encoder."""
+    return construct("unet:UNet", c, convs=c.unet.decoder_blocks)
 
 
 def rows(c: ConfigDict, network: Any, pretraining: Callable[[], Any]) -> list[Row]:
-    """The encoder, and all of it."""
+    """Parameter counts of the encoder, the whole network and the decoder."""
     from brainseg_jax.core.pytree import count
 
     stages, blocks = len(c.unet.features), sum(c.unet.blocks)
@@ -76,7 +67,7 @@ def rows(c: ConfigDict, network: Any, pretraining: Callable[[], Any]) -> list[Ro
 
 
 def small(c: ConfigDict) -> None:
-    """nnU-Net's at a quarter of its width and with five stages, which leave 4³ voxels of 64³, the least that nnU-Net plans with.
+    """Sets a quarter of nnU-Net's width and five stages, whose coarsest map of a 64³ crop has 4³ voxels, the least that nnU-Net plans with.
 
     A step on 96³ voxels takes as many FLOPs as the small Swin's network, within 2 %.
     """
@@ -84,7 +75,7 @@ def small(c: ConfigDict) -> None:
 
 
 def two_millimetres(c: ConfigDict) -> None:
-    """Five stages: a sixth would have 3³ voxels, and nnU-Net plans with 4 of a side at least."""
+    """Sets five stages: a sixth would have 3³ voxels, and nnU-Net plans with at least 4 a side."""
     c.unet.features, c.unet.blocks, c.unet.decoder_blocks = c.unet.features[:5], c.unet.blocks[:5], c.unet.decoder_blocks[:4]
 
 

@@ -1,4 +1,4 @@
-"""The ViT to others: its config keys and UNETR's, what they may be together, and how the two are built (models/vit.py, models/unetr.py)."""
+"""The ViT's and UNETR's config keys, their checks, and construction of the networks (models/vit.py, models/unetr.py)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.key import fraction, group, key, number, one_of, positive, switch
-from brainseg_jax.models.spec import EncoderSpec, Row, nearest
+from brainseg_jax.models.spec import EncoderSpec, Row, construct, nearest
 
 VIT = group(
     "The 3-D Vision Transformer; the defaults are ViT-B.",
@@ -34,7 +34,7 @@ UNETR = group(
 
 
 def check(c: ConfigDict) -> None:
-    """Raises InputError for a crop, widths or maps that do not fit."""
+    """Raises InputError for an unusable crop, width, kernel or choice of feature maps."""
     if any(n % c.vit.patch for n in c.data.crop):
         raise InputError(f"data.crop {c.data.crop} is no multiple of vit.patch {c.vit.patch}; use e.g. {nearest(c.data.crop, c.vit.patch)}")
     if c.vit.width % c.vit.heads:
@@ -46,7 +46,7 @@ def check(c: ConfigDict) -> None:
 
 
 def _check_unetr(c: ConfigDict) -> None:
-    """UNETR's decoder has three skips, of blocks before the last one and in their order, and doubles four times."""
+    """Raises InputError unless the ViT fits UNETR's decoder: three skips from ascending blocks before the last, patches of 2⁴ voxels."""
     depth, features = c.vit.depth, tuple(c.vit.features)
     if depth < 4:
         raise InputError(f"vit.depth is {depth}; UNETR's decoder takes the outputs of three blocks and the last one: use 4 or more")
@@ -62,49 +62,33 @@ def _check_unetr(c: ConfigDict) -> None:
 
 def build(c: ConfigDict) -> Any:
     """The ViT for the config's crops."""
-    import jax.numpy as jnp
-
-    from brainseg_jax.models.vit import ViT
-
-    x, y, z = (n // c.vit.patch for n in c.data.crop)
-    return ViT(grid=(x, y, z), remat=c.remat, attention=c.attention, dtype=jnp.dtype(c.dtype), **c.vit)
+    return construct("vit:ViT", c, grid=tuple(n // c.vit.patch for n in c.data.crop), attention=c.attention, **c.vit)
 
 
 def unetr(c: ConfigDict) -> Any:
     """UNETR's decoder."""
-    import jax.numpy as jnp
-
-    from brainseg_jax.models.unetr import UNETR
-
-    return UNETR(c.unetr.width, c.remat, jnp.dtype(c.dtype))
+    return construct("unetr:UNETR", c, width=c.unetr.width)
 
 
 def rows(c: ConfigDict, network: Any, pretraining: Callable[[], Any]) -> list[Row]:
-    """The ViT alone, in MAE and in UNETR."""
+    """Parameter counts of the ViT, of MAE and of UNETR."""
     from brainseg_jax.core.pytree import count
 
     mae, (x, y, z) = pretraining(), c.data.crop
     vit = count(mae["encoder"])
+    # The paper's ViT carries timm's positions of 14² patches and its classifier of 1000 classes.
+    paper = vit + (14 * 14 + 1) * c.vit.width + 1000 * (c.vit.width + 1)
     return [
         ("ViT", vit, f"the encoder, {c.vit.positions} positions, for {x} × {y} × {z} voxels"),
-        (
-            "ViT, as the paper counts",
-            vit + _timm_leftovers(c.vit.width),
-            "and timm's 2-D positions and classifier, which nothing uses (89.2 M at 160³)",
-        ),
+        ("ViT, as the paper counts", paper, "and timm's 2-D positions and classifier, which nothing uses (89.2 M at 160³)"),
         ("MAE", count(mae), "encoder and decoder of pretraining"),
         ("UNETR", count(network), f"encoder, decoder and head, width {c.unetr.width}, {c.classes} classes"),
         ("  its decoder", count(network["decoder"]), "convolutions only"),
     ]
 
 
-def _timm_leftovers(width: int) -> int:
-    """Numbers that the paper's ViT carries from timm and never uses: positions for 14² patches, and a classifier of 1000 classes."""
-    return (14 * 14 + 1) * width + 1000 * (width + 1)
-
-
 def small(c: ConfigDict) -> None:
-    """A ViT-S, with as wide a decoder as a small Swin's."""
+    """Sets a ViT-S, with a decoder as wide as the small Swin's."""
     c.vit.width, c.vit.heads, c.vit.hidden = 384, 6, 1536
     c.unetr.width = 12
 

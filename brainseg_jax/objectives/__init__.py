@@ -1,4 +1,4 @@
-"""What is learned: Flax modules from a batch to (loss, metrics), each with its encoder in the field `encoder`. A file and a line each."""
+"""Training objectives: Flax modules from a batch to (loss, metrics), whose parameters have the encoder under "encoder"."""
 
 from collections.abc import Callable
 
@@ -12,17 +12,17 @@ from brainseg_jax.objectives.ssl import SSL
 
 
 def mae(config: ConfigDict) -> MAE:
-    """Masked autoencoding of the config's encoder."""
+    """The masked autoencoding objective for the config's encoder."""
     return MAE(encoder(config), channels=config.channels, **config.mae)
 
 
 def ssl(config: ConfigDict) -> SSL:
-    """Cut-out, rotation and contrast for the config's encoder."""
+    """The cut-out, rotation and contrast objective for the config's encoder."""
     return SSL(encoder(config), config.channels, **config.ssl)
 
 
 def segmentation(config: ConfigDict) -> Segmentation:
-    """Segmentation by the config's encoder and decoder."""
+    """The segmentation objective for the config's encoder and decoder."""
     return Segmentation(segmenter(config), config.segmentation.loss)
 
 

@@ -1,9 +1,9 @@
-"""Masked autoencoding of brain MRI: reconstruct the patches that the encoder never saw (He et al. 2022; the paper, section III-A).
+"""Masked autoencoding of brain MRI: reconstruction of the patches hidden from the encoder (He et al. 2022; the paper, section III-A).
 
-The encoder sees the kept patches only; a small transformer decoder sees their encodings and one learned token per masked place.
-The paper's text gives this decoder skip connections; its code has none, and neither has this.
-Attention does not care about order, so tokens are never shuffled back: kept ones stand first, masked ones after them, and each
-carries its own position. The result is the same, without a gather and its gradient, and the prediction is made for masked ones only.
+The encoder sees the visible patches only; a small transformer decoder sees their encodings and one learned token per masked patch.
+The paper's text gives this decoder skip connections; its code has none, and neither has this. Attention does not depend on order, so
+tokens are never shuffled back: visible ones come first, masked ones after them, each with its own position. The result is the same,
+without a gather and its gradient, and only masked patches are predicted.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from brainseg_jax.models.vit import Positions, ViT, gather, patchify, small_norm
 
 
 def kept_tokens(n: int, mask_ratio: float) -> int:
-    """How many of `n` patches the encoder sees: ⌊n·(1 − ratio)⌋, guarded against 1000·(1 − 0.85) = 150.00000000000003 and its like."""
+    """The number of the `n` patches that the encoder sees: ⌊n·(1 − ratio)⌋, robust to rounding as in 20·(1 − 0.85) = 3.0000000000000004."""
     return int(n * (1 - mask_ratio) + 1e-6)
 
 
 def random_masks(key: jax.Array, batch: int, n: int, kept: int) -> tuple[Int[jax.Array, "b m"], Int[jax.Array, "b u"]]:
-    """Indices of kept and of masked patches, each sample its own draw: the `kept` smallest of n uniform numbers."""
+    """Indices of visible and of masked patches, drawn for each sample: the `kept` smallest of n uniform numbers are visible."""
     order = jnp.argsort(jax.random.uniform(key, (batch, n)), axis=1)
     return order[:, :kept], order[:, kept:]
 
@@ -99,9 +99,9 @@ class MAE(nn.Module):
         return total / jnp.maximum(count, 1), {"loss": (total, count)}
 
     def pictures(self, batch: dict[str, jax.Array]) -> tuple[Float[jax.Array, "b x y z c"], ...]:
-        """For looking at, as `picture_names` says: the image, with hidden patches set to NaN, and with them as they were predicted.
+        """Volumes for display, in the order of `picture_names`: the image, with masked patches NaN, and with masked patches predicted.
 
-        Predictions of normalised targets are brought back with the statistics of the true patch, as He et al. show theirs.
+        Predictions of normalised targets are denormalised with the statistics of the true patch, as in He et al.'s figures.
         """
         image = batch["image"]
         keep, masked = self._masks(image)

@@ -1,7 +1,7 @@
-"""Segmentation with a label table's classes: Dice and cross entropy on crops (the paper, section III-B).
+"""The segmentation objective: Dice and cross entropy of a label table's classes, on crops (the paper, section III-B).
 
-The network is `encoders.segmenter`; its parameters stand where the network has them, {"encoder", "decoder", "head"}, so that a checkpoint
-of fine-tuning is a network, and `params["encoder"]` is what pretraining left behind.
+The parameters are those of the network (`encoders.segmenter`), {"encoder", "decoder", "head"}: a fine-tuning checkpoint is a network, and
+`params["encoder"]` is what pretraining provides.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Segmentation(nn.Module):
     loss: str = "present"
 
     labels = True
-    metrics = ("loss", "dice")  # of whole volumes: what evaluation gives, beside each structure's Dice
+    metrics = ("loss", "dice")  # of evaluation, on whole volumes, beside each structure's Dice
     streams = ("drop_path",)
 
     def setup(self) -> None:

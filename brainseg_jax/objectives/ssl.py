@@ -1,8 +1,8 @@
-"""Three tasks for a 3-D Swin: paint what was cut out, tell a rotation, know the other view (Tang et al. 2022; the paper, section III-A).
+"""Self-supervised pretraining of a 3-D Swin: inpainting, rotation and contrast (Tang et al. 2022; the paper, section III-A).
 
-Two views of each crop are turned by a multiple of 90° and partly overwritten, all of it inside the compiled step. The network paints the
-turned crop as it was, says how far it was turned, and finds the two views of one crop among those of the whole batch: over all devices,
-where implementations with a process per GPU see their own few. Cut-out and heads are as published, or ours, by config.
+Two views of each crop are rotated by a multiple of 90° and partly overwritten, inside the compiled step. The network reconstructs the
+rotated crop, classifies the rotation, and finds the other view of the same crop among those of the whole batch: over all devices, where
+implementations with a process per GPU contrast the few of each GPU. Cut-out and heads are as published, or ours, by config.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +27,14 @@ PerSample = Float[jax.Array, "b"]
 Inside = Bool[jax.Array, "i j k"]
 Held = Int[jax.Array, "i j k"]
 
-# What a voxel of a view holds: the image, noise, or another sample's content.
+# The content of a view's voxel: the image, noise, or another sample.
 OWN, NOISE, OTHER = 0, 1, 2
-# The similarity of what must not be chosen; finite, so that a row of padding has a finite loss to multiply with its weight of 0.
+# The similarity of excluded pairs; finite, so that a padding row's loss, which has weight 0, is finite.
 NEVER = -1e9
 
 
 def rotate(image: Float[jax.Array, "b x y y c"], k: Int[jax.Array, "b"]) -> Float[jax.Array, "b x y y c"]:
-    """np.rot90(sample, k, axes=(1, 2)) of each sample, by its own k: from y towards z. A transpose and two mirrors, each or not."""
+    """np.rot90(sample, k, axes=(1, 2)) of each sample, with its own k: from y towards z, by a conditional transpose and two flips."""
     k = (k % 4)[:, None, None, None, None]
     image = jnp.where(k % 2 == 1, image.swapaxes(2, 3), image)
     image = jnp.where((k == 1) | (k == 2), image[:, :, ::-1], image)
@@ -45,12 +45,12 @@ def rotate(image: Float[jax.Array, "b x y y c"], k: Int[jax.Array, "b"]) -> Floa
 
 
 def sides(n: int) -> tuple[int, int]:
-    """A box's shortest side along an axis of n voxels, and the first that is too long: 5 % and a quarter of it, as published."""
+    """The minimum side of a box along an axis of n voxels, and the exclusive maximum: 5 % and a quarter of it, as published."""
     return max(1, n // 20), n // 4
 
 
 def max_boxes(size: Sequence[int], voxels: float) -> int:
-    """How many boxes have `voxels` voxels together, all but one time in a billion: six standard deviations of their sum are left over."""
+    """The number of boxes with `voxels` voxels in total, but for one time in a billion: a margin of six standard deviations of the sum."""
     mean = square = 1.0
     for n in size:
         least, most = sides(n)
@@ -61,59 +61,60 @@ def max_boxes(size: Sequence[int], voxels: float) -> int:
 
 
 def every(inside: Inside, before: Held) -> Inside:
-    """What a box adds as published counts it: all its voxels, overlaps again and again."""
+    """The voxels a box counts for as published: all of them, overlaps repeatedly."""
     return inside
 
 
 def newly_covered(inside: Inside, before: Held) -> Inside:
-    """What a box adds to the true share: the voxels that no box had before."""
+    """The voxels a box adds to the true share: those in no earlier box."""
     return inside & (before == OWN)
 
 
 def cutout_boxes(
     key: jax.Array, image: Volume, target: PerSample, other: PerSample, n: int, counted: Callable[[Inside, Held], Inside]
 ) -> tuple[Volume, Int[jax.Array, "b x y z"]]:
-    """Overwrites each sample by boxes until `target` voxels are `counted`, each box with chance `other` by another sample's content.
+    """Overwrites each sample by boxes until `target` voxels are `counted`; a box holds another sample's content with chance `other`.
 
-    Returns the samples with the boxes of noise, Gaussian and rescaled to [0, 1] in each box, and what every voxel is to hold; a later box
-    goes over an earlier one. Always `n` boxes are drawn, so that shapes are fixed; those after the target change nothing.
+    Returns the samples with Gaussian noise, rescaled to [0, 1] in each box, in the boxes of noise, and the content of every voxel (OWN,
+    NOISE or OTHER); later boxes cover earlier ones. `n` boxes are always drawn, for fixed shapes; those after the target have no effect.
     """
     b, *size, c = image.shape
+    shape = jnp.array(size)[None]
     least, most = (jnp.array(limits)[None] for limits in zip(*map(sides, size), strict=True))
-    # A box is the corner of a window as large as the largest box; room at the end lets every window lie inside.
+    # A box is the corner of a window of the largest box's size; padding at the end keeps every window inside.
     window = tuple(sides(m)[1] - 1 for m in size)
-    room = [(0, w) for w in window]
+    padding = [(0, w) for w in window]
     i, j, k = jnp.indices(window, sparse=True)
 
-    def one(key: jax.Array, image: jax.Array, target: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-        place, length, kind, noise = jax.random.split(key, 4)
-        start = jax.random.randint(place, (n, 3), 0, jnp.array(size)[None] - least)
-        extent = jnp.minimum(jax.random.randint(length, (n, 3), least, most), jnp.array(size)[None] - start)
-        kinds = jnp.where(jax.random.bernoulli(kind, other, (n,)), OTHER, NOISE).astype(jnp.int8)
+    def overwrite(key: jax.Array, image: jax.Array, target: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start_key, extent_key, kind_key, noise_key = jax.random.split(key, 4)
+        start = jax.random.randint(start_key, (n, 3), 0, shape - least)
+        extent = jnp.minimum(jax.random.randint(extent_key, (n, 3), least, most), shape - start)
+        kinds = jnp.where(jax.random.bernoulli(kind_key, other, (n,)), OTHER, NOISE).astype(jnp.int8)
 
-        def put(carry: tuple, box: tuple) -> tuple[tuple, None]:
-            image, held, total = carry
+        def put_box(carry: tuple, box: tuple) -> tuple[tuple, None]:
+            image, content, total = carry
             (x, y, z), (nx, ny, nz), kind, key = box
-            old, before = jax.lax.dynamic_slice(image, (x, y, z, 0), (*window, c)), jax.lax.dynamic_slice(held, (x, y, z), window)
+            old, before = jax.lax.dynamic_slice(image, (x, y, z, 0), (*window, c)), jax.lax.dynamic_slice(content, (x, y, z), window)
             inside = (i < nx) & (j < ny) & (k < nz) & (total < target)
             noise, where = jax.random.normal(key, (*window, c)), inside[..., None]
             low, high = jnp.min(noise, where=where, initial=jnp.inf), jnp.max(noise, where=where, initial=-jnp.inf)
             scaled = jnp.clip((noise - low) / jnp.maximum(high - low, 1e-6), 0, 1)  # rounding may leave the range
             new = jnp.where(where & (kind == NOISE), scaled, old)
             image = jax.lax.dynamic_update_slice(image, new.astype(image.dtype), (x, y, z, 0))
-            held = jax.lax.dynamic_update_slice(held, jnp.where(inside, kind, before), (x, y, z))
-            return (image, held, total + jnp.sum(counted(inside, before), dtype=jnp.int32)), None
+            content = jax.lax.dynamic_update_slice(content, jnp.where(inside, kind, before), (x, y, z))
+            return (image, content, total + jnp.sum(counted(inside, before), dtype=jnp.int32)), None
 
-        empty = jnp.pad(image, [*room, (0, 0)]), jnp.pad(jnp.zeros(size, jnp.int8), room), jnp.int32(0)
-        (image, held, _), _ = jax.lax.scan(put, empty, (start, extent, kinds, jax.random.split(noise, n)))
+        carry = jnp.pad(image, [*padding, (0, 0)]), jnp.pad(jnp.zeros(size, jnp.int8), padding), jnp.int32(0)
+        (image, content, _), _ = jax.lax.scan(put_box, carry, (start, extent, kinds, jax.random.split(noise_key, n)))
         nx, ny, nz = size
-        return image[:nx, :ny, :nz], held[:nx, :ny, :nz]
+        return image[:nx, :ny, :nz], content[:nx, :ny, :nz]
 
-    return per_device(jax.vmap(one))(jax.random.split(key, b), image, target, other)
+    return per_device(jax.vmap(overwrite))(jax.random.split(key, b), image, target, other)
 
 
 def donor_crops(key: jax.Array, weight: PerSample, own: float) -> tuple[Int[jax.Array, "b"], Bool[jax.Array, "b"]]:
-    """For each sample one of the batch that is no padding, and whether it is another; `own` = 0: not itself where there is another."""
+    """The donor of each sample, a random one of the batch without padding, and whether it is another; `own` = 0 excludes itself."""
     b = len(weight)
     score = jax.random.uniform(key, (b, b)) * weight[None] * jnp.where(jnp.eye(b, dtype=bool), own, 1.0)
     donor = jnp.argmax(score, axis=1)
@@ -121,33 +122,33 @@ def donor_crops(key: jax.Array, weight: PerSample, own: float) -> tuple[Int[jax.
 
 
 def cutout_share(key: jax.Array, image: Volume, weight: PerSample, share: float) -> Volume:
-    """Boxes until `share` of the voxels are overwritten, each with noise or, with chance ½, another sample's content."""
+    """Samples with `share` of the voxels overwritten by boxes of noise or, with chance ½ each, of another sample's content."""
     b, *size, _ = image.shape
-    pick, place = jax.random.split(key)
-    donor, there = donor_crops(pick, weight, own=0.0)
-    # Boxes with v volumes together cover about 1 − exp(−v), which is less than v; share / (1 − share) of them are more than enough.
+    donor_key, box_key = jax.random.split(key)
+    donor, has_donor = donor_crops(donor_key, weight, own=0.0)
+    # Boxes with a total of v volumes cover about 1 − exp(−v), which is less than v; share / (1 − share) is more than enough.
     n = max_boxes(size, prod(size) * share / (1 - share))
-    noised, held = cutout_boxes(place, image, jnp.full(b, share * prod(size)), 0.5 * there, n, newly_covered)
-    return jnp.where(held[..., None] == OTHER, image[donor], noised)
+    noised, content = cutout_boxes(box_key, image, jnp.full(b, share * prod(size)), 0.5 * has_donor, n, newly_covered)
+    return jnp.where(content[..., None] == OTHER, image[donor], noised)
 
 
 def cutout_paper(key: jax.Array, image: Volume, weight: PerSample, share: float) -> Volume:
-    """As published: boxes of noise, then boxes with content of a sample drawn from the batch, unless that is the same one.
+    """Samples overwritten as published: by boxes of noise, then by boxes of a sample drawn from the batch, unless that is the same one.
 
-    Each time until their volumes, overlaps counted again, reach U(0, `share`) of the whole: up to twice the budget that the paper names.
+    Each until the boxes' volumes, overlaps counted again, reach U(0, `share`) of the whole: up to twice the budget that the paper names.
     """
     b, *size, _ = image.shape
-    pick, amount, noise, content = jax.random.split(key, 4)
-    donor, there = donor_crops(pick, weight, own=1.0)
+    donor_key, amount_key, noise_key, paste_key = jax.random.split(key, 4)
+    donor, has_donor = donor_crops(donor_key, weight, own=1.0)
     n = max_boxes(size, prod(size) * share)
-    targets = jax.random.uniform(amount, (2, b)) * (share * prod(size))
-    noised, _ = cutout_boxes(noise, image, targets[0], jnp.zeros(b), n, every)
-    _, held = cutout_boxes(content, image, targets[1], jnp.ones(b), n, every)
-    pasted = (held == OTHER) & there[:, None, None, None]
+    targets = jax.random.uniform(amount_key, (2, b)) * (share * prod(size))
+    noised, _ = cutout_boxes(noise_key, image, targets[0], jnp.zeros(b), n, every)
+    _, content = cutout_boxes(paste_key, image, targets[1], jnp.ones(b), n, every)
+    pasted = (content == OTHER) & has_donor[:, None, None, None]
 
     def paste(image: Volume, noised: Volume, pasted: Bool[jax.Array, "b x y z"], donor: Int[jax.Array, "b"]) -> Volume:
         def next_sample(i: Any, done: Volume) -> Volume:
-            # One after the other: what a sample takes from an earlier one has been cut already, from a later one not yet.
+            # In sequence, as published: content from an earlier sample is already overwritten, from a later one not yet.
             return done.at[i].set(jnp.where(pasted[i][..., None], done[donor[i]], noised[i]))
 
         return jax.lax.fori_loop(0, b, next_sample, image)
@@ -159,11 +160,11 @@ CUTOUTS = {"share": cutout_share, "paper": cutout_paper}
 
 
 def view(key: jax.Array, image: Volume, weight: PerSample, cutout: str, share: float) -> tuple[Volume, Volume, Int[jax.Array, "b"]]:
-    """(each sample turned, the same with parts overwritten, by how many quarters it was turned)."""
-    turning, overwrite = jax.random.split(key)
-    k = jax.random.randint(turning, weight.shape, 0, 4)
-    turned = per_device(rotate)(image, k)
-    return turned, CUTOUTS[cutout](overwrite, turned, weight, share), k
+    """A random view of each sample: (rotated, rotated with parts overwritten, number of quarter turns)."""
+    rotation_key, cutout_key = jax.random.split(key)
+    k = jax.random.randint(rotation_key, weight.shape, 0, 4)
+    rotated = per_device(rotate)(image, k)
+    return rotated, CUTOUTS[cutout](cutout_key, rotated, weight, share), k
 
 
 # ---- losses and heads
@@ -172,10 +173,8 @@ def view(key: jax.Array, image: Volume, weight: PerSample, cutout: str, share: f
 def nt_xent(
     z: Float[jax.Array, "n e"], weight: Float[jax.Array, "n"], temperature: float
 ) -> tuple[Float[jax.Array, "n"], Bool[jax.Array, "n"]]:
-    """Each row's loss, and whether its nearest is its partner (Chen et al. 2020): rows 2i and 2i + 1 are the views of one sample.
-
-    Every other row of weight > 0 is a candidate. A single sample has no negatives: its loss is 0, and its partner always the nearest.
-    """
+    """The NT-Xent loss of each row, and whether its nearest row is its partner (Chen et al. 2020); rows 2i and 2i + 1 are two views of one
+    sample. Other rows with weight > 0 are candidates. A single sample has no negatives: loss 0, and its partner is always the nearest."""
     row = jnp.arange(len(z))
     z = z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=1, keepdims=True), 1e-16))
     candidate = (row[:, None] != row[None]) & (weight > 0)[None]
@@ -186,13 +185,13 @@ def nt_xent(
 
 
 def double(x: Volume) -> Float[jax.Array, "b x2 y2 z2 c"]:
-    """Trilinear, each voxel to eight, the outermost repeated outwards: PyTorch's align_corners=False."""
+    """Trilinear upsampling by 2 with the border repeated: PyTorch's align_corners=False."""
     b, nx, ny, nz, c = x.shape
     return jax.image.resize(x, (b, 2 * nx, 2 * ny, 2 * nz, c), "trilinear")
 
 
 class Conv(nn.Module):
-    """A 3³ convolution for an instance norm. Published ones have a bias; the norm takes it away again, so it is kept but not added."""
+    """A 3³ convolution before an instance norm. Published weights have a bias, which the norm cancels, so it is a parameter without use."""
 
     features: int
     dtype: Any = jnp.float32
@@ -205,7 +204,7 @@ class Conv(nn.Module):
 
 
 class Interpolated(nn.Module):
-    """The published "vae": a convolution, a norm, leaky ReLU and an interpolation for each doubling, then a 1³ convolution."""
+    """The published decoder "vae": convolution, norm, leaky ReLU and interpolation for each doubling, then a 1³ convolution."""
 
     features: tuple[int, ...]
     channels: int
@@ -220,7 +219,7 @@ class Interpolated(nn.Module):
 
 
 class Transposed(nn.Module):
-    """The published "deconv" with what it lacks, a norm and leaky ReLU after each transposed convolution: without, it is one linear map."""
+    """The published decoder "deconv" with a norm and leaky ReLU after each transposed convolution; the published one is a linear map."""
 
     features: tuple[int, ...]
     channels: int
@@ -268,13 +267,13 @@ class SSL(nn.Module):
     def _views(
         self, image: Volume, weight: PerSample
     ) -> tuple[Float[jax.Array, "n x y z c"], Float[jax.Array, "n x y z c"], Int[jax.Array, "n"]]:
-        """Two views of each sample, side by side: they stay on its device."""
-        two = jax.vmap(partial(view, cutout=self.cutout, share=self.share), in_axes=(0, None, None), out_axes=1)
-        pairs = two(jax.random.split(self.make_rng("views")), image, weight)
+        """Two views of each sample in adjacent rows, which keeps them on its device."""
+        two_views = jax.vmap(partial(view, cutout=self.cutout, share=self.share), in_axes=(0, None, None), out_axes=1)
+        pairs = two_views(jax.random.split(self.make_rng("views")), image, weight)
         return tuple(a.reshape(-1, *a.shape[2:]) for a in pairs)
 
     def _predict(self, image: Volume, train: bool) -> tuple[Float[jax.Array, "b 4"], Float[jax.Array, "b e"], Volume]:
-        """(rotation logits, embeddings, reconstructions), in float32 at least."""
+        """Rotation logits, embeddings and reconstructions, in float32 at least."""
         deepest = self.encoder(image, train)[-1]
         tokens = deepest.reshape(len(image), -1, deepest.shape[-1])
         first, second = (tokens[:, 0], tokens[:, 1]) if self.heads == "tokens" else (jnp.mean(tokens, axis=1),) * 2
@@ -284,24 +283,24 @@ class SSL(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
         image = batch["image"]
         weight = batch.get("weight", jnp.ones(len(image)))
-        turned, cut, k = self._views(image, weight)
-        logits, z, painted = self._predict(cut, train)
+        rotated, cut, k = self._views(image, weight)
+        logits, z, reconstructed = self._predict(cut, train)
         weight = jnp.repeat(weight, 2)
-        contrast, first = nt_xent(z, weight, self.temperature)
+        contrast, top1 = nt_xent(z, weight, self.temperature)
         losses = {
             "rotation": -jnp.take_along_axis(jax.nn.log_softmax(logits), k[:, None], axis=1)[:, 0],
             "contrast": contrast,
-            "reconstruction": jnp.mean(jnp.abs(painted - turned), axis=(1, 2, 3, 4)),
+            "reconstruction": jnp.mean(jnp.abs(reconstructed - rotated), axis=(1, 2, 3, 4)),
         }
         rows = {"loss": sum(w * loss for w, loss in zip(self.weights, losses.values(), strict=True))} | losses
-        rows |= {"rotation_accuracy": jnp.argmax(logits, axis=1) == k, "contrast_top1": first}
+        rows |= {"rotation_accuracy": jnp.argmax(logits, axis=1) == k, "contrast_top1": top1}
         count = jnp.sum(weight)
         metrics = {name: (jnp.sum(row * weight), count) for name, row in rows.items()}
         return metrics["loss"][0] / jnp.maximum(count, 1), metrics
 
     def pictures(self, batch: dict[str, jax.Array]) -> tuple[Volume, ...]:
-        """For looking at, as `picture_names` says: the first view of each sample, turned back."""
+        """Volumes for display, in the order of `picture_names`: the first view of each sample, rotated back."""
         image = batch["image"]
-        turned, cut, k = self._views(image, jnp.ones(len(image)))
-        painted = self._predict(cut, False)[2]
-        return tuple(rotate(volume[::2], -k[::2]) for volume in (turned, cut, painted))
+        rotated, cut, k = self._views(image, jnp.ones(len(image)))
+        reconstructed = self._predict(cut, False)[2]
+        return tuple(rotate(volume[::2], -k[::2]) for volume in (rotated, cut, reconstructed))

@@ -124,7 +124,7 @@ def test_through_the_head_no_map_of_logits_is_whole(rng):
 
 def test_labels_of_another_grid_are_refused(rng):
     """Also where the voxels are as many, and where features could be cut up otherwise. Only pytest looks at signatures' shapes."""
-    unlooked = partial(losses._dice_cross_entropy, losses._all_alike, 0.0)
+    unlooked = partial(losses._dice_cross_entropy, losses._equal_weights, 0.0)
     features, labels, head = through(rng, jnp.float32)
     for other in (labels[:, :3], labels.swapaxes(1, 2), labels[:1]):
         with pytest.raises(ValueError, match="not on one grid"):

@@ -1,7 +1,7 @@
-"""What changes an image's intensities and leaves anatomy and labels alone: contrast, receive bias, blur, noise, thick slices.
+"""Intensity augmentation, which does not change labels: contrast, receive bias, blur, noise, thick slices.
 
-All but `intensity` take and give values of one sample in [0, 1], clipped where need be, as standardisation does with every scan.
-How much is drawn for every channel anew: images of one head come from sequences of their own.
+All but `intensity` map one sample with values in [0, 1] to [0, 1], clipped if necessary, as standardised scans are. Strengths are drawn for
+each channel, since images of one head are different sequences.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from brainseg_jax.data.augment.random_fields import along_axes, random_array, sm
 Image = Float[jax.Array, "x y z c"]
 Number = Float[jax.Array, ""]
 
-RISES = 5  # of a random curve, whose polynomial degree this is
+RISES = 5  # number of rises of a random curve, its polynomial degree
 
 
 def intensity(
     key: jax.Array, images: Float[jax.Array, "b x y z c"], scale: float, shift: float, chance: float
 ) -> Float[jax.Array, "b x y z c"]:
-    """Of a batch, each with its own `chance` per sample: values times 1 + U(±scale), then plus U(±shift) (as MONAI's two transforms do)."""
+    """A batch with values times 1 + U(±scale), then plus U(±shift), each with its own `chance` per sample (MONAI's two transforms)."""
     b, keys = len(images), jax.random.split(key, 4)
 
     def draw(which: jax.Array, amount: jax.Array, limit: float) -> jax.Array:
@@ -34,48 +34,42 @@ def intensity(
 
 
 def gamma(key: jax.Array, image: Image, limit: float) -> Image:
-    """Values to a power from 1 / (1 + limit) to 1 + limit, evenly in the logarithm."""
+    """Values to a power from 1 / (1 + limit) to 1 + limit, uniform in the logarithm."""
     return image ** jnp.exp(_uniform(key, image, -1, 1) * np.log1p(limit))
 
 
 def curve(key: jax.Array, image: Image, limit: float) -> Image:
-    """Values along a random smooth curve that rises from 0 to 1, each part of it by 1 ± limit times as much as the straight line.
-
-    limit: at most 1.
-    """
+    """Values mapped by a random smooth curve that rises from 0 to 1, each part by 1 ± limit (at most 1) times the straight line's rise."""
     return along_curve(image, 1 + limit * random_array(jax.random.uniform, key, (RISES, image.shape[-1]), image.dtype, -1, 1))
 
 
 def along_curve(image: Image, rises: Float[jax.Array, "k c"]) -> Image:
-    """Values along the Bernstein polynomial whose coefficients start at 0, rise in proportion to `rises` (≥ 0) and end at 1."""
+    """Values mapped by the Bernstein polynomial whose coefficients start at 0, rise in proportion to `rises` (≥ 0) and end at 1."""
     k = len(rises)
     heights = jnp.cumsum(rises, axis=0) / jnp.sum(rises, axis=0, keepdims=True)
-    # Only what differs from the straight line is added: with equal rises that is exactly nothing.
-    bent = (heights[:-1] - jnp.arange(1, k, dtype=image.dtype)[:, None] / k)[:, None, None, None]
-    return jnp.clip(image + sum(bent[i - 1] * (comb(k, i) * image**i * (1 - image) ** (k - i)) for i in range(1, k)), 0, 1)
+    # Only the difference from the straight line is added: with equal rises exactly 0.
+    offsets = (heights[:-1] - jnp.arange(1, k, dtype=image.dtype)[:, None] / k)[:, None, None, None]
+    return jnp.clip(image + sum(offsets[i - 1] * (comb(k, i) * image**i * (1 - image) ** (k - i)) for i in range(1, k)), 0, 1)
 
 
 def bias(key: jax.Array, image: Image, limit: float, nodes: float) -> Image:
-    """Values times a smooth field from exp(−limit) to exp(limit), the exponent of a cubic spline with a node every `nodes` voxels."""
+    """Values times a smooth field from exp(−limit) to exp(limit), exp of a cubic spline with a node every `nodes` voxels."""
     return jnp.clip(image * jnp.exp(limit * smooth_noise(key, image, nodes, image.shape[-1])), 0, 1)
 
 
 def blur(key: jax.Array, image: Image, limit: float) -> Image:
-    """Gaussian blur, along each axis with its own standard deviation up to `limit` voxels."""
+    """The image after a Gaussian blur, with a standard deviation of up to `limit` voxels for each axis."""
     sigmas = random_array(jax.random.uniform, key, (image.shape[-1], 3), image.dtype, 0, limit)
     return each_along_axes(image, [tuple(gaussian(n, s[i]) for i, n in enumerate(image.shape[:3])) for s in sigmas])
 
 
 def each_along_axes(image: Image, matrices: Sequence[tuple[jax.Array, ...]]) -> Image:
     """Each channel times its own matrix along each axis."""
-    return jnp.concatenate([along_axes(image[..., c : c + 1], of) for c, of in enumerate(matrices)], axis=-1)
+    return jnp.concatenate([along_axes(image[..., c : c + 1], per_axis) for c, per_axis in enumerate(matrices)], axis=-1)
 
 
 def gaussian(n: int, sigma: Number) -> Float[jax.Array, "{n} {n}"]:
-    """The matrix that replaces each voxel by the mean of all, weighted by a Gaussian; at the ends by that of those there are.
-
-    Below a fiftieth of a voxel the identity, exactly.
-    """
+    """The matrix of a Gaussian blur along an axis, with weights normalised at the ends; for sigma below 1/50 voxel exactly the identity."""
     at = jnp.arange(n, dtype=sigma.dtype)
     weights = jnp.exp(-(((at[:, None] - at[None]) / jnp.maximum(sigma, 0.02)) ** 2) / 2)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
@@ -88,7 +82,7 @@ def gaussian_noise(key: jax.Array, image: Image, limit: float) -> Image:
 
 
 def rician_noise(key: jax.Array, image: Image, limit: float) -> Image:
-    """The magnitude of values plus complex normal noise, each part with a standard deviation up to `limit`: what a scanner delivers."""
+    """The magnitude of values plus complex normal noise, each part with a standard deviation up to `limit`, as in MRI."""
     amount, noise = jax.random.split(key)
     sigma = _uniform(amount, image, 0, limit)
     real, imaginary = (sigma * random_array(jax.random.normal, part, image.shape, image.dtype) for part in jax.random.split(noise))
@@ -99,7 +93,7 @@ NOISES = {"gaussian": gaussian_noise, "rician": rician_noise}
 
 
 def low_resolution(key: jax.Array, image: Image, limit: float) -> Image:
-    """What thicker voxels leave, up to `limit` of ours, interpolated back: half of the time thick slices along one axis, else all three."""
+    """The image at a lower resolution, up to `limit` voxels, interpolated back: with chance ½ along one axis, else along all."""
     c, keys = image.shape[-1], jax.random.split(key, 4)
     thick = (jax.random.randint(keys[0], (c, 1), 0, 3) == jnp.arange(3)[None]) | jax.random.bernoulli(keys[1], 0.5, (c, 1))
     thickness = jnp.where(thick, random_array(jax.random.uniform, keys[2], (c, 3), image.dtype, 1, limit), 1)
@@ -109,10 +103,10 @@ def low_resolution(key: jax.Array, image: Image, limit: float) -> Image:
 
 
 def slices(n: int, thickness: Number, first: Number) -> Float[jax.Array, "{n} {n}"]:
-    """The matrix that makes slices of n voxels and interpolates them linearly back to n; beyond the outermost centres their values go on.
+    """The matrix that averages n voxels to slices and interpolates these linearly back to n voxels, constant beyond the outer centres.
 
-    A slice is the mean over its `thickness` (≥ 1), at the ends of what there is of it. The first is centred at `first`, at most
-    (thickness − 1) / 2 from 0, the others one beside the other.
+    A slice is the mean over its `thickness` (≥ 1), at the ends over the part inside. Slices are contiguous; the first is centred at
+    `first`, at most (thickness − 1) / 2 from 0.
     """
     at = jnp.arange(n, dtype=thickness.dtype)
     place = (at - first) / thickness

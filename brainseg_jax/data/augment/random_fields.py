@@ -1,4 +1,4 @@
-"""What augmentation of one sample is made of: random numbers, linear maps along axes, and smooth random fields."""
+"""Building blocks of augmentation: random arrays, linear maps along axes, and smooth random fields."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 
 def random_array(draw: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], dtype: DTypeLike, *limits: float | int) -> jax.Array:
-    """`draw(key, shape, dtype, *limits)`, drawn as a row of numbers: for more axes XLA takes up to ten times as long to compile."""
+    """`draw(key, shape, dtype, *limits)`, drawn flat: with more axes XLA takes up to ten times as long to compile."""
     return draw(key, (prod(shape),), dtype, *limits).reshape(shape)
 
 
@@ -20,8 +20,8 @@ def along_axes(
 ) -> Float[jax.Array, "i j k c"]:
     """The volume times a matrix along each axis."""
     for matrix in matrices:
-        # The axis in front is used up and its result stands last, so that after three of them all are in order again, without a transpose.
-        # Accelerators would multiply float32 with 10 bits: too few for coordinates.
+        # The first axis is contracted and its result comes last, so that after three products the axes are in order without a transpose.
+        # By default accelerators multiply float32 with 10 bits: too few for coordinates.
         volume = jnp.einsum("x...,ix->...i", volume, matrix, precision="highest")
     return jnp.moveaxis(volume, 0, -1)
 
@@ -29,17 +29,15 @@ def along_axes(
 def smooth_noise(
     key: jax.Array, like: Float[jax.Array, "x y z _"], nodes: float | int, channels: int
 ) -> Float[jax.Array, "x y z {channels}"]:
-    """Random fields within ±1 on the voxels of `like`: cubic B-splines of uniform coefficients, one every `nodes` voxels.
-
-    Values spread by about a fifth (standard deviation) of ±1, for a spline is a mean over 4³ coefficients.
-    """
+    """Random fields within ±1 on the voxels of `like`: cubic B-splines of uniform coefficients, one every `nodes` voxels. Their standard
+    deviation is about 0.2, since a spline is a mean over 4³ coefficients."""
     x, y, z = (jnp.asarray(bspline(n, nodes), like.dtype) for n in like.shape[:3])
     coefficients = random_array(jax.random.uniform, key, (x.shape[1], y.shape[1], z.shape[1], channels), like.dtype, -1, 1)
     return along_axes(coefficients, (x, y, z))
 
 
 def bspline(n: int, nodes: float | int) -> Float[np.ndarray, "{n} g"]:
-    """What each coefficient of a cubic B-spline, one every `nodes` voxels, gives to each of n voxels. Rows sum to 1."""
+    """The matrix from coefficients of a cubic B-spline, one every `nodes` voxels, to n voxels. Rows sum to 1."""
     at = np.arange(n) / nodes
     first = np.floor(at).astype(int)
     t = at - first
