@@ -3,8 +3,9 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NoReturn
 
 from brainseg_jax.core.errors import InputError, first_few
@@ -28,3 +29,14 @@ class Parser(argparse.ArgumentParser):
         unknown = [flag for flag in given if re.match("--?[A-Za-z]", flag) and flag not in known]
         also = f"; no such flag: {first_few(unknown)}" if unknown else ""
         raise InputError(f"{message}{also}; see {self.prog} --help")
+
+
+def path_ending(*suffixes: str, kind: str) -> Callable[[str], Path]:
+    """An argument type: the path of a `kind` of file, which ends in one of the suffixes."""
+
+    def parse(text: str) -> Path:
+        if not text.endswith(suffixes):
+            raise argparse.ArgumentTypeError(f"{text} does not end in {' or '.join(suffixes)}, as {kind} does")
+        return Path(text)
+
+    return parse

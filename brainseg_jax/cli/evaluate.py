@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.cli.arguments import Parser, path_ending
 from brainseg_jax.core import runtime
 from brainseg_jax.core.errors import InputError, exit_code, exit_process, first_few, one_line, warnings
 from brainseg_jax.core.files import check_own, check_place
@@ -173,18 +173,13 @@ def _tolerance(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no distance; give millimetres above 0, e.g. 1")
 
 
-def _tsv(text: str) -> Path:
-    if not text.endswith(".tsv"):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv, as a table does")
-    return Path(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("brainseg evaluate", description="Scores label maps against references.", allow_abbrev=False)
     parser.add_argument("--pred", type=Path, help="the predicted label map (.nii, .nii.gz, .mgz), or a folder of them")
     parser.add_argument("--ref", type=Path, help="the reference, or a folder of them; the files of two folders pair up by name")
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a table with the columns subject, pred and ref")
-    parser.add_argument("--o", type=_tsv, required=True, metavar="TSV", help="the table to write, one line per subject and structure")
+    table = path_ending(".tsv", kind="a table")
+    parser.add_argument("--o", type=table, required=True, metavar="TSV", help="the table to write, one line per subject and structure")
     tables = f"{', '.join(SCHEMES)}, or a .tsv file"
     parser.add_argument("--pred-scheme", metavar="TABLE", help=f"the label table of the predictions: {tables} (freesurfer)")
     parser.add_argument("--ref-scheme", metavar="TABLE", help="the label table of the references (freesurfer)")

@@ -19,7 +19,6 @@ from brainseg_jax.cli.config_flags import CONFIG, DEVICES, check_given, run
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.planning import compilation, gpus
 from brainseg_jax.planning.compilation import Place
-from brainseg_jax.planning.plan import nearest, planned, searched, setting, settled
 from brainseg_jax.training.memory import Memory, gib
 
 flags.declare_key_flag("config")  # or --help leaves it out
@@ -38,6 +37,8 @@ def main(argv: list[str]) -> int:
     if fault := compilation.missing():
         raise InputError(fault)
     compilation.without_gpus()
+    from brainseg_jax.planning.plan import nearest, planned, searched, settled  # imports JAX
+
     config = settled(CONFIG.value)
     if SEARCH.value:
         plans = searched(config, place, VOLUMES.value)
@@ -109,6 +110,8 @@ def times(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 def advice(plans: list[dict[str, Any]], config: ConfigDict) -> str:
     """The plans of a search, a line each, and the flags of the largest batch; of equal batches the one without recomputing."""
+    from brainseg_jax.planning.plan import setting
+
     lines = []
     for plan in plans:
         how = "recomputing:" if plan["remat"] else "without recomputing:"

@@ -18,7 +18,6 @@ from brainseg_jax.core.files import check_own, check_place
 from brainseg_jax.data import inputs
 from brainseg_jax.data.layouts import VOLUMES
 from brainseg_jax.inference.job import Job, cases_of, checkpoints, damage, digest, done, finished, lost_names
-from brainseg_jax.inference.many_scans import segment_all
 from brainseg_jax.inference.outputs import COLUMNS, delimiter_of, of_part, write_dataset_description, write_names, write_volumes
 
 SHOWN = 5  # failures that are printed; failures.csv has all
@@ -51,7 +50,13 @@ def run(options: argparse.Namespace) -> int:
     reasons = of_part(job.folder / inputs.FAILURES[0], options.part)
     if source.kind == "bids":
         write_dataset_description(source, job.folder)
-    failures = segment_all(job, cases, results, reasons)
+    failures = []
+    if job.by is None:  # all was done before
+        reasons.unlink(missing_ok=True)
+    else:
+        from brainseg_jax.inference.many_scans import segment_all
+
+        failures = segment_all(job, cases, results, reasons)
     sidecars = {case: results[case] for case in cases if case in results}
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
     if source.left_out:

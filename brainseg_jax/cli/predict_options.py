@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.cli.arguments import Parser, path_ending
 from brainseg_jax.pretrained import NETWORKS
 
 
@@ -20,18 +20,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _report(text: str) -> Path:
-    if not text.endswith(".html"):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .html, as a QC report does")
-    return Path(text)
-
-
-def _table(text: str) -> Path:
-    if not text.endswith((".tsv", ".csv")):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv or .csv, as a table does")
-    return Path(text)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's argument parser, whose errors are InputErrors."""
     parser = Parser("brainseg predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
@@ -46,9 +34,10 @@ def parser() -> argparse.ArgumentParser:
     network = "a network of your own; several, with commas, are an ensemble"
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
     parser.add_argument("--task", default="", help="the structures: skull, four, thirtythree, or a label table (all of the network's)")
-    parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes the volumes of all structures and scans to this .tsv or .csv")
+    table, vol = path_ending(".tsv", ".csv", kind="a table"), "writes the volumes of all structures and scans to this .tsv or .csv"
+    parser.add_argument("--vol", type=table, metavar="TABLE", help=vol)
     report = "writes the QC report of all cases of the output folder: pictures, flags, ratings"
-    parser.add_argument("--qc", type=_report, metavar="REPORT", help=f"{report} (.html)")
+    parser.add_argument("--qc", type=path_ending(".html", kind="a QC report"), metavar="REPORT", help=f"{report} (.html)")
     parser.add_argument("--post", action="store_true", help="also writes the probability of each class, as one 4-D file")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation by a left-right flip; takes twice as long")
     small = "keeps small connected components apart from their structure, which otherwise get the label of the voxels around them"
