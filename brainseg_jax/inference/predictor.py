@@ -97,29 +97,27 @@ def predictor(checkpoints: Sequence[str | Path]) -> Predictor:
     if not checkpoints:
         raise InputError("no checkpoint; give one, or several, an ensemble")
     checkpoints = [network_file(name) for name in checkpoints]
-    models, cards, kinds = [], [], []
+    ensemble, tables, kinds = [], [], []
     for folder in checkpoints:
-        loaded = network.load(folder)
-        if "labels" not in loaded.card:
+        ensemble.append(member := network.load(folder))
+        card, config = member.card, member.config
+        if "labels" not in card:
             raise InputError(f"{folder}: does not say what its classes are, as converted files do not; fine-tune it here, if only its head")
-        models.append(loaded.model())
-        cards.append(loaded.card)
         with single_file.reading(Path(folder)):
-            table = parse_table(loaded.card["labels"], f"{folder}: its label table")._replace(name=_task(loaded.config.data.labels))
-            kinds.append((spec_of(loaded.card), table, loaded.config))
-            if len(table.structures) + 1 != loaded.config.classes:
-                what = f"{len(table.structures)} structures for {loaded.config.classes - 1} classes"
+            tables.append(parse_table(card["labels"], f"{folder}: its label table")._replace(name=_task(config.data.labels)))
+            structures, images = tables[-1].structures, (config.channels, tuple(config.data.channel_names))
+            kinds.append({"standardisation": spec_of(card), "labels": structures, "channels": images})
+            if len(structures) + 1 != config.classes:
+                what = f"{len(structures)} structures for {config.classes - 1} classes"
                 raise InputError(f"{folder}: its label table has {what}; use a checkpoint as its run wrote it")
-            _check_lists(loaded.card)
-    spec, table, config = kinds[0]
-    images = config.channels, tuple(config.data.channel_names)
-    for folder, (other_spec, other_table, other) in zip(checkpoints, kinds, strict=True):
-        same = other_spec == spec, other_table.structures == table.structures, (other.channels, tuple(other.data.channel_names)) == images
-        if not all(same):
-            what = ("standardisation", "labels", "channels")[same.index(False)]
-            raise InputError(f"{folder}: was trained with other {what} than {checkpoints[0]}; predict with each by itself")
-    overlap, blend = config.segmentation.overlap, config.segmentation.blend
-    return Predictor(tuple(models), spec, table, table, overlap, blend, tuple(cards), channels=images[0], called=images[1])
+            _check_lists(card)
+    for folder, kind in zip(checkpoints, kinds, strict=True):
+        if other := [what for what in kind if kind[what] != kinds[0][what]]:
+            raise InputError(f"{folder}: was trained with other {other[0]} than {checkpoints[0]}; predict with each by itself")
+    spec, _, (channels, called) = kinds[0].values()
+    models, cards = zip(*((member.model(), member.card) for member in ensemble), strict=True)
+    overlap, blend = ensemble[0].config.segmentation.overlap, ensemble[0].config.segmentation.blend
+    return Predictor(models, spec, tables[0], tables[0], overlap, blend, cards, channels=channels, called=called)
 
 
 def _check_lists(card: dict[str, Any]) -> None:

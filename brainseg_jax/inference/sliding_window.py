@@ -88,13 +88,7 @@ def segment(
 
 
 def slabs(
-    model: Model,
-    volume: Volume,
-    *,
-    overlap: float | int = 0.5,
-    blend: Blend = "gaussian",
-    batch: int = 1,
-    flip_axis: int | None = None,
+    model: Model, volume: Volume, *, overlap: float | int = 0.5, blend: Blend = "gaussian", batch: int = 1, flip_axis: int | None = None
 ) -> Iterator[tuple[slice, Float[jax.Array, "r y z k"]]]:
     """Yields rows along x with their blended logits as soon as they are final, ROWS at a time (the last may be fewer).
 

@@ -118,14 +118,6 @@ def searched(config: ConfigDict, place: Place, volumes: int = 0) -> list[dict[st
 
 def of_largest(config: ConfigDict, place: Place, volumes: int = 0) -> dict[str, Any]:
     """The plan of the largest batch that fits, with one crop per volume if several do not fit; of the smallest batch if none fits."""
-    plan = of_largest_as_it_is(config, place, volumes)
-    if plan["fits"] or config.data.crops_per_volume == 1:
-        return plan
-    return of_largest_as_it_is(changed(config, data__crops_per_volume=1), place, volumes)
-
-
-def of_largest_as_it_is(config: ConfigDict, place: Place, volumes: int) -> dict[str, Any]:
-    """`of_largest` with the config's own number of crops per volume."""
     step = smallest(config, place)
     plans: dict[int, dict[str, Any]] = {}
 
@@ -135,7 +127,10 @@ def of_largest_as_it_is(config: ConfigDict, place: Place, volumes: int) -> dict[
         print(f"{n * step} crops: {gib(needed)} GiB of each device", file=sys.stderr)
         return needed
 
-    return plans[largest(need, memory_fraction() * place.card.memory - MARGIN) or 1]
+    plan = plans[largest(need, memory_fraction() * place.card.memory - MARGIN) or 1]
+    if plan["fits"] or config.data.crops_per_volume == 1:
+        return plan
+    return of_largest(changed(config, data__crops_per_volume=1), place, volumes)
 
 
 def smallest(config: ConfigDict, place: Place) -> int:

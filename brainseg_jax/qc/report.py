@@ -52,13 +52,7 @@ def case_record(
     columns = [found.measures.ml, found.z, found.z_scaled]
     columns += [] if soft_ml is None else [np.array([soft_ml[1:].sum(), *soft_ml[1:]])]
     pictures = [
-        {
-            "plane": picture.plane,
-            "width": picture.width,
-            "height": picture.height,
-            "scan": base64.b64encode(picture.scan).decode(),
-            "lines": base64.b64encode(picture.lines).decode(),
-        }
+        picture._asdict() | {part: base64.b64encode(getattr(picture, part)).decode() for part in ("scan", "lines")}
         for picture in mosaic(scan, classes, table)
     ]
     return {

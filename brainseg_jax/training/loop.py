@@ -217,20 +217,10 @@ def check_finite(run: Run, step: int, values: dict[str, float]) -> None:
 
 def training_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of the batches, from step `start` on."""
-    data = run.config.data
-    return train_batches(
-        [entry.file for entry in run.data.train],
-        crop=data.crop,
-        patch=enlarged_crop(run.config),
-        labels_only=[entry.row.labels_only for entry in run.data.train] if run.config.synth.share else (),
-        crops_per_volume=data.crops_per_volume,
-        batch=data.batch,
-        seed=run.config.seed,
-        start=start,
-        share=run.share,
-        threads=data.threads,
-        workers=data.workers,
-    )
+    config, entries = run.config, run.data.train
+    settings = {key: config.data[key] for key in ("crop", "crops_per_volume", "batch", "threads", "workers")}
+    settings |= {"patch": enlarged_crop(config), "labels_only": [e.row.labels_only for e in entries] if config.synth.share else ()}
+    return train_batches([entry.file for entry in entries], seed=config.seed, start=start, share=run.share, **settings)
 
 
 def write_pictures(run: Run, validation: Validation, params: Any, step: int, writer: Writer) -> None:
@@ -247,13 +237,8 @@ def write_pictures(run: Run, validation: Validation, params: Any, step: int, wri
 
 def card(run: Run) -> dict[str, Any]:
     """The checkpoint's card: all that prediction and fine-tuning need besides the weights."""
-    facts = {
-        "format": FORMAT,
-        "config": run.resolved,
-        "spec": provenance.as_json(run.data.spec),
-        "subjects": run.data.subjects(),
-        "steps": run.steps,
-    }
+    facts = {"format": FORMAT, "config": run.resolved, "spec": provenance.as_json(run.data.spec)}
+    facts |= {"subjects": run.data.subjects(), "steps": run.steps}
     if run.prior:
         facts["prior_sha256"] = run.prior
     if run.data.target:

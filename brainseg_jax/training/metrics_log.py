@@ -38,14 +38,8 @@ class Writer:
         self.board = TensorBoard(folder / "tb", start + 1 if start else 0) if Event else None
         self.bar = None
         if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=24),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[line]}"),
-                console=self.console,
-                transient=True,
-            )
+            step, line = TextColumn("step {task.completed}/{task.total}"), TextColumn("{task.fields[line]}")
+            self.bar = Progress(step, BarColumn(bar_width=24), TimeRemainingColumn(), line, console=self.console, transient=True)
             self.task = self.bar.add_task("", total=steps, completed=start, line="")
             self.bar.start()
 

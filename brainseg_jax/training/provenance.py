@@ -42,10 +42,7 @@ def write(
         "seed": config.seed,
         "parameters": {"all": count(params), "encoder": count(params["encoder"])},
         "data": {
-            "manifest": data.manifest,
-            "manifest_sha256": data.manifest_sha256,
-            "split_sha256": data.split_sha256,
-            "volumes_sha256": data.volumes_sha256,
+            **{key: getattr(data, key) for key in ("manifest", "manifest_sha256", "split_sha256", "volumes_sha256")},
             "prior_sha256": prior,
             "train": len(data.train),
             "val": len(data.val),
