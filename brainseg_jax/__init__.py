@@ -5,12 +5,13 @@ Channels come last everywhere; the converters own the only transposes.
 """
 
 import sys
+from importlib import import_module
 
 __version__ = "0.1.0"
 
 
 def answer_ctrl_c() -> None:
-    """From here on Ctrl-C before a command can answer it is one line, too, and 130: what commands import takes seconds."""
+    """Makes Ctrl-C while a command is still being imported, which takes seconds, one line and exit code 130, too."""
 
     def stopped(kind, error, trace):
         from brainseg_jax.core.errors import is_interrupt
@@ -26,18 +27,12 @@ def answer_ctrl_c() -> None:
     sys.unraisablehook = defer_ctrl_c
 
 
-if sys.argv[:1] == ["-m"]:  # while Python looks for the command of `python -m`
+if sys.argv[:1] == ["-m"]:  # Python is still looking for the module of `python -m`
     answer_ctrl_c()
 
 
 def __getattr__(name: str):
-    # Only when asked for: JAX reads its settings when it is imported, and commands set some first.
-    if name == "load":
-        from brainseg_jax.inference.network import load
-
-        return load
-    if name == "predict":  # until the command of this name is imported, which then answers calls itself
-        from brainseg_jax.inference.prediction import predict
-
-        return predict
-    raise AttributeError(f"module 'brainseg_jax' has no attribute {name!r}")
+    # Lazily: JAX reads its settings when it is imported, and commands set some first.
+    if name not in ("load", "predict"):
+        raise AttributeError(f"module 'brainseg_jax' has no attribute {name!r}")
+    return getattr(import_module(f"brainseg_jax.inference.{'network' if name == 'load' else 'prediction'}"), name)

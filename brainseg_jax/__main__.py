@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax COMMAND`: the command `brainseg`, where it is not on the path."""
+"""`python -m brainseg_jax COMMAND`: the same as `brainseg COMMAND`, where that is not on the PATH."""
 
 from brainseg_jax.cli.brainseg import main
 

@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.parameters`: what networks are made of (brainseg_jax/cli/parameters.py)."""
+"""`python -m brainseg_jax.parameters`: counts parameters (brainseg_jax/cli/parameters.py)."""
 
 from brainseg_jax.cli.parameters import command
 

@@ -4,10 +4,10 @@ if __name__ == "__main__":
     from brainseg_jax.cli.predict import command
 
     command()
-else:  # `import brainseg_jax.predict` gives the package's attribute to this module: the function again
+else:  # importing this module would hide the package's function of the same name: so the function takes its place
     import sys
 
     from brainseg_jax.inference.prediction import predict
 
-    predict.__spec__ = __spec__  # or importlib finds no module here
+    predict.__spec__ = __spec__  # importlib looks for it
     sys.modules[__name__] = predict

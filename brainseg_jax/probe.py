@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.probe`: what a pretrained encoder knows (brainseg_jax/cli/probe.py)."""
+"""`python -m brainseg_jax.probe`: linear probing of a pretrained encoder (brainseg_jax/cli/probe.py)."""
 
 from brainseg_jax.cli.probe import command
 

@@ -1,3 +1,3 @@
-"""The old place of `brainseg_jax.config.recipes`, which users' config files may name."""
+"""The former name of `brainseg_jax.config.recipes`, kept for users' config files."""
 
 from brainseg_jax.config.recipes import *  # noqa: F403

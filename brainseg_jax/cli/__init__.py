@@ -1,1 +1,1 @@
-"""The commands, a file each: their flags, what they print, and their exit codes. Nothing imports them but their entry points."""
+"""The commands, one file each: flags, printed text and exit codes. Only entry points import them."""

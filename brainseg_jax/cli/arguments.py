@@ -1,18 +1,19 @@
-"""The parser of commands whose flags are not a config's: whatever is wrong with what was typed is one line."""
+"""The argument parser of commands that take no config: an error on the command line is one line."""
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NoReturn
 
 from brainseg_jax.core.errors import InputError, first_few
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors are InputErrors that also name flags which there are not: of one that is misspelt argparse itself says only
-    that the right one is missing."""
+    """An argparse parser whose errors are InputErrors that name unknown flags, too: argparse itself only says that the flag that was
+    misspelt is missing."""
 
     words: Sequence[str] = ()
 
@@ -23,8 +24,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
-        known, said = self._option_string_actions, re.split(r"[\s,=]+", message)
+        known = {*self._option_string_actions, *re.split(r"[\s,=]+", message)}
         given = (word.partition("=")[0] for word in takewhile(lambda word: word != "--", self.words))
-        unknown = [flag for flag in given if re.match("--?[A-Za-z]", flag) and flag not in [*known, *said]]
+        unknown = [flag for flag in given if re.match("--?[A-Za-z]", flag) and flag not in known]
         also = f"; no such flag: {first_few(unknown)}" if unknown else ""
         raise InputError(f"{message}{also}; see {self.prog} --help")
+
+
+def path_ending(*suffixes: str, kind: str) -> Callable[[str], Path]:
+    """An argument type: the path of a `kind` of file, which ends in one of the suffixes."""
+
+    def parse(text: str) -> Path:
+        if not text.endswith(suffixes):
+            raise argparse.ArgumentTypeError(f"{text} does not end in {' or '.join(suffixes)}, as {kind} does")
+        return Path(text)
+
+    return parse

@@ -1,4 +1,4 @@
-"""`brainseg COMMAND …`: one name for all commands, each of which is also `python -m brainseg_jax.COMMAND`."""
+"""`brainseg COMMAND …`: one program for all commands; each is also `python -m brainseg_jax.COMMAND`."""
 
 import sys
 from importlib import import_module
@@ -6,21 +6,21 @@ from importlib import import_module
 import brainseg_jax
 from brainseg_jax.core.errors import InputError, did_you_mean, exit_code, exit_process
 
-# Of each command its module, whose `command` runs it, and what it does.
+# Command: (module whose `command()` runs it, help text).
 COMMANDS = {
     "predict": ("brainseg_jax.cli.predict", "segment scans, with a network of the package or your own"),
-    "train": ("brainseg_jax.cli.train", "pretrain or fine-tune, as a config says"),
+    "train": ("brainseg_jax.cli.train", "pretrain or fine-tune a network by a config"),
     "evaluate": ("brainseg_jax.cli.evaluate", "score label maps against references"),
-    "prepare": ("brainseg_jax.cli.prepare", "write a manifest of scans, or standardise them ahead of training"),
+    "prepare": ("brainseg_jax.cli.prepare", "write a manifest of scans, or standardise them before training"),
     "convert": ("converters.convert", "exchange weights with MONAI and PyTorch"),
-    "plan": ("brainseg_jax.cli.plan", "what a training step takes of GPUs that are not there"),
-    "probe": ("brainseg_jax.cli.probe", "what a pretrained encoder knows about tissue"),
-    "parameters": ("brainseg_jax.cli.parameters", "how many parameters a config's networks have"),
+    "plan": ("brainseg_jax.cli.plan", "estimate memory and time of a training step, without GPUs"),
+    "probe": ("brainseg_jax.cli.probe", "linear probing of a pretrained encoder"),
+    "parameters": ("brainseg_jax.cli.parameters", "count the parameters of a config's networks"),
 }
 
 
 def main() -> None:
-    """Runs the command that the first word names, in this process, as if it had been called itself."""
+    """Runs the command named by the first argument in this process, as if it had been called itself."""
     brainseg_jax.answer_ctrl_c()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:

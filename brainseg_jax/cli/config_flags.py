@@ -1,4 +1,4 @@
-"""What the commands share: `--config` and `--devices`, one line for what the user can mend, and answers to mistyped flags."""
+"""What commands with a config share: `--config` and `--devices`, one-line user errors, and suggestions for mistyped flags."""
 
 import re
 import sys
@@ -11,18 +11,18 @@ from brainseg_jax.config.resolve import RENAMED, of_file, unknown_key
 from brainseg_jax.core.errors import InputError, exit_code, exit_process
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/pretrain_vit.py.", lock_config=True)
-flags.FLAGS["config"].parser.parse = lambda name: of_file(name).lock()  # which says in one line what is wrong with a config
-DEVICES = flags.DEFINE_integer("devices", 0, "How many devices all hosts have together; 0: any number to train on, one to plan for.")
+flags.FLAGS["config"].parser.parse = lambda name: of_file(name).lock()  # its errors are one line
+DEVICES = flags.DEFINE_integer("devices", 0, "The number of devices of all hosts; 0: any number for training, one for planning.")
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command: what the user can mend is one line on stderr and exit code 2, Ctrl-C one line and 130."""
+    """Runs a command: a user error is one line on stderr and exit code 2, Ctrl-C one line and 130."""
     stopped = "stopped; the same command starts again, with what it has in its cache"
     exit_process(exit_code(lambda: app.run(main, flags_parser=lambda argv: _parse(argv, main.__module__)), stopped))
 
 
 def check_given(argv: list[str]) -> None:
-    """Raises InputError for words that are no flags, and for a missing --config."""
+    """Raises InputError for positional arguments and for a missing --config."""
     if len(argv) > 1:
         raise InputError(f"{argv[1]!r} is an unrecognised argument; values are given as --config.KEY=VALUE")
     if CONFIG.value is None:
@@ -45,7 +45,7 @@ def _parse(argv: list[str], module: str) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (TypeError, ValueError, flags.Error) as error:
-        said = " ".join(str(error).split())
-        # Of a value that is no number it says no more than the value.
-        of = next((f"--{flag}: " for flag, _, value in given if value and said.endswith(repr(value))), "")
-        raise InputError(of + said) from None
+        message = " ".join(str(error).split())
+        # For a value that is no number the message names the value only, not the flag.
+        prefix = next((f"--{flag}: " for flag, _, value in given if value and message.endswith(repr(value))), "")
+        raise InputError(prefix + message) from None

@@ -1,8 +1,7 @@
-"""`brainseg evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references, or, with
-`--checkpoint C --manifest M`, a checkpoint's own on the scans of a split, each on its own grid.
+"""`brainseg evaluate --pred PRED --ref REF --o table.tsv`: scores label maps of any tool against references or, with
+`--checkpoint C --manifest M`, those that a checkpoint predicts for the scans of a split, on each scan's own grid.
 
-Both sides are grouped into one label table first, so SynthSeg's, FreeSurfer's and our own output are scored by the same code. One bad pair
-does not lose the others: it is listed at the end, and the exit code is 3.
+A pair that cannot be scored is listed at the end, the others are scored, and the exit code is 3.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.cli.arguments import Parser, path_ending
 from brainseg_jax.core import runtime
 from brainseg_jax.core.errors import InputError, exit_code, exit_process, first_few, one_line, warnings
 from brainseg_jax.core.files import check_own, check_place
@@ -31,29 +30,28 @@ from brainseg_jax.evaluation.pairs import Pair, pair, read_pairs
 from brainseg_jax.evaluation.score_table import COLUMNS, remarks, summary, write_scores
 from brainseg_jax.evaluation.scoring import Comparison, Judged, comparison, score_files, score_scan
 
-OF_FILES = ("pred", "ref", "pairs", "pred_scheme", "ref_scheme", "subject_regex", "partial")  # flags of label maps that are there
-OF_CHECKPOINT = ("manifest", "split", "splits", "tta")
+OF_FILES = ("pred", "ref", "pairs", "pred_scheme", "ref_scheme", "subject_regex", "partial")  # flags for existing label maps
+OF_CHECKPOINT = ("manifest", "split", "splits", "tta")  # flags for a checkpoint's predictions
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Scores as the command line says. Returns 0, 3 if some pairs could not be scored, 130 for Ctrl-C, or 2 after one line on what the user
-    can mend."""
+    """The command's exit code: 0, 3 if some pairs could not be scored, 130 for Ctrl-C, or 2 after one line on a user error."""
     return exit_code(lambda: evaluate(_parser().parse_args(argv)))
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Scores every pair, writes the table, and prints means, definitions, and what could not be scored."""
+    """Scores every pair, writes the table, and prints means, definitions and failures. Returns the exit code."""
     check_place(options.o)
     check_own(f"--o {options.o}", options.o, "table", "\t".join(COLUMNS))
     refuse_other_flags(options)
     tables, jobs, notes = (of_checkpoint if options.checkpoint else of_files)(options)
     console = Console(highlight=False, width=max(120, shutil.get_terminal_size().columns))
-    results, failures, heard = {}, [], []
+    results, failures, notices = {}, [], []
     try:
         for subject, job in track(jobs.items(), "scoring", console=console, transient=True, disable=not console.is_terminal):
             try:
-                results[subject], more = job()
-                heard += more
+                results[subject], noticed = job()
+                notices += noticed
             except Exception as error:
                 failures.append(f"{subject}: {one_line('the pair', error)}")
     except KeyboardInterrupt:
@@ -65,8 +63,7 @@ def evaluate(options: argparse.Namespace) -> int:
         raise InputError(f"none of {len(jobs)} pairs could be scored; the first, {failures[0]}")
     write_scores(options.o, tables, results)
     console.print(summary(tables, results))
-    lines = remarks(tables, results, options.tolerance)
-    lines += [*notes, *warnings(heard)]
+    lines = [*remarks(tables, results, options.tolerance), *notes, *warnings(notices)]
     if failures:
         lines += ["", f"{len(failures)} of {len(jobs)} pairs could not be scored:", *failures]
     lines += ["", f"{options.o}: written, {len(results)} subject{'s' * (len(results) > 1)}"]
@@ -74,14 +71,12 @@ def evaluate(options: argparse.Namespace) -> int:
     return 3 if failures else 0
 
 
-# ---- what is compared
-
-# Tables, what judges each subject, and lines to print at the end.
+# Label tables, a function that scores each scan, and lines to print at the end.
 Work = tuple[Comparison, dict[str, Callable[[], Judged]], list[str]]
 
 
 def refuse_other_flags(options: argparse.Namespace) -> None:
-    """Raises InputError for flags that belong to the other way of scoring, and would do nothing."""
+    """Raises InputError for flags of the other mode (files or checkpoint), which would have no effect."""
     own, others = ("with", OF_FILES) if options.checkpoint else ("without", OF_CHECKPOINT)
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(options, name)]:
         whose = "the manifest names references and their schemes" if options.checkpoint else "they say what a checkpoint segments"
@@ -89,7 +84,7 @@ def refuse_other_flags(options: argparse.Namespace) -> None:
 
 
 def of_files(options: argparse.Namespace) -> Work:
-    """Pairs of label maps that are there."""
+    """Pairs of existing label maps."""
     schemes = (options.pred_scheme or "freesurfer", options.ref_scheme or "freesurfer")
     tables = comparison(*schemes, options.labels or "seg33", options.exclude)
     pairs, alone = _pairs(options)
@@ -99,9 +94,9 @@ def of_files(options: argparse.Namespace) -> Work:
 
 
 def of_checkpoint(options: argparse.Namespace) -> Work:
-    """The scans of a manifest's split that have labels, segmented by one checkpoint or by several together."""
+    """The labelled scans of a manifest's split, segmented by a checkpoint or an ensemble."""
     runtime.for_prediction()
-    from brainseg_jax.inference.predictor import predictor  # JAX is needed for this only, and reads its settings when it is imported
+    from brainseg_jax.inference.predictor import predictor  # lazily: only this mode needs JAX, which reads its settings when imported
 
     if not options.manifest:
         raise InputError("--manifest is missing: the scans to segment, with labels and splits, e.g. the one that was trained on")
@@ -109,9 +104,9 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
     rows = apply_splits(rows, options.splits) if options.splits else rows
     split = options.split or "test"
     labelled = [row for row in rows if row.split == split and row.labels]
-    if labelled and all(row.labels_only for row in labelled):
-        raise InputError(f"{options.manifest}: all labels of split {split!r} are without an image to segment; choose another --split")
     chosen = [row for row in labelled if not row.labels_only]
+    if labelled and not chosen:
+        raise InputError(f"{options.manifest}: all labels of split {split!r} are without an image to segment; choose another --split")
     if not chosen:
         remedy = "give the run folder's split.tsv as --splits" if not any(row.split for row in rows) else "choose another --split"
         raise InputError(f"{options.manifest}: no scan of split {split!r} has labels; {remedy}")
@@ -125,28 +120,28 @@ def of_checkpoint(options: argparse.Namespace) -> Work:
     measured = options.metrics, options.tolerance
     jobs = {name: partial(score_scan, by, row, schemes[row.scheme[0]], *measured) for name, row in named(chosen).items()}
     notes = ["", seen_in_training(by.trained_on(), chosen)]
-    if bare := len(labelled) - len(chosen):
-        notes.append(f"left out: {bare} label map{'s' * (bare > 1)} without an image to segment")
+    if without_image := len(labelled) - len(chosen):
+        notes.append(f"left out: {without_image} label map{'s' * (without_image > 1)} without an image to segment")
     if split == "val":
         notes.append("note: by the people of split val the best checkpoint is chosen, which flatters it; for a report use test")
     return next(iter(schemes.values())), jobs, notes
 
 
 def named(rows: Sequence[Row]) -> dict[str, Row]:
-    """Rows by what the table calls them: subject, session and file, and in full where two would be called the same."""
-    short = ["_".join(part for part in (row.subject, row.session, stem(row.image)) if part) for row in rows]
-    often = Counter(short)
-    return {name if often[name] == 1 else "/".join(part for part in row.key if part): row for name, row in zip(short, rows, strict=True)}
+    """Rows by their name in the table: subject, session and file, or the whole key where two rows would have the same name."""
+    short = ["_".join(filter(None, (row.subject, row.session, stem(row.image)))) for row in rows]
+    count = Counter(short)
+    return {name if count[name] == 1 else "/".join(filter(None, row.key)): row for name, row in zip(short, rows, strict=True)}
 
 
 def seen_in_training(trained_on: set[str], rows: Sequence[Row]) -> str:
-    """How many of the people the networks know. They are told by data set and subject: the same names in both manifests."""
+    """A line on how many of the subjects the networks were trained on, compared by data set and subject name."""
     if not trained_on:
         return "the checkpoint does not say whom it was trained on"
-    people = {row.person: row.hashed in trained_on for row in rows}
-    known = sorted(subject for (_, subject), before in people.items() if before)
+    subjects = {row.person: row.hashed in trained_on for row in rows}
+    known = sorted(name for (_, name), seen in subjects.items() if seen)
     return (
-        f"{len(known)} of {len(people)} people were in the training data of the checkpoint or of what it began with"
+        f"{len(known)} of {len(subjects)} people were in the training data of the checkpoint or of what it began with"
         f"{f': {first_few(known)}' if known else ''} (told by the manifest's dataset and subject)"
     )
 
@@ -164,15 +159,6 @@ def _pairs(options: argparse.Namespace) -> tuple[list[Pair], list[Path]]:
     return pairs, alone
 
 
-# ---- one pair
-
-
-# ---- the tables
-
-
-# ---- the command line
-
-
 def _metrics(text: str) -> tuple[str, ...]:
     wanted = [name.strip().lower() for name in text.split(",")]
     if unknown := [name for name in wanted if name not in METRICS]:
@@ -187,35 +173,30 @@ def _tolerance(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no distance; give millimetres above 0, e.g. 1")
 
 
-def _tsv(text: str) -> Path:
-    if not text.endswith(".tsv"):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv, as a table does")
-    return Path(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("brainseg evaluate", description="Scores label maps against references.", allow_abbrev=False)
     parser.add_argument("--pred", type=Path, help="the predicted label map (.nii, .nii.gz, .mgz), or a folder of them")
     parser.add_argument("--ref", type=Path, help="the reference, or a folder of them; the files of two folders pair up by name")
-    parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a list with the columns subject, pred and ref")
-    parser.add_argument("--o", type=_tsv, required=True, metavar="TSV", help="the table to write, a line for each subject and structure")
+    parser.add_argument("--pairs", type=Path, metavar="CSV", help="instead of both, a table with the columns subject, pred and ref")
+    table = path_ending(".tsv", kind="a table")
+    parser.add_argument("--o", type=table, required=True, metavar="TSV", help="the table to write, one line per subject and structure")
     tables = f"{', '.join(SCHEMES)}, or a .tsv file"
-    parser.add_argument("--pred-scheme", metavar="TABLE", help=f"what the ids mean: {tables} (freesurfer)")
-    parser.add_argument("--ref-scheme", metavar="TABLE", help="the same of the references (freesurfer)")
-    parser.add_argument("--labels", metavar="TABLE", help="the table in which both are compared (seg33, or the checkpoint's own)")
-    parser.add_argument("--exclude", default="", metavar="IDS", help="structures of that table to leave out: ids, names or abbreviations")
-    parser.add_argument("--metrics", type=_metrics, default=METRICS, metavar="NAMES", help=f"some of {','.join(METRICS)} (all)")
-    parser.add_argument("--tolerance", type=_tolerance, default=1.0, metavar="MM", help="nsd's (%(default)s)")
-    parser.add_argument("--subject-regex", default="", help="finds the subject in paths below both folders, in its first group")
-    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="segment with this checkpoint; several, with commas: together")
-    parser.add_argument("--tta", action="store_true", help="with --checkpoint: test-time augmentation: flips each scan left-right too")
+    parser.add_argument("--pred-scheme", metavar="TABLE", help=f"the label table of the predictions: {tables} (freesurfer)")
+    parser.add_argument("--ref-scheme", metavar="TABLE", help="the label table of the references (freesurfer)")
+    parser.add_argument("--labels", metavar="TABLE", help="the label table in which both are compared (seg33, or the checkpoint's own)")
+    parser.add_argument("--exclude", default="", metavar="IDS", help="structures of that table to exclude: ids, names or abbreviations")
+    parser.add_argument("--metrics", type=_metrics, default=METRICS, metavar="NAMES", help=f"any of {','.join(METRICS)} (all)")
+    parser.add_argument("--tolerance", type=_tolerance, default=1.0, metavar="MM", help="tolerance of nsd (%(default)s)")
+    parser.add_argument("--subject-regex", default="", help="its first group is the subject in paths below both folders")
+    parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help="segment with this checkpoint, or an ensemble (with commas)")
+    parser.add_argument("--tta", action="store_true", help="with --checkpoint: test-time augmentation by left-right flips")
     parser.add_argument("--manifest", type=Path, help="with --checkpoint: the scans, their labels and splits")
-    parser.add_argument("--split", help="with --checkpoint: which scans of it (test)")
+    parser.add_argument("--split", help="with --checkpoint: the split to score (test)")
     parser.add_argument("--splits", type=Path, metavar="TSV", help="with --checkpoint: a run's split.tsv, where the manifest has no splits")
     parser.add_argument("--partial", action="store_true", help="leave out files without a partner, and list them")
     return parser
 
 
 def command() -> None:
-    """This process as the command."""
+    """Entry point."""
     exit_process(main())

@@ -1,6 +1,6 @@
-"""`brainseg parameters --config=configs/pretrain_vit.py`: what the config's networks are made of, and the paper's Table I.
+"""`brainseg parameters --config=configs/pretrain_vit.py`: the parameter counts of the config's networks, and the paper's Table I.
 
-Nothing is trained and no weight is made: parameters are counted on shapes. `--keys` prints what all config keys are instead.
+Parameters are counted on abstract shapes. `--keys` prints the reference of all config keys instead.
 """
 
 from typing import Any
@@ -10,21 +10,22 @@ from absl import flags
 from brainseg_jax.cli.config_flags import CONFIG, check_given, run
 
 flags.declare_key_flag("config")  # or --help leaves it out
-KEYS = flags.DEFINE_bool("keys", False, "Print every config key: its default, what it may be, and its meaning.")
+KEYS = flags.DEFINE_bool("keys", False, "Print every config key: default, allowed values and meaning.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table, or the keys."""
+    """Prints the table or, with --keys, the reference of config keys."""
     if KEYS.value and CONFIG.value is None and len(argv) == 1:
         from brainseg_jax.config.reference import config_page
 
-        return print(config_page(), end="")
-    check_given(argv)
-    return print(table(rows(CONFIG.value)))
+        print(config_page(), end="")
+    else:
+        check_given(argv)
+        print(table(rows(CONFIG.value)))
 
 
 def rows(config: Any) -> list[tuple[str, int, str]]:
-    """(network, parameters, what is counted) for the config's sizes: the config's own network, and Swin UNETR beside it."""
+    """(network, parameters, what is counted) for the config's sizes: its own network, and Swin UNETR for comparison."""
     import jax
     import jax.numpy as jnp
 
@@ -41,7 +42,7 @@ def rows(config: Any) -> list[tuple[str, int, str]]:
         spec, c = ENCODERS[name], config.copy_and_resolve_references()
         with c.unlocked():
             c.encoder, c.decoder, c.dtype, c.classes = name, next(iter(spec.decoders)), "float32", classes
-        # A Swin takes crops of any size, and its numbers do not depend on it.
+        # A Swin's parameters do not depend on the crop.
         size = tuple(c.data.crop) if name == config.encoder else (spec.multiple(c),) * 3
         image = jnp.zeros((1, *size, c.channels))
         network = jax.eval_shape(segmenter(c).init, key, jax.ShapeDtypeStruct(image.shape, image.dtype))["params"]
@@ -55,11 +56,11 @@ def rows(config: Any) -> list[tuple[str, int, str]]:
 
 
 def table(rows: list[tuple[str, int, str]]) -> str:
-    """The rows in columns."""
+    """The rows as aligned columns."""
     name, number = (max(len(f"{row[i]:,}" if i else row[i]) for row in rows) for i in (0, 1))
     return "\n".join(f"{row[0]:{name}}  {row[1]:>{number},}  {row[2]}" for row in rows)
 
 
 def command() -> None:
-    """This process as the command."""
+    """Entry point."""
     run(main)

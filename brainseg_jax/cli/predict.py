@@ -1,8 +1,8 @@
 """`brainseg predict --i SCAN|FOLDER|LIST.csv|BIDS --o OUT --checkpoint C`: label maps, each on its scan's own grid.
 
-What is done is not done again, one bad scan does not lose the others (exit code 3), and with `--part` any number of jobs share a folder.
-`--qc` writes the QC report of all cases in that folder. JAX is imported only where there is something to do. From Python the same is a
-function, `brainseg_jax.predict(scan, checkpoint)`.
+Finished scans are skipped, a scan that fails does not stop the others (exit code 3), and with `--part` any number of jobs share a folder.
+`--qc` writes the QC report of all cases in that folder. JAX is imported only where there is something to do. From Python, call
+`brainseg_jax.predict(scan, checkpoint)`.
 """
 
 import argparse
@@ -10,8 +10,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from brainseg_jax.cli.predict_options import parser
 from brainseg_jax.core import runtime
@@ -20,52 +18,45 @@ from brainseg_jax.core.files import check_own, check_place
 from brainseg_jax.data import inputs
 from brainseg_jax.data.layouts import VOLUMES
 from brainseg_jax.inference.job import Job, cases_of, checkpoints, damage, digest, done, finished, lost_names
-from brainseg_jax.inference.many_scans import segment_all
 from brainseg_jax.inference.outputs import COLUMNS, delimiter_of, of_part, write_dataset_description, write_names, write_volumes
 
-SHOWN = 5  # failures that are printed; all stand in failures.csv
-
-
-class _Callable(ModuleType):
-    """Importing this module makes it `brainseg_jax.predict`, which is a function to those who use it from Python: so it is one."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        from brainseg_jax.inference.prediction import predict
-
-        return predict(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
+SHOWN = 5  # failures that are printed; failures.csv has all
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Segments as the command line says. Returns 0, 3 if some scans could not be segmented, 130 for Ctrl-C, or 2 after a line on what the
-    user can mend."""
+    """The command's exit code: 0, 3 if some scans could not be segmented, 130 for Ctrl-C, or 2 after one line on a user error."""
     return exit_code(lambda: run(parser().parse_args(argv)), "stopped; the same command goes on from there")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Segments every scan that is not done, writes the tables and the QC report, and says what could not be segmented."""
+    """Segments every scan that is not done, writes the tables and the QC report, and prints failures. Returns the exit code."""
     source, networks = inputs.find(options.i, options.also, options.contrast_enhanced), checkpoints(options)
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
     check_places(job)
-    if (results := finished(job)) is None:
+    cases = results = finished(job)
+    if results is None:
         job = load(job, networks)
         job.by.check_images(len(source.rows[0].images), f"--i {options.i}")
-        cases = cases_of(job, job.by.table.name)
-        before = {} if options.overwrite else {case: sidecar for case in cases if (sidecar := done(job, case))}
-        cases = tuple(case._replace(fault=damage(job, case, before[case])) if case in before else case for case in cases)
-        results = {case: before[case] for case in cases if case in before}  # a damaged case has a fault now, and is none of them
-        for case, sidecar in results.items():
-            if lost_names(case, sidecar):
-                write_names(case.names, job.table)
-    else:
-        cases = tuple(results)
-    before, reasons = len(results), of_part(job.folder / inputs.FAILURES[0], options.part)
+        cases, results = [], {}
+        for case in cases_of(job, job.by.table.name):
+            sidecar = None if options.overwrite else done(job, case)
+            cases.append(case._replace(fault=damage(job, case, sidecar)) if sidecar else case)
+            if sidecar and not cases[-1].fault:
+                results[case] = sidecar
+                if lost_names(case, sidecar):
+                    write_names(case.names, job.table)
+    cases, before = tuple(cases), len(results)
+    reasons = of_part(job.folder / inputs.FAILURES[0], options.part)
     if source.kind == "bids":
         write_dataset_description(source, job.folder)
-    failures = segment_all(job, cases, results, reasons)
+    failures = []
+    if job.by is None:  # all was done before
+        reasons.unlink(missing_ok=True)
+    else:
+        from brainseg_jax.inference.many_scans import segment_all
+
+        failures = segment_all(job, cases, results, reasons)
     sidecars = {case: results[case] for case in cases if case in results}
     print(f"{options.o}: {len(results) - before} segmented" + (f", {before} were done before" if before else ""))
     if source.left_out:
@@ -75,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"{volumes}: volumes of {len(sidecars)}")
     from brainseg_jax.qc.findings import SERIOUS
 
-    for line in warnings([remark for one in sidecars.values() for remark in one["Remarks"]], SHOWN):
+    for line in warnings([remark for sidecar in sidecars.values() for remark in sidecar["Remarks"]], SHOWN):
         print(line)
-    if wrong := [case.labels for case, one in sidecars.items() if one["Score"] >= SERIOUS]:
+    if wrong := [case.labels for case, sidecar in sidecars.items() if sidecar["Score"] >= SERIOUS]:
         shown = ", ".join(map(str, wrong[:SHOWN])) + ", …" * (len(wrong) > SHOWN)
         where = "see the QC report" if options.qc else "--qc shows why"
         print(f"looks wrong, or is of another kind than the network knows: {shown}; {where}")
@@ -92,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_places(job: Job) -> None:
-    """Raises InputError where something of the run cannot be written, or would be written over what is not its own."""
+    """Raises InputError where an output cannot be written, or would overwrite a file that is not of this command."""
     options = job.options
     check_place(options.o)
     if options.vol:
@@ -107,18 +98,18 @@ def check_places(job: Job) -> None:
 
 
 def check_free(job: Job, file: Path) -> None:
-    """Raises InputError where the table of volumes has the name of another table that is written in the run."""
-    reasons = file.parent.resolve() == job.folder.resolve() and any(map(file.match, inputs.FAILURES))
+    """Raises InputError where the table of volumes has the name of another table of the run."""
+    is_failures = file.parent.resolve() == job.folder.resolve() and any(map(file.match, inputs.FAILURES))
     names = {case.names.resolve() for case in inputs.output_places(job.source, job.options.o, "")}
-    # BIDS has the task in the name, which only the network knows: none may be there.
-    spelt = re.sub("_seg-[0-9a-zA-Z]*_", "_seg-_", file.name) if job.source.kind == "bids" else file.name
-    if reasons or file.resolve().with_name(spelt) in names:
-        holds = "why scans could not be segmented" if reasons else "the names of structures"
+    # In BIDS the name holds the task, which only the network knows: no task's name may be used.
+    without_task = re.sub("_seg-[0-9a-zA-Z]*_", "_seg-_", file.name) if job.source.kind == "bids" else file.name
+    if is_failures or file.resolve().with_name(without_task) in names:
+        holds = "why scans could not be segmented" if is_failures else "the names of structures"
         raise InputError(f"--vol {file}: is the file that says {holds}; give another name, e.g. {file.with_name('volumes.tsv')}")
 
 
 def load(job: Job, networks: list[str]) -> Job:
-    """The job with its networks."""
+    """The job with its predictor and output table."""
     start(job.options)
     from brainseg_jax.inference.prediction import output_table
     from brainseg_jax.inference.predictor import predictor
@@ -128,27 +119,18 @@ def load(job: Job, networks: list[str]) -> Job:
 
 
 def start(options: argparse.Namespace) -> None:
-    """Settles what JAX reads when it is imported: where it computes, on how many cores, and that it takes of a GPU only what it needs."""
+    """Sets what JAX reads when it is imported: the device, the number of cores, and GPU memory on demand."""
     runtime.for_prediction()
     if options.cpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
     if options.threads and hasattr(os, "sched_setaffinity"):
-        # XLA has no setting for its threads: it starts as many as there are cores for the process.
+        # XLA has no setting for its threads: it starts one per core of the process.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     elif options.threads:
-        os.environ["NPROC"] = str(options.threads)  # what it goes by instead, where a process has no cores of its own
-
-
-# ---- what is done
-
-
-# ---- scans
-
-
-# ---- files of the run
+        os.environ["NPROC"] = str(options.threads)  # what XLA reads where there is no CPU affinity
 
 
 def command() -> None:
-    """This process as the command."""
+    """Entry point."""
     runtime.with_huge_pages()
     exit_process(main())

@@ -1,9 +1,9 @@
-"""The flags of `brainseg predict`, and what they may say."""
+"""The flags of `brainseg predict`."""
 
 import argparse
 from pathlib import Path
 
-from brainseg_jax.cli.arguments import Parser
+from brainseg_jax.cli.arguments import Parser, path_ending
 from brainseg_jax.pretrained import NETWORKS
 
 
@@ -20,45 +20,32 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _page(text: str) -> Path:
-    if not text.endswith(".html"):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .html, as a QC report does")
-    return Path(text)
-
-
-def _table(text: str) -> Path:
-    if not text.endswith((".tsv", ".csv")):
-        raise argparse.ArgumentTypeError(f"{text} does not end in .tsv or .csv, as a table does")
-    return Path(text)
-
-
 def parser() -> argparse.ArgumentParser:
-    """The command's flags. Its errors are InputErrors."""
+    """The command's argument parser, whose errors are InputErrors."""
     parser = Parser("brainseg predict", description="Segments brain MRI, on each scan's own grid.", allow_abbrev=False)
     parser.add_argument("--i", type=Path, required=True, metavar="PATH", help="a scan, a folder of scans, a list (.csv, .tsv), or BIDS")
-    enhanced = "of a BIDS data set, takes scans after a contrast agent (ce-…) too"
+    enhanced = "for a BIDS data set: includes scans after a contrast agent (ce-…)"
     parser.add_argument("--contrast-enhanced", action="store_true", help=enhanced)
-    also = "further images of the same head, for a network trained on several: one with a scan, a folder with a folder; may be repeated"
+    also = "a further image of each subject, for a network with several channels: a file with a scan, a folder with a folder; repeatable"
     parser.add_argument("--also", type=Path, action="append", default=[], metavar="PATH", help=also)
-    parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the folder to write to; or, of one scan, the label map")
-    which = "a network of the package: any (the default), for any contrast, with or without a skull; or t1, for T1 only"
+    parser.add_argument("--o", type=Path, required=True, metavar="PATH", help="the output folder; for a single scan, the label map")
+    which = "a network of the package: any (the default), for any contrast, skull-stripped or not; or t1, for T1 only"
     parser.add_argument("--network", choices=tuple(NETWORKS), help=which)
     network = "a network of your own; several, with commas, are an ensemble"
     parser.add_argument("--checkpoint", default="", metavar="FOLDERS", help=network)
-    parser.add_argument("--task", default="", help="groups its structures: skull, four, thirtythree, or a label table (all that it knows)")
-    parser.add_argument("--vol", type=_table, metavar="TABLE", help="writes volumes of all structures and scans to this .tsv or .csv")
+    parser.add_argument("--task", default="", help="the structures: skull, four, thirtythree, or a label table (all of the network's)")
+    table, vol = path_ending(".tsv", ".csv", kind="a table"), "writes the volumes of all structures and scans to this .tsv or .csv"
+    parser.add_argument("--vol", type=table, metavar="TABLE", help=vol)
     report = "writes the QC report of all cases of the output folder: pictures, flags, ratings"
-    parser.add_argument("--qc", type=_page, metavar="REPORT", help=f"{report} (.html)")
-    parser.add_argument("--post", action="store_true", help="writes soft maps too: the probability of each class, as one 4-D file")
-    parser.add_argument(
-        "--tta", action="store_true", help="test-time augmentation: segments each scan flipped left-right too; takes twice as long"
-    )
-    small = "leaves small connected components that lie apart from their structure, which otherwise become what is around them"
+    parser.add_argument("--qc", type=path_ending(".html", kind="a QC report"), metavar="REPORT", help=f"{report} (.html)")
+    parser.add_argument("--post", action="store_true", help="also writes the probability of each class, as one 4-D file")
+    parser.add_argument("--tta", action="store_true", help="test-time augmentation by a left-right flip; takes twice as long")
+    small = "keeps small connected components apart from their structure, which otherwise get the label of the voxels around them"
     parser.add_argument("--keep-small-components", "--islands", action="store_true", help=small)
-    ids = "FreeSurfer's ids or those of the label table (FreeSurfer's, if every structure has one)"
+    ids = "ids of FreeSurfer or of the label table (FreeSurfer's, if every structure has one)"
     parser.add_argument("--ids", choices=("freesurfer", "table"), default="auto", help=ids)
-    parser.add_argument("--cpu", action="store_true", help="leaves the GPU alone")
-    parser.add_argument("--threads", type=_count, metavar="N", help="uses at most so many cores (all)")
-    parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/N", help="only the i-th of N parts, for N jobs with one --o")
-    parser.add_argument("--overwrite", action="store_true", help="also segments what is done already")
+    parser.add_argument("--cpu", action="store_true", help="computes on the CPU")
+    parser.add_argument("--threads", type=_count, metavar="N", help="the number of cores to use at most (all)")
+    parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/N", help="segments the i-th of N parts, for N jobs with one --o")
+    parser.add_argument("--overwrite", action="store_true", help="segments finished scans again")
     return parser

@@ -1,6 +1,6 @@
-"""Prepares data for training: `manifest` turns a data set's folder into a manifest with splits, `cache` standardises its scans ahead.
+"""Prepares data for training: `manifest` turns a data set's folder into a manifest with splits, `cache` standardises its scans.
 
-Training does the second by itself; on a cluster it is worth doing before, on a machine without a GPU.
+Training standardises by itself; on a cluster it saves GPU time to do it before, on a machine without a GPU.
 """
 
 import argparse
@@ -31,12 +31,12 @@ TABLES = f"one of {', '.join(SCHEMES)}, or a .tsv file of yours"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Does what the command line says. Returns 0, 3 if some scans cannot be used, or 2 after one line on what the user can mend."""
+    """The command's exit code: 0, 3 if some scans cannot be used, or 2 after one line on a user error."""
     return exit_code(lambda: run(argv), "stopped; the same command goes on from there")
 
 
 def run(argv: list[str] | None) -> int:
-    """Parses the command line and does what it asks for."""
+    """Parses the command line and runs its subcommand."""
     parser = Parser("brainseg prepare", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_manifest(commands)
@@ -50,46 +50,45 @@ def run(argv: list[str] | None) -> int:
 
 def add_manifest(commands: argparse._SubParsersAction) -> None:
     """The flags of `manifest`."""
-    command = commands.add_parser("manifest", help="a data set's folder becomes a manifest with splits", allow_abbrev=False)
+    command = commands.add_parser("manifest", help="write the manifest of a data set's folder, with splits", allow_abbrev=False)
     command.set_defaults(run=manifest)
-    command.add_argument("layout", choices=LAYOUTS, help="how the folder is laid out")
+    command.add_argument("layout", choices=LAYOUTS, help="the folder's layout")
     command.add_argument("root", metavar="ROOT", type=Path, help="the data set's folder")
     command.add_argument("--out", required=True, type=Path, help="the manifest to write, e.g. people.tsv")
-    command.add_argument("--labels", type=Path, help="the folder of label maps, where they lie apart")
-    command.add_argument("--scheme", help=f"the labels' scheme, for bids and folder: {TABLES}")
+    command.add_argument("--labels", type=Path, help="the folder of label maps, if it is another one")
+    command.add_argument("--scheme", help=f"the labels' scheme (label table), for bids and folder: {TABLES}")
     command.add_argument("--dataset", help="the data set's name, instead of the layout's")
-    command.add_argument("--contrast-enhanced", action="store_true", default=None, help="for bids: take scans after a contrast agent too")
-    command.add_argument("--subject-regex", help="for folder: finds the subject in a path, a label's too, in its first group")
-    command.add_argument("--split", choices=[*FRACTIONS, "none"], default="subject", help="divide people, or images as in the paper")
-    command.add_argument("--seed", type=int, help="of the split (0)")
-    command.add_argument("--fractions", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="of the split, e.g. 0.8 0.1 0.1")
-    command.add_argument("--force", action="store_true", help="write over what is there already")
+    command.add_argument("--contrast-enhanced", action="store_true", default=None, help="for bids: include scans after a contrast agent")
+    command.add_argument("--subject-regex", help="for folder: its first group is the subject in the path of an image or a label map")
+    command.add_argument("--split", choices=[*FRACTIONS, "none"], default="subject", help="split by subject, or by image as in the paper")
+    command.add_argument("--seed", type=int, help="seed of the split (0)")
+    command.add_argument("--fractions", type=float, nargs=3, metavar=("TRAIN", "VAL", "TEST"), help="its fractions, e.g. 0.8 0.1 0.1")
+    command.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def manifest(args: argparse.Namespace) -> None:
-    """Writes the manifest, and beside it STEM_split.tsv, whose hash says which split it is; prints a table and the next command."""
+    """Writes the manifest and STEM_split.tsv, whose hash identifies the split; prints a table and the next command."""
     check_flags(args)
     if args.scheme and args.scheme not in SCHEMES:
-        args.scheme = str(Path(args.scheme).absolute())  # a manifest's paths are taken from its own folder, not from here
-    flags = [name for name in inspect.signature(LAYOUTS[args.layout]).parameters if name != "root"]
-    rows = LAYOUTS[args.layout](args.root, **{name: value for name in flags if (value := getattr(args, name)) is not None})
+        args.scheme = str(Path(args.scheme).absolute())  # paths in a manifest are relative to its own folder
+    parameters = [name for name in inspect.signature(LAYOUTS[args.layout]).parameters if name != "root"]
+    rows = LAYOUTS[args.layout](args.root, **{name: value for name in parameters if (value := getattr(args, name)) is not None})
     if args.split != "none":
         rows = assign_splits(rows, seed=args.seed or 0, fractions=args.fractions, rule=args.split)
     check_rows(rows, args.root)
     leaking = warnings(check_leakage(rows, args.root))
-    done = write(args.out, rows, args.split != "none", args.force)
-    noted = remarked(rows, args)
-    next_ = [] if any(line.startswith(LACKING) for line in noted) else ["", f"next: {following(rows, args.out)}"]
-    print("\n".join([table(rows), *noted, *[""] * bool(leaking), *leaking, "", *done, *next_]))
+    written = write(args.out, rows, args.split != "none", args.force)
+    remarks = remarked(rows, args)
+    next_ = [] if any(line.startswith(LACKING) for line in remarks) else ["", f"next: {following(rows, args.out)}"]
+    print("\n".join([table(rows), *remarks, *[""] * bool(leaking), *leaking, "", *written, *next_]))
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises InputError for a flag that has no use here, a scheme that is missing or unknown, and an --out that is no place for a table."""
-    layout = args.layout
-    takes = inspect.signature(LAYOUTS[layout]).parameters
+    """Raises InputError for a flag without effect, a missing or unknown scheme, and an --out that cannot be a table."""
+    takes = inspect.signature(LAYOUTS[args.layout]).parameters
     for name in ("labels", "scheme", "dataset", "subject_regex", "contrast_enhanced"):
         if getattr(args, name) is not None and name not in takes:
-            raise InputError(f"--{name.replace('_', '-')}: the layout {layout} has no use for it; leave it out")
+            raise InputError(f"--{name.replace('_', '-')}: the layout {args.layout} has no use for it; leave it out")
     for name in ("seed", "fractions"):
         if getattr(args, name) is not None and args.split == "none":
             raise InputError(f"--{name}: without a split there is no use for it; leave it or --split none out")
@@ -109,54 +108,54 @@ def check_flags(args: argparse.Namespace) -> None:
 def write(out: Path, rows: Sequence[Row], split: bool, force: bool) -> list[str]:
     """Writes the manifest and the split, both or none, and returns a line on each.
 
-    Raises InputError where one is there already with other content, which may be somebody's work, unless `force`.
+    Raises InputError, unless `force`, for an existing file with other content, which may have been edited.
     """
-    beside = out.with_name(f"{out.stem}_split.tsv")
-    done = []
+    split_file = out.with_name(f"{out.stem}_split.tsv")
+    lines = []
     with ExitStack() as stack:
-        parts = {path: stack.enter_context(atomic_write(path)) for path in ((out, beside) if split else (out,))}
+        parts = {path: stack.enter_context(atomic_write(path)) for path in ((out, split_file) if split else (out,))}
         write_manifest(parts[out], rows)
-        digest = f", sha256 {write_splits(parts[beside], rows)}" if split else ""
+        digest = f", sha256 {write_splits(parts[split_file], rows)}" if split else ""
         for path, part in parts.items():
             same = path.is_file() and filecmp.cmp(path, part, shallow=False)
             if path.exists() and not same and not force:
                 raise InputError(f"{path}: is there already with other content; write over it with --force, or give another --out")
-            done.append(f"{path}: {'was there already, the same' if same else 'written'}{digest * (path == beside)}")
-    return done
+            lines.append(f"{path}: {'was there already, the same' if same else 'written'}{digest * (path == split_file)}")
+    return lines
 
 
 def remarked(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
-    """What may have been expected otherwise: scans that were left out or are not there, scans and splits without labels, where others have
-    some, label files of no scan."""
+    """Lines on what may be unexpected: scans left out or not fetched, scans or splits without labels where others have them, and label
+    files that belong to no scan."""
     lines = []
     if args.layout == "bids" and not args.contrast_enhanced and (left_out := enhanced(args.root)):
-        lines.append(
-            f"contrast-enhanced scans left out: {len(left_out)}, {listed(left_out, args.root)}; --contrast-enhanced takes them too"
-        )
+        skipped = f"{len(left_out)}, {listed(left_out, args.root)}"
+        lines.append(f"contrast-enhanced scans left out: {skipped}; --contrast-enhanced takes them too")
     if absent := [path for row in rows for path in (*row.images, *row.labels) if not path.exists()]:
         lines.append(f"links to content that was not fetched (datalad get): {len(absent)}, {listed(absent, args.root)}")
-    bare = [row.image for row in rows if not row.labels]
-    if bare and len(bare) < len(rows):
-        lines.append(f"scans without a label, of use in pretraining only: {len(bare)} of {len(rows)}, {listed(bare, args.root)}")
+    unlabelled = [row.image for row in rows if not row.labels]
+    if unlabelled and len(unlabelled) < len(rows):
+        counts = f"{len(unlabelled)} of {len(rows)}"
+        lines.append(f"scans without a label, of use in pretraining only: {counts}, {listed(unlabelled, args.root)}")
     if args.labels:
         used = {path for row in rows for path in (row.image, *row.labels)}
         kind = "_dseg" if args.layout == "bids" else ""  # derivatives hold more than label maps
         files = volumes(Path(os.path.normpath(args.labels.absolute())))
-        if idle := [path for path in files if path not in used and stem(path).endswith(kind)]:
-            lines.append(f"label files of no scan: {len(idle)}, {listed(idle, args.labels)}")
-    sides = {row.split for row in rows if row.labels}
-    if sides and args.split != "none" and (poor := [side for side in ("train", "val") if side not in sides]):
-        lines.append(f"{LACKING} {poor[0]}, without which there is no fine-tuning: try another --seed, or --fractions")
+        if unused := [path for path in files if path not in used and stem(path).endswith(kind)]:
+            lines.append(f"label files of no scan: {len(unused)}, {listed(unused, args.labels)}")
+    splits = {row.split for row in rows if row.labels}
+    if splits and args.split != "none" and (lacking := [split for split in ("train", "val") if split not in splits]):
+        lines.append(f"{LACKING} {lacking[0]}, without which there is no fine-tuning: try another --seed, or --fractions")
     return [""] * bool(lines) + lines
 
 
 def listed(paths: Sequence[Path], root: Path) -> str:
-    """The first of the paths, as seen from a folder, and how many more there are."""
+    """The first few paths, relative to a folder, and the number of the others."""
     return first_few(os.path.relpath(path, root) for path in paths)
 
 
 def following(rows: Sequence[Row], out: Path) -> str:
-    """The command that trains with the manifest: fine-tunes, where there are labels, for the first task that all of them can do."""
+    """The command that trains with the manifest: fine-tuning where there are labels, for the first task that all their schemes serve."""
     by_scheme = {row.scheme: row for row in rows if row.labels}
     if not by_scheme:
         config = "configs/pretrain_vit.py:full"
@@ -169,7 +168,7 @@ def following(rows: Sequence[Row], out: Path) -> str:
 
 
 def serves(row: Row, task: str) -> bool:
-    """Whether fine-tuning for the task takes the row's labels."""
+    """Whether the row's labels can be used to fine-tune for the task."""
     try:
         read_for(row, read_table(task), "refuse")
     except InputError:
@@ -178,7 +177,7 @@ def serves(row: Row, task: str) -> bool:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """People, images and images with labels, one line for each dataset and split."""
+    """A table of subjects, images and labelled images, one line per dataset and split."""
     groups = sorted({(row.dataset, row.split) for row in rows}, key=lambda group: (group[0], SPLITS.index(group[1])))
     lines = [("dataset", "split", "subjects", "images", "with labels")]
     for group in groups:
@@ -193,42 +192,41 @@ def table(rows: Sequence[Row]) -> str:
 
 def add_cache(commands: argparse._SubParsersAction) -> None:
     """The flags of `cache`."""
-    command = commands.add_parser("cache", help="standardise a manifest's scans ahead of training", allow_abbrev=False)
+    command = commands.add_parser("cache", help="standardise a manifest's scans before training", allow_abbrev=False)
     command.set_defaults(run=cache)
     command.add_argument("manifest", metavar="MANIFEST", type=Path)
     command.add_argument("--cache", type=Path, default=cache_folder(), help="the folder for standardised volumes (%(default)s)")
-    command.add_argument("--spec", choices=("default", "paper"), default="default", help="of standardisation (%(default)s)")
-    command.add_argument("--spacing", type=float, default=1.0, help="mm (%(default)s)")
-    command.add_argument("--size", type=int, nargs=3, default=(192, 192, 192), metavar=("X", "Y", "Z"), help="voxels (192 192 192)")
-    command.add_argument("--dtype", choices=("uint8", "float16"), default="uint8", help="(%(default)s)")
+    command.add_argument("--spec", choices=("default", "paper"), default="default", help="the standardisation (%(default)s)")
+    command.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (%(default)s)")
+    command.add_argument("--size", type=int, nargs=3, default=(192, 192, 192), metavar=("X", "Y", "Z"), help="in voxels (192 192 192)")
+    command.add_argument("--dtype", choices=("uint8", "float16"), default="uint8", help="stored type (%(default)s)")
     tasks = ", ".join(f"{table} for {task}" for task, table in TASKS.items())
-    command.add_argument("--labels", metavar="TABLE", help=f"for fine-tuning, its data.labels: {tasks}, or a .tsv file of yours")
+    command.add_argument("--labels", metavar="TABLE", help=f"for fine-tuning: its data.labels, {tasks}, or a .tsv file of yours")
     command.add_argument("--lacking", choices=("refuse", "background"), help="with --labels: its data.missing_labels (refuse)")
-    command.add_argument("--workers", type=_positive, help="processes (by default one for each core)")
+    command.add_argument("--workers", type=_positive, help="number of processes (one per core)")
 
 
 def cache(args: argparse.Namespace) -> int:
-    """Standardises every scan, but the excluded, that the cache lacks; what cannot be used goes into STEM_failures.csv beside the manifest.
-    Returns 3 if there is such, else 0.
+    """Standardises every scan that the cache lacks, except excluded ones. Failures go into STEM_failures.csv beside the manifest.
+    Returns 3 if there are any, else 0.
 
-    With a task's label table it makes what fine-tuning reads: of the scans that have labels, these as the task's classes. What scans are
-    made from, labels without an image among it, is left to training.
+    With a task's label table it makes what fine-tuning reads: the labelled scans, with their labels as the task's classes. Training itself
+    prepares label maps from which scans are synthesised.
     """
     if args.lacking and not args.labels:
         raise InputError("--lacking: is about labels; give --labels too, or leave it out")
-    every = read_manifest(args.manifest)
-    rows = [row for row in every if row.split != "excluded"]
+    listed_scans = read_manifest(args.manifest)
+    rows = [row for row in listed_scans if row.split != "excluded"]
     if not rows:
-        raise InputError(
-            f"{args.manifest}: all {len(every)} scans are of split 'excluded', which is left out; give those to use another one"
-        )
+        scans = f"all {len(listed_scans)} scans are of split 'excluded'"
+        raise InputError(f"{args.manifest}: {scans}, which is left out; give those to use another one")
     leaking = check_leakage(rows, args.manifest)
     rows = [row for row in rows if not row.labels_only]
     target = read_table(args.labels) if args.labels else None
-    if target and not any(row.labels for row in rows):
-        remedy = "fill in its columns labels and scheme, or leave --labels out to make what pretraining reads"
-        raise InputError(f"{args.manifest}: --labels standardises scans that have labels, and none of {len(rows)} has; {remedy}")
     if target:
+        if not any(row.labels for row in rows):
+            remedy = "fill in its columns labels and scheme, or leave --labels out to make what pretraining reads"
+            raise InputError(f"{args.manifest}: --labels standardises scans that have labels, and none of {len(rows)} has; {remedy}")
         check_learned(target)
         try:
             rows = [read_for(row, target, args.lacking or "refuse") for row in rows if row.labels]
@@ -236,26 +234,20 @@ def cache(args: argparse.Namespace) -> int:
             raise InputError(str(refusal).replace("--config.data.missing_labels=", "--lacking ")) from None
     else:
         rows = [row._replace(labels=(), scheme=()) for row in rows]
-    chosen = spec(args.spec, args.spacing, args.size, args.dtype)
-    told, folder = progress.progress("standardising scans"), args.cache.expanduser() / VOLUMES
-    entries, failures = build(rows, chosen, folder, target=target, max_failures=1.0, workers=args.workers, progress=told)
+    standard, folder = spec(args.spec, args.spacing, args.size, args.dtype), args.cache.expanduser() / VOLUMES
+    show = progress.progress("standardising scans")
+    entries, failures = build(rows, standard, folder, target=target, max_failures=1.0, workers=args.workers, progress=show)
     report = args.manifest.with_name(f"{args.manifest.stem}_failures.csv")
-    report.unlink(missing_ok=True)  # an earlier run's
+    report.unlink(missing_ok=True)  # of an earlier run
     if failures:
         write_failures(report, failures)
     if not entries:
         raise InputError(f"none of {len(rows)} scans can be used, reasons in {report}; the first: {failures[0].reason}")
-    print(
-        "\n".join(
-            [*warnings([*leaking, *remarks(entries, args.manifest)]), f"{len(entries)} of {len(rows)} scans are ready in {args.cache}"]
-        )
-    )
+    lines = [*warnings([*leaking, *remarks(entries, args.manifest)]), f"{len(entries)} of {len(rows)} scans are ready in {args.cache}"]
     if failures:
-        print("\n".join([f"{len(failures)} cannot be used, reasons in {report}; the first:", *(f.reason for f in failures[:3])]))
+        lines += [f"{len(failures)} cannot be used, reasons in {report}; the first:", *(f.reason for f in failures[:3])]
+    print("\n".join(lines))
     return 3 if failures else 0
-
-
-# ---- the command line
 
 
 def _positive(text: str) -> int:
@@ -265,5 +257,5 @@ def _positive(text: str) -> int:
 
 
 def command() -> None:
-    """This process as the command."""
+    """Entry point."""
     exit_process(main())

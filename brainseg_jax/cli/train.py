@@ -1,7 +1,7 @@
-"""`brainseg train --config=configs/pretrain_vit.py` (or `python -m brainseg_jax.main`): flags, process start-up, then training.
+"""`brainseg train --config=configs/pretrain_vit.py` (or `python -m brainseg_jax.main`): flags, process start-up, training.
 
 `--config=FILE.py:VARIANT` picks a variant, `--config.KEY=VALUE` changes a value, `--workdir` names the run folder. The same command
-again goes on where it stopped. Under `srun`, or with `--coordinator`, `--processes` and `--process`, several processes are one run
+again resumes a run that was stopped. Under `srun`, or with `--coordinator`, `--processes` and `--process`, several processes are one run
 (docs/clusters.md).
 """
 
@@ -19,27 +19,27 @@ from brainseg_jax.core import runtime
 
 flags.declare_key_flag("config")  # or --help leaves it out
 flags.declare_key_flag("devices")
-WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/ and the config's name.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "Of several processes without srun: HOST:PORT of process 0.")
-PROCESSES = flags.DEFINE_integer("processes", None, "How many processes are one run, without srun; 1: this one alone, also under srun.")
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; by default runs/NAME, after the config.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several processes without srun.")
+PROCESSES = flags.DEFINE_integer("processes", None, "The number of processes of the run, without srun; 1: only this one, also under srun.")
+PROCESS = flags.DEFINE_integer("process", None, "The index of this process, from 0.")
 
 
 def main(argv: list[str]) -> None:
-    """Starts JAX and trains what the flags say."""
+    """Starts JAX and trains the config."""
     check_given(argv)
     runtime.keep_compiled_programs()
-    # Imported after what has to be set before JAX is; and so a mistyped flag is answered at once.
+    # Lazily: JAX reads its settings when it is imported, and a mistyped flag is refused without waiting for it.
     import jax
 
     from brainseg_jax.parallel import launch, sync
     from brainseg_jax.training.loop import train
     from brainseg_jax.training.program import resolve_auto
 
-    logging.set_verbosity(logging.WARNING)  # Orbax tells all it does
+    logging.set_verbosity(logging.WARNING)  # or Orbax logs every step
     with launch.joined(launch.start_from(COORDINATOR.value, PROCESSES.value, PROCESS.value, os.environ)):
         config = CONFIG.value
-        # A cache may lie on a disk of each node's own. Nothing has been asked of the devices so far.
+        # The cache may be on a local disk of each node. No device has been used so far.
         values = {key: value for key, value in flat(config).items() if key != "data.cache"}
         sync.assert_same_on_all({"jax": jax.__version__, "brainseg_jax": brainseg_jax.__version__, "--workdir": WORKDIR.value} | values)
         launch.check_devices(DEVICES.value)
@@ -51,6 +51,6 @@ def main(argv: list[str]) -> None:
 
 
 def command() -> None:
-    """This process as the command."""
+    """Entry point."""
     runtime.with_huge_pages()
     run(main)

@@ -1,1 +1,1 @@
-"""How good label maps are, and what a pretrained encoder knows."""
+"""Evaluation: scores of label maps, and linear probing of a pretrained encoder."""

@@ -1,8 +1,8 @@
-"""How well a segmentation agrees with a reference, class by class: Dice, volumes, and distances between surfaces (HD95, ASSD, and the
-normalised surface Dice of Nikolov et al. 2018, counted in voxels). Equal to MONAI's where a structure is on both sides.
+"""Segmentation metrics by class: Dice, volumes, and surface distances (HD95, ASSD, and the normalised surface Dice of Nikolov et al. 2018,
+counted in voxels). Equal to MONAI's where a structure is on both sides.
 
-Public tools differ by over 100 mm on the same masks (arXiv 2410.02630), so `definitions` belong to every table. A structure that one side
-lacks is never dropped in silence: Dice and NSD are 0 and distances are as long as the image, where MONAI has NaN (MONAI#9095).
+Public tools differ by over 100 mm on the same masks (arXiv 2410.02630), so every table comes with `definitions`. A structure that one side
+lacks is not dropped: Dice and NSD are 0 and distances are the image's diagonal, where MONAI has NaN (MONAI#9095).
 """
 
 import math
@@ -14,7 +14,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 METRICS = ("dice", "hd95", "assd", "nsd")
-ROUNDING = 1e-4  # mm; headers hold 1.0000001 for 1, and a shift by one voxel is to be within 1 mm
+ROUNDING = 1e-4  # mm; headers have 1.0000001 for 1, and a shift by one voxel must be within 1 mm
 
 ClassMap = Integer[np.ndarray, "x y z"]
 PerClass = Float64[np.ndarray, "k"]
@@ -24,7 +24,7 @@ Spacing = tuple[float, float, float]  # mm along each axis
 
 
 def definitions(metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> list[str]:
-    """The rules of this file in words, a line each, for those of METRICS that were measured."""
+    """The definitions of the given METRICS in words, a line each."""
     words = {
         "dice": "2 |P ∩ R| / (|P| + |R|), the voxels of prediction P and reference R",
         "hd95": "the larger of both directions' 95th percentiles (interpolated linearly) of surface distances, in mm",
@@ -43,9 +43,9 @@ def definitions(metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> lis
 def score(
     prediction: ClassMap, reference: ClassMap, k: int, spacing: Spacing, metrics: Sequence[str] = METRICS, tolerance: float = 1.0
 ) -> dict[str, PerClass]:
-    """`pred_ml`, `ref_ml` and each of `metrics` for classes 0 to k − 1 on one grid of voxels of `spacing` mm; NaN is "not counted".
+    """`pred_ml`, `ref_ml` and each of `metrics` for classes 0 to k − 1 on one grid with `spacing` in mm; NaN means "not counted".
 
-    Class 0, the background, has no distances. `tolerance` is NSD's, in mm.
+    Class 0, the background, has no distances. `tolerance`: of NSD, in mm.
     """
     counts = confusion(prediction, reference, k)
     pred_ml, ref_ml = volumes(counts, spacing)
@@ -56,10 +56,10 @@ def score(
         return scores
     diagonal = float(np.linalg.norm((np.array(reference.shape) - 1) * np.array(spacing)))
     boxes = zip(ndimage.find_objects(prediction, k - 1), ndimage.find_objects(reference, k - 1), strict=True)
-    for label, found in enumerate(boxes, start=1):
-        if found == (None, None):
+    for label, both in enumerate(boxes, start=1):
+        if both == (None, None):
             continue
-        box = _around(*found)
+        box = tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*filter(None, both), strict=True))
         there, back = surface_distances(prediction[box] == label, reference[box] == label, spacing, diagonal)
         measured = {"hd95": hd95(there, back), "assd": assd(there, back), "nsd": nsd(there, back, tolerance)}
         for name in measured.keys() & set(metrics):
@@ -68,7 +68,7 @@ def score(
 
 
 def confusion(prediction: ClassMap, reference: ClassMap, k: int) -> Int64[np.ndarray, "k k"]:
-    """How many voxels have class i in the prediction and j in the reference: all that Dice and volumes need, in one pass."""
+    """The confusion matrix: voxels of class i in the prediction and j in the reference; all that Dice and volumes need."""
     for labels in (prediction, reference):
         if labels.min() < 0 or labels.max() >= k:
             raise ValueError(f"classes {labels.min()} to {labels.max()} where 0 to {k - 1} are expected")
@@ -77,23 +77,23 @@ def confusion(prediction: ClassMap, reference: ClassMap, k: int) -> Int64[np.nda
 
 
 def dice(counts: Int64[np.ndarray, "k k"]) -> PerClass:
-    """2 |P ∩ R| / (|P| + |R|) of each class, from `confusion`; NaN where both are empty."""
+    """The Dice coefficient 2 |P ∩ R| / (|P| + |R|) of each class, from `confusion`; NaN where both are empty."""
     sizes = counts.sum(axis=0) + counts.sum(axis=1)
     return np.where(sizes > 0, 2 * np.diag(counts) / np.maximum(sizes, 1), np.nan)
 
 
 def volumes(counts: Int64[np.ndarray, "k k"], spacing: Spacing) -> tuple[PerClass, PerClass]:
-    """Millilitres of each class in the prediction and in the reference, from `confusion`, with voxels of `spacing` mm."""
+    """The volumes of each class in the prediction and in the reference, in ml, from `confusion`; `spacing` in mm."""
     ml = math.prod(spacing) / 1000
     return counts.sum(axis=1) * ml, counts.sum(axis=0) * ml
 
 
 def surface_distances(prediction: Mask, reference: Mask, spacing: Spacing, absent: float) -> tuple[Distances, Distances]:
-    """From each surface voxel of the prediction to the reference's nearest, and the other way round: between centres, in mm.
+    """Distances in mm from each surface voxel of the prediction to the nearest of the reference, and vice versa, between centres.
 
-    Where the other side has no voxel the distance is `absent`. What is beyond the array is outside.
+    If the other side is empty the distance is `absent`. Voxels beyond the array are outside the mask.
     """
-    # A tree of the surface needs no array of the box: exact as a distance transform, twice as fast on a brain's 33 structures.
+    # A k-d tree of surface voxels: as exact as a distance transform, twice as fast on a brain's 33 structures.
     points = [np.argwhere(surface(mask)) * np.array(spacing) for mask in (prediction, reference)]
 
     def nearest(points: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -128,9 +128,3 @@ def assd(there: Distances, back: Distances) -> float:
 def nsd(there: Distances, back: Distances, tolerance: float) -> float:
     """The share of both surfaces' voxels that are at most `tolerance` mm from the other surface."""
     return float((np.concatenate([there, back]) <= tolerance + ROUNDING).mean())
-
-
-def _around(*boxes: tuple[slice, ...] | None) -> tuple[slice, ...]:
-    """The box around those that are there."""
-    sides = zip(*(box for box in boxes if box is not None), strict=True)
-    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)

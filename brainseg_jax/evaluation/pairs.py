@@ -1,7 +1,4 @@
-"""Predictions and references of the same scans: two files, two folders whose files pair up by name, or a list.
-
-A file that could belong to two others is refused rather than guessed.
-"""
+"""Pairs of prediction and reference: two files, two folders whose files pair up by name, or a table. Ambiguous pairs are refused."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -17,7 +14,7 @@ REMEDY = "tell subjects with --subject-regex, or give a list with --pairs"
 
 
 class Pair(NamedTuple):
-    """Two label maps of one scan, and what it is called in tables."""
+    """The two label maps of a scan, and its name in tables."""
 
     subject: str
     prediction: Path
@@ -25,12 +22,12 @@ class Pair(NamedTuple):
 
 
 def pair(prediction: Path, reference: Path, subject_regex: str = "") -> tuple[list[Pair], list[Path]]:
-    """The pairs of two files, or of two folders; and the files in them that have no partner.
+    """The pairs of two files or two folders, and the files without a partner.
 
-    In folders, files pair up whose paths below the two are equal but for the suffix, or one of which goes on from the other: "sub-1" in
-    "sub-1_seg" and in "sub-1/aseg", though never within a word, as in "sub-10"; the longest start counts. With `subject_regex`, files are
-    those in whose path it is found, and its first group (all of it, if it has none) has to be equal. Raises InputError where a file has
-    two partners, or there are no pairs.
+    In folders, files pair up if their relative paths are equal but for the suffix, or if one begins with the other: "sub-1" with
+    "sub-1_seg" and "sub-1/aseg", though not within a word, as in "sub-10"; the longest start counts. With `subject_regex`, only files whose
+    path it matches are used, and its first group (or the whole match) must be equal. Raises InputError for a file with two partners, and
+    if there are no pairs.
     """
     for path in (prediction, reference):
         if not path.exists():
@@ -43,20 +40,20 @@ def pair(prediction: Path, reference: Path, subject_regex: str = "") -> tuple[li
     links = _links(*sides, exact=bool(subject_regex))
     if not links:
         raise InputError(f"{prediction}, {reference}: no two names go together; {REMEDY}")
-    alone = []
+    unpaired = []
     for side, files in enumerate(sides):
         used = Counter(link[side] for link in links)
-        alone += [path for name, path in files.items() if name not in used]
+        unpaired += [path for name, path in files.items() if name not in used]
         if twice := [name for name in sorted(used) if used[name] > 1]:
             partners = [link[1 - side] for link in sorted(links) if link[side] == twice[0]]
             raise InputError(f"{files[twice[0]]}: {' and '.join(partners[:2])} both fit its name; {REMEDY}")
-    return sorted(Pair(min(link, key=len), sides[0][link[0]], sides[1][link[1]]) for link in links), alone
+    return sorted(Pair(min(link, key=len), sides[0][link[0]], sides[1][link[1]]) for link in links), unpaired
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """The pairs of a CSV or TSV file with the columns subject, pred and ref; paths are taken from its own folder.
+    """The pairs of a CSV or TSV file with the columns subject, pred and ref; paths are relative to its folder.
 
-    Raises InputError, naming the line, for anything else.
+    Raises InputError, naming the line, for an empty cell, and for a subject that is listed twice.
     """
     pairs = []
     for line, cells in read_cells(path, COLUMNS, COLUMNS, "check the path", "pairs"):
@@ -69,7 +66,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _links(predictions: Collection[str], references: Collection[str], exact: bool) -> set[tuple[str, str]]:
-    """Names that go together, the prediction's first."""
+    """Pairs of names (prediction, reference)."""
     if exact:
         return {(name, name) for name in predictions if name in references}
     forth = {(name, start) for name in predictions if (start := longest_start(name, references))}
@@ -78,18 +75,17 @@ def _links(predictions: Collection[str], references: Collection[str], exact: boo
 
 
 def _by_name(folder: Path, subject_regex: str) -> dict[str, Path]:
-    """The volumes below a folder by what they are paired by."""
+    """The volumes below a folder, by the name that pairs them."""
     subject = finder(subject_regex)
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in volumes(folder):
-        place = path.relative_to(folder)
-        name = subject(place) if subject_regex else place.with_name(stem(place)).as_posix()
-        if not name:
-            continue
-        if name in found:
-            raise InputError(f"{path} and {found[name]} are both of {name!r}; {REMEDY}")
-        found[name] = path
-    if not found:
+        relative = path.relative_to(folder)
+        name = subject(relative) if subject_regex else relative.with_name(stem(relative)).as_posix()
+        if name in files:
+            raise InputError(f"{path} and {files[name]} are both of {name!r}; {REMEDY}")
+        if name:
+            files[name] = path
+    if not files:
         where = f" in whose path '{subject_regex}' is found" if subject_regex else ""
         raise InputError(f"{folder}: no files ending in {', '.join(VOLUMES)}{where}; check the folder")
-    return found
+    return files

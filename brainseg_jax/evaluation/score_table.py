@@ -1,4 +1,4 @@
-"""Scores of many subjects: the table with a line for each structure, the means that are printed, and what belongs under them."""
+"""Scores of many subjects: the table of all scores, the printed summary of means, and the remarks below it."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,13 +16,11 @@ from brainseg_jax.evaluation.metrics import METRICS, PerClass, definitions
 from brainseg_jax.evaluation.scoring import Comparison, Scores
 
 COLUMNS = ("subject", "structure", "id")  # of the table, before its numbers
-
-
 DIGITS = {"dice": 3, "hd95": 2, "assd": 2, "nsd": 3}
 
 
 def write_scores(file: Path, tables: Comparison, results: dict[str, Scores]) -> None:
-    """Writes a line for each subject and structure, all or nothing; a value that is not counted is an empty cell.
+    """Writes a line per subject and structure, atomically; a value that is not counted is an empty cell.
 
     Columns: subject, structure, id (of the target), the metrics, pred_ml, ref_ml, absent ("prediction", "reference", "both" or empty).
     """
@@ -36,7 +34,7 @@ def write_scores(file: Path, tables: Comparison, results: dict[str, Scores]) -> 
 
 
 def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
-    """Mean ± standard deviation over subjects, a line per structure, and then of each subject's mean over structures."""
+    """The mean ± standard deviation over subjects of each structure, and of each subject's mean over structures."""
     names = _measured(results)
     grid = Grid(box=box.SIMPLE, pad_edge=False)
     grid.add_column("structure", no_wrap=True)
@@ -48,9 +46,9 @@ def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
         means = (_mean(name, [scores[name][n] for scores in results.values()]) for name in names)
         grid.add_row(Text(_called(tables.target, n)[0]), *map(str, counts), *means, end_section=n == tables.reported[-1])
     structures = list(tables.reported[1:])
-    there = sum(any(_absent(scores, n) != "both" for scores in results.values()) for n in structures)
+    counted = sum(any(_absent(scores, n) != "both" for scores in results.values()) for n in structures)
     overall = {name: _mean(name, [_of_counted(scores[name][structures]) for scores in results.values()]) for name in names}
-    grid.add_row(f"mean of {there} structure{'s' * (there != 1)}", "", "", "", *overall.values())
+    grid.add_row(f"mean of {counted} structure{'s' * (counted != 1)}", "", "", "", *overall.values())
     if "dice" in names:
         dice = _mean("dice", [_of_counted(scores["dice"][[0, *structures]]) for scores in results.values()])
         grid.add_row("  and background", "", "", "", dice)
@@ -58,7 +56,7 @@ def summary(tables: Comparison, results: dict[str, Scores]) -> Grid:
 
 
 def remarks(tables: Comparison, results: dict[str, Scores], tolerance: float = 1.0) -> list[str]:
-    """Lines that belong under the summary: definitions, what was left out, and what looks like a wrong scheme rather than a bad result."""
+    """Lines below the summary: definitions, structures left out, and structures that are absent throughout, by a wrong scheme perhaps."""
     structures = tables.target.structures
     lines = definitions(_measured(results), tolerance)
     lines.append("n: subjects where a structure counts; missed: the prediction lacks it; extra: the reference lacks it")

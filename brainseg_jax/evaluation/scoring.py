@@ -1,4 +1,4 @@
-"""What a pair of label maps is worth: both sides grouped into one label table, so that any tool's output is scored by the same code."""
+"""Scores of a pair of label maps, both grouped into one label table, so that any tool's output can be compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from brainseg_jax.data.preprocess import on_grid
 from brainseg_jax.evaluation.metrics import METRICS, PerClass, score
 from brainseg_jax.evaluation.pairs import Pair
 
-Scores = dict[str, PerClass]  # what `metrics.score` gives for one pair
+Scores = dict[str, PerClass]  # of one pair, from `metrics.score`
 
 
 class Comparison(NamedTuple):
-    """The label tables of both sides, the one in which they are compared, and which of its classes are reported: 0, then structures."""
+    """The label tables of both sides, the table in which they are compared, and its classes to report: 0, then structures."""
 
     prediction: Table
     reference: Table
@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
     reported: tuple[int, ...]
 
 
-# What a pair is worth, and what there is to say of how its files were read.
+# The scores of a pair, and remarks on how its files were read.
 Judged = tuple[Scores, list[str]]
 
 
@@ -37,10 +37,10 @@ def comparison(
     exclude: str = "",
     called: tuple[str, str] = ("--pred-scheme", "--ref-scheme"),
 ) -> Comparison:
-    """Reads the tables that are not read yet. `exclude`: ids, names or abbreviations of the target's structures, separated by commas.
-    `called`: what errors call the two sides.
+    """The comparison of two label tables in a third, given or by name. `exclude`: ids, names or abbreviations of structures of the target,
+    separated by commas. `called`: names of the two sides in errors.
 
-    Raises InputError for what is not in the target, and for structures that one side's scheme never has and that are not excluded.
+    Raises InputError for what is not in the target, and for structures that one side's table lacks and that are not excluded.
     """
     table = _table(target)
     number = {key.lower(): n for n, s in enumerate(table.structures, 1) for key in (s.abbreviation, s.name)}
@@ -72,10 +72,10 @@ def _table(named: str | Table) -> Table:
 
 
 def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
-    """The scores of two files. Raises InputError for files that cannot be read, ids that their table lacks, and two grids."""
+    """The scores of two files. Raises InputError for files that cannot be read, ids that their table lacks, and different grids."""
     reference, prediction = read_labels(scan.reference), read_labels(scan.prediction)
-    turned = on_grid(prediction, reference.voxels.shape, reference.affine, str(scan.prediction), "reference")
-    predicted = lookup(turned, tables.prediction, tables.target, str(scan.prediction))
+    ids = on_grid(prediction, reference.voxels.shape, reference.affine, str(scan.prediction), "reference")
+    predicted = lookup(ids, tables.prediction, tables.target, str(scan.prediction))
     expected = lookup(reference.voxels, tables.reference, tables.target, str(scan.reference))
     spacing = tuple(np.linalg.norm(reference.affine[:3, :3], axis=0).tolist())
     scores = score(predicted, expected, len(tables.target.structures) + 1, spacing, metrics, tolerance)
@@ -83,7 +83,7 @@ def score_files(scan: Pair, tables: Comparison, metrics: Sequence[str] = METRICS
 
 
 def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = METRICS, tolerance: float = 1.0) -> Judged:
-    """The scores of a subject's scan that the predictor `by` segments, on its own grid. Raises InputError as reading does."""
+    """The scores of a subject's scan, segmented by the predictor `by`, on its own grid. Raises InputError for files that cannot be read."""
     from brainseg_jax.inference.segmentation import prepare, segment
 
     scans, reference = {path: read(path) for path in row.images}, read_labels(row.labels[0])
@@ -98,5 +98,5 @@ def score_scan(by: Any, row: Row, tables: Comparison, metrics: Sequence[str] = M
 
 
 def summary_line(scans: dict[Path, Scan]) -> list[str]:
-    """What there is to say of how files were read, a line each."""
+    """Remarks on how files were read, a line each."""
     return [f"{path}: {remark}" for path, scan in scans.items() for remark in scan.remarks]

@@ -1,1 +1,1 @@
-"""From scans to label maps in native space, by trained networks."""
+"""Inference: from scans to label maps in native space, by trained networks."""

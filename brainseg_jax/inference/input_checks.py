@@ -1,4 +1,4 @@
-"""What is refused: scans that can be seen to be no MRI of a head, before they are segmented, and findings that are no brain, after."""
+"""Checks of a scan before segmentation (is it an MRI of a head?) and of the result after it (is there a brain?)."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from brainseg_jax.core.errors import InputError
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan, from_array, from_image
 
-# A brain is about 140, 170 and 130 mm wide, long and high: less than this of it, or this few slices, is no brain that could be measured.
+# A brain is about 140 × 170 × 130 mm: a scan with a smaller extent or fewer slices cannot be measured.
 LEAST_MM, LEAST_VOXELS = 60.0, 16
-LEAST_ML = 200.0  # of a brain, cut by the field of view; a newborn's whole one has 350
+LEAST_ML = 200.0  # of a brain cut by the field of view; a newborn's whole brain has 350
 AIR, AIR_SHARE = (-1100, -900), 0.05  # Hounsfield units; MRI has no negative intensities to speak of
 NOISE = 0.15  # correlation of neighbouring voxels: 141 IXI heads have 0.92 and more, and still 0.34 with noise of 0.3 of their brightest
 
 
 def check_head_scan(scan: Scan, name: str) -> None:
-    """Raises InputError for what can be seen to be no MRI of a head before it is segmented: too small, Hounsfield units, noise."""
+    """Raises InputError for a scan that cannot be an MRI of a head: too small, in Hounsfield units, or noise."""
     spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
     extent = spacing * scan.voxels.shape
     if min(scan.voxels.shape) < LEAST_VOXELS or extent.min() < LEAST_MM:
@@ -33,7 +33,7 @@ def check_head_scan(scan: Scan, name: str) -> None:
 
 
 def check_not_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) -> None:
-    """Raises InputError where the volumes (ml, background first) of what was found are no brain's, if the table is of more than parts."""
+    """Raises InputError if the volumes (ml, background first) are all 0 or, where the table has the cerebrum, less than a brain's."""
     cerebrum = {2, 3, 41, 42} <= {id for structure in table.structures for id in structure.freesurfer}
     total = volumes[1:].sum()
     if total == 0 or (cerebrum and total < LEAST_ML):
@@ -43,7 +43,7 @@ def check_not_empty(table: Table, volumes: Float[np.ndarray, "k"], name: str) ->
 
 
 def from_memory(given: Any) -> Scan:
-    """An image of nibabel's, or an array and its affine, as reading a file would give them. InputError for anything else."""
+    """The Scan of a nibabel image, or of (voxels, affine), as if read from a file. Raises InputError for anything else."""
     try:
         return from_image(given) if hasattr(given, "dataobj") else from_array(*_pair(given))
     except InputError as refusal:
@@ -63,11 +63,11 @@ def _pair(given: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _correlation(voxels: Float[np.ndarray, "x y z"]) -> float:
-    """The correlation of neighbouring voxels, along the axis where it is highest; every fourth line of an axis is looked at."""
-    found = []
+    """The correlation of neighbouring voxels, the highest of the three axes; on every fourth line of an axis."""
+    correlations = []
     for axis in range(3):
         lines = np.moveaxis(voxels, axis, 0)[:, ::4, ::4].astype(np.float64)
         lines -= lines.mean()
         power = np.mean(lines**2)
-        found.append(float(np.mean(lines[1:] * lines[:-1]) / power) if power else 1.0)
-    return max(found)
+        correlations.append(float(np.mean(lines[1:] * lines[:-1]) / power) if power else 1.0)
+    return max(correlations)

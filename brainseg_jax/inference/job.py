@@ -1,4 +1,4 @@
-"""A job of segmenting many scans: what is asked for, and what earlier runs have left to do."""
+"""A prediction job of many scans: its options and inputs, and which cases earlier runs have finished."""
 
 import argparse
 import hashlib
@@ -15,9 +15,9 @@ from brainseg_jax.pretrained import DEFAULT, NETWORKS, network_file
 
 
 class Job(NamedTuple):
-    """What stays the same during a run: what is asked for, where scans come from and results go, and what tells the checkpoints apart.
+    """The constants of a job: options, source of scans, output folder, and the checkpoints' digests.
 
-    `by`, the predictor, and `table`, whose ids are written, are only there where something is to be done.
+    `by`, the predictor, and `table`, whose ids are written, are None if there is nothing to do.
     """
 
     options: argparse.Namespace
@@ -29,7 +29,7 @@ class Job(NamedTuple):
 
 
 def checkpoints(options: argparse.Namespace) -> list[str]:
-    """The ensemble's checkpoints; without any the network that comes with the package."""
+    """The checkpoints of the ensemble; by default a network of the package."""
     own = [str(network_file(name)) for name in options.checkpoint.split(",") if name]
     if own and options.network:
         raise InputError(f"--network {options.network} and --checkpoint {options.checkpoint}: two networks are named; leave one out")
@@ -37,7 +37,7 @@ def checkpoints(options: argparse.Namespace) -> list[str]:
 
 
 def digest(checkpoint: str) -> str:
-    """What tells a checkpoint, or any file, from others, wherever it lies; "" where there is none."""
+    """The SHA-256 of a file, or of a checkpoint folder's seal; "" if it cannot be read."""
     try:
         file = Path(checkpoint)
         file = file / SEAL if file.is_dir() else file
@@ -49,42 +49,42 @@ def digest(checkpoint: str) -> str:
 
 
 def cases_of(job: Job, task: str) -> tuple[Case, ...]:
-    """This part's scans, and where their outputs go."""
+    """The cases of this part of the job: scans and their output files."""
     return inputs.share(inputs.output_places(job.source, job.options.o, task), job.folder, *job.options.part)
 
 
 def finished(job: Job) -> dict[Case, Sidecar] | None:
-    """The cases and their sidecars, if earlier runs have left nothing to do, which can be told without the networks."""
+    """The cases and their sidecars if earlier runs have finished all; decided without loading the networks. Else None."""
     for task in inputs.tasks(job.source, job.folder):
         cases = cases_of(job, task)
-        sidecar = {case: done(job, case) for case in cases}
-        sound = (one and not damage(job, case, one) and not lost_names(case, one) and recorded(job, case) for case, one in sidecar.items())
+        sidecars = {case: done(job, case) for case in cases}
+        sound = (s and not damage(job, case, s) and not lost_names(case, s) and recorded(job, case) for case, s in sidecars.items())
         if not job.options.overwrite and all(sound):
-            return sidecar
+            return sidecars
     return None
 
 
 def done(job: Job, case: Case) -> Sidecar | None:
-    """The sidecar of a scan whose files are there, made from the same scan by the same checkpoints with the same options."""
+    """The sidecar of a case whose files exist and were made from the same scan, checkpoints and options; else None."""
     try:
         if case.fault or not case.labels.exists() or (job.options.post and not case.soft.exists()):
             return None
         sidecar = json.loads(read_text(case.sidecar))
         kinds = {"Entropy": (int, float), "Score": (int, float), "Remarks": list, "SHA256": dict}
-        whole = all(isinstance(sidecar[key], kind) for key, kind in kinds.items())
-        whole = whole and all(tuple(volume) == COLUMNS[3:] for volume in sidecar["Volumes"])
-        return sidecar if whole and sidecar["MadeFrom"] == fingerprint(job, case) else None
+        valid = all(isinstance(sidecar[key], kind) for key, kind in kinds.items())
+        valid = valid and all(tuple(volume) == COLUMNS[3:] for volume in sidecar["Volumes"])
+        return sidecar if valid and sidecar["MadeFrom"] == fingerprint(job, case) else None
     except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def damage(job: Job, case: Case, sidecar: Sidecar) -> str:
-    """What is wrong with the files of a scan whose sidecar says that it is done, and the remedy, or "".
+    """What is wrong with the files of a case that is done according to its sidecar, and the remedy, or "".
 
-    A label map that was corrected by hand is sound. As long as its bytes are those that were written, no file is unpacked.
+    A label map that was corrected by hand is sound. It is only decompressed if its bytes have changed.
     """
     written = sidecar["SHA256"]
-    if job.options.post and written.get(case.soft.name, now := digest(str(case.soft))) != now:
+    if job.options.post and written.get(case.soft.name, current := digest(str(case.soft))) != current:
         return f"{case.soft}: is not as it was written; delete it and run again"
     if digest(str(case.labels)) == written.get(case.labels.name):
         return ""
@@ -100,17 +100,17 @@ def damage(job: Job, case: Case, sidecar: Sidecar) -> str:
 
 
 def lost_names(case: Case, sidecar: Sidecar) -> bool:
-    """Whether the table of names is not as it was written with the label map."""
+    """Whether the table of names is missing or has changed since the label map was written."""
     return sidecar["SHA256"].get(case.names.name) != digest(str(case.names))
 
 
 def cause_of(refusal: InputError) -> str:
-    """What an error says up to its remedy, which is one for scans."""
+    """An error's message without its remedy, which is for scans."""
     return str(refusal).partition(";")[0]
 
 
 def recorded(job: Job, case: Case) -> bool:
-    """Whether the QC report has what it needs of a scan that is done; not where the label map was corrected since."""
+    """Whether the QC report has the case's record, made since the label map was last changed; True without --qc."""
     if not job.options.qc:
         return True
     from brainseg_jax.qc import case_records
@@ -120,7 +120,7 @@ def recorded(job: Job, case: Case) -> bool:
 
 
 def fingerprint(job: Job, case: Case) -> str:
-    """A hash of all that decides the labels: the checkpoints, the options that bear on them, and size and time of the scan's files."""
+    """A hash of what determines the labels: checkpoints, options, and size and time of the scan's files."""
     options, files = job.options, [image.stat() for image in case.row.images]
     facts = [VERSION, job.digests, options.task, options.tta, options.keep_small_components, options.ids]
     facts += [fact for status in files for fact in (status.st_size, status.st_mtime_ns)]

@@ -1,4 +1,4 @@
-"""Values of a standardised grid, resampled to the scan's own voxels (native space), linearly."""
+"""Linear resampling from a standardised grid to the scan's own voxels (native space)."""
 
 from itertools import product
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from scipy import ndimage
 
 from brainseg_jax.data.preprocess import Standardized, along_axis
 
-ALONG = 0.05  # voxels by which axes may run apart from end to end and still be taken for parallel
+ALONG = 0.05  # voxels by which axes may diverge from end to end and still count as parallel
 
 
 class GridTransform(NamedTuple):
-    """From voxels of the scan to voxels of its standardised grid. `axes`: which axis of that grid each of the scan's runs along."""
+    """The transform from voxels of the scan to voxels of its standardised grid. `axes`: the grid's axis along each axis of the scan."""
 
     matrix: Float[np.ndarray, "4 4"]
     shape: tuple[int, ...]
@@ -21,7 +21,7 @@ class GridTransform(NamedTuple):
 
 
 def grid_transform(ready: Standardized) -> GridTransform:
-    """The transform of a standardised scan. `axes` is None where the scan's own are not at right angles, as a standardised grid's are."""
+    """The transform of a standardised scan. `axes` is None if the scan's axes are not parallel to the grid's."""
     shape = tuple(ready.record["source_shape"])
     matrix = np.linalg.solve(ready.affine, ready.record["source_affine"])
     axes = np.abs(matrix[:3, :3]).argmax(axis=0)
@@ -34,7 +34,7 @@ def grid_transform(ready: Standardized) -> GridTransform:
 def resample_to_native(
     soft: UInt8[np.ndarray, "x y z"], box: tuple[slice, ...], by: GridTransform
 ) -> tuple[tuple[slice, ...], Float[np.ndarray, "x2 y2 z2"]]:
-    """The part of the scan's grid that `box` of the standardised grid bears on, and the values there, linear between voxels."""
+    """The part of the scan's grid that `box` of the standardised grid affects, and the linearly interpolated values there."""
     crop = tuple(slice(max(b.start - 1, 0), b.stop + 1) for b in box)
     values, start = soft[crop].astype(np.float32), np.array([c.start for c in crop])
     if by.axes is None:
@@ -49,7 +49,7 @@ def resample_to_native(
     middle = by.matrix @ [*((np.array(by.shape) - 1) / 2), 1]
     for n, axis, step in zip(by.shape, by.axes, by.matrix[by.axes, [0, 1, 2]], strict=True):
         at = middle[axis] + step * (np.arange(n) - (n - 1) / 2)
-        # Up to half a voxel beyond the window's outermost voxels, which are continued.
+        # Values are continued up to half a voxel beyond the window's outermost voxels.
         inside = (at > box[axis].start - 1) & (at < box[axis].stop) & (at >= -0.5) & (at <= soft.shape[axis] - 0.5)
         where = np.flatnonzero(inside)
         parts.append(slice(int(where[0]), int(where[-1]) + 1) if where.size else slice(0, 0))
@@ -61,6 +61,5 @@ def resample_to_native(
 
 
 def bounding_box(mask: Shaped[np.ndarray, "x y z"]) -> tuple[slice, ...] | None:
-    """The smallest box around the voxels of a mask; None where there are none."""
-    found = ndimage.find_objects(mask.view(np.uint8))
-    return found[0] if found else None
+    """The smallest box around the voxels of a mask; None if it is empty."""
+    return next(iter(ndimage.find_objects(mask.view(np.uint8))), None)

@@ -1,4 +1,4 @@
-"""A trained network to use from Python: `brainseg_jax.load(checkpoint)`, the same for every architecture."""
+"""A trained network in Python: `brainseg_jax.load(checkpoint)`, the same for every architecture."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from brainseg_jax.inference.sliding_window import Model
 from brainseg_jax.models import encoders
 from brainseg_jax.weights import checkpoint, single_file
 
-DTYPES = ("auto", "float32", "bfloat16")  # to compute in
+DTYPES = ("auto", "float32", "bfloat16")  # of computation
 
 
 class Network:
     """A segmentation network with its weights.
 
     `config`: the experiment's values, a ConfigDict. `params`: a nested dict of arrays, {"encoder": …, "decoder": …, "head": …}.
-    `card`: what else the checkpoint says about itself.
+    `card`: the rest of the checkpoint's metadata.
     """
 
     def __init__(self, config: ConfigDict, params: Any, card: dict[str, Any]):
@@ -32,25 +32,25 @@ class Network:
         self._compiled = jax.jit(self.apply)
 
     def logits(self, images: Float[Any, "b x y z c"]) -> Float[jax.Array, "b x y z k"]:
-        """One score per class and voxel (softmax gives probabilities), float32; images standardised as the card says.
+        """Class logits of each voxel, float32, for images standardised as the card says.
 
-        Compiled at the first call for each shape. Raises InputError for a shape the network cannot take.
+        Compiled at the first call for each shape. Raises InputError for a shape that the network cannot take.
         """
         return self._compiled(self.params, self._checked(images))
 
     def apply(self, params: Any, images: Float[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x y z k"]:
-        """The same as a pure function of other parameters: to differentiate, and so to fine-tune."""
+        """`logits` as a pure function of the parameters, to be differentiated, e.g. for fine-tuning."""
         return self._network.apply({"params": params}, self._checked(images))
 
     def model(self) -> Model:
-        """The network as `inference.segment` takes it, with windows of the crop it was trained on."""
+        """The network for `sliding_window.segment`, with windows of its training crop."""
         return Model(self._network, self.params, tuple(self.config.data.crop))
 
     def save(self, folder: str | Path, params: Any = None) -> None:
-        """Writes a checkpoint with these parameters, or with `params` in their place; `load` and `converters.convert` read it.
+        """Writes a checkpoint with these parameters, or with `params` instead, which `load` and `converters.convert` read.
 
-        It is a folder, or one file if its name ends in .safetensors. Raises InputError if it exists, or the parameters are not this
-        network's.
+        It is a folder, or a single file if the name ends in .safetensors. Raises InputError if it exists, or if `params` are not of this
+        network.
         """
         folder, params = Path(folder), self.params if params is None else params
         if folder.exists():
@@ -68,11 +68,10 @@ class Network:
 
 
 def load(path: str | Path, dtype: str = "auto") -> Network:
-    """The network of a checkpoint: a folder of a run (`runs/NAME/checkpoints/STEP`) or of `converters.convert`, or one file of `save`.
+    """The network of a checkpoint: a folder of a run (`runs/NAME/checkpoints/STEP`) or of `converters.convert`, or a file of `save`.
 
-    `dtype`: what it computes in, "float32", "bfloat16" or "auto", by the device: float32 on a CPU, bfloat16 elsewhere; what it was trained
-    in does not matter. Raises InputError if it is no checkpoint, is damaged, holds another kind of network, or a part or the numbers of it
-    are missing.
+    `dtype`: the type of computation, "float32", "bfloat16" or "auto": float32 on a CPU, bfloat16 elsewhere, whatever it was trained in.
+    Raises InputError if it is no checkpoint, is damaged, is no segmentation network, or if parameters are missing or not finite.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -83,7 +82,7 @@ def load(path: str | Path, dtype: str = "auto") -> Network:
     if config.objective != "segmentation" or "head" not in params:
         kind = config.objective if config.objective != "segmentation" else "encoder"
         raise InputError(f"{folder}: holds the weights of {kind}, which give no logits; fine-tune it first, or load a segmentation")
-    # The kernel of attention and the type to compute in were chosen for the machine that it was trained on, which may be another.
+    # The attention kernel and the dtype were chosen for the machine of the training.
     config.attention = "auto"
     config.dtype = ("float32" if jax.default_backend() == "cpu" else "bfloat16") if dtype == "auto" else dtype
     with single_file.reading(folder):

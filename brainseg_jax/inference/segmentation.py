@@ -1,7 +1,8 @@
-"""From a standardised scan to labels in native space: soft maps by windows, resampled, and the likeliest class of each voxel.
+"""From a standardised scan to labels in native space: probabilities by sliding windows, resampled, then argmax.
 
-What is resampled is every class's probability, linearly, and the likeliest is the label: borders of labels on a finer grid than the
-networks' are smooth, where the nearest label would show its voxels. On a grid like the networks' it is their labels, to the voxel."""
+Probabilities are resampled linearly, rather than labels by nearest neighbour: label borders are smooth on a finer grid than the networks',
+and on the same grid the labels are exactly theirs.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,15 +21,15 @@ from brainseg_jax.inference import input_checks, native_space, sliding_window
 from brainseg_jax.inference.predictor import Predictor
 from brainseg_jax.inference.small_components import relabel_small_components
 
-ONE = 255  # stands for probability 1
+ONE = 255  # the byte for probability 1
 
 
 class SoftSegmentation(NamedTuple):
-    """What networks see in a standardised scan.
+    """The ensemble's probabilities on the standardised grid.
 
-    `soft`: on its grid the probability of each class, background first, in bytes: 255 stands for 1, and the likeliest class has one more
-    than the others would, so that rounding makes no ties. `volumes`: ml of each class, the sum of its probability. `entropy`: −Σ p ln p in
-    nats, the mean over voxels that are not background, NaN where all are.
+    `soft`: the probability of each class, background first, as bytes: rint(254 p), plus 1 for the likeliest class, so that rounding makes
+    no ties. `volumes`: ml of each class, by the sum of its probability. `entropy`: −Σ p ln p in nats, the mean over foreground voxels, NaN
+    without any.
     """
 
     soft: UInt8[np.ndarray, "k x y z"]
@@ -37,7 +38,7 @@ class SoftSegmentation(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """`classes`: numbers of the predictor's table on the scan's own grid. `ml`: the volume of each as voxels count it. `found`: whence."""
+    """`classes`: class numbers on the scan's own grid. `ml`: the volume of each class by voxels. `found`: the soft segmentation."""
 
     classes: UInt[np.ndarray, "x y z"]
     ml: Float[np.ndarray, "k"]
@@ -45,7 +46,7 @@ class Segmented(NamedTuple):
 
 
 def prepare(by: Predictor, scans: Sequence[Scan], names: Sequence[str]) -> Standardized:
-    """A subject's images as the networks take them. Raises InputError, calling them by `names`, for what cannot be MRI of a head."""
+    """The standardised images of a subject. Raises InputError, starting with its name, for one that cannot be an MRI of a head."""
     by.check_images(len(scans), names[0])
     for scan, name in zip(scans, names, strict=True):
         input_checks.check_head_scan(scan, name)
@@ -53,47 +54,47 @@ def prepare(by: Predictor, scans: Sequence[Scan], names: Sequence[str]) -> Stand
 
 
 def segment(by: Predictor, ready: Standardized) -> Segmented:
-    """Labels of a standardised scan on the scan's own grid, whatever they are: see `screening.refuse_empty`."""
-    found = segment_grid(by, ready)
-    classes = native_labels(by, found, ready)
-    return Segmented(classes, voxel_volumes(classes, by.table, np.array(ready.record["source_affine"])), found)
+    """The labels of a standardised scan on the scan's own grid, even if empty (see `input_checks.check_not_empty`)."""
+    soft = segment_grid(by, ready)
+    classes = native_labels(by, soft, ready)
+    return Segmented(classes, voxel_volumes(classes, by.table, np.array(ready.record["source_affine"])), soft)
 
 
 def compile_ahead(by: Predictor) -> None:
-    """Compiles the networks, which `find` would do with the first scan."""
+    """Compiles the networks, which `segment` would otherwise do at the first scan."""
     like = jax.ShapeDtypeStruct((*by.spec.size, by.channels), np.float32)
     sliding_window.compile_ahead(by.models, like, overlap=by.overlap, blend=by.blend, flip=by.flip)
 
 
 def segment_grid(by: Predictor, ready: Standardized) -> SoftSegmentation:
-    """What the networks see."""
+    """The ensemble's soft segmentation of a standardised scan."""
     return segment_grid_each([by], ready)[0]
 
 
 def segment_grid_each(groupings: Sequence[Predictor], ready: Standardized) -> list[SoftSegmentation]:
-    """What the same networks see, grouped in several ways (`Predictor.grouped`), for one look."""
+    """The soft segmentations of one ensemble for several groupings (`Predictor.grouped`), in one pass of the networks."""
     by = groupings[0]
     volume = as_float(jnp.asarray(ready.image).reshape(1, *ready.image.shape[:3], -1))[0]
-    soft = [np.empty((len(one.table.structures) + 1, *ready.image.shape[:3]), np.uint8) for one in groupings]
-    unsure: list[list[np.ndarray]] = [[] for _ in groupings]
+    soft = [np.empty((len(grouping.table.structures) + 1, *ready.image.shape[:3]), np.uint8) for grouping in groupings]
+    entropies: list[list[np.ndarray]] = [[] for _ in groupings]
 
     def keep(rows: slice, probabilities: jax.Array) -> None:
-        for one, maps, nats in zip(groupings, soft, unsure, strict=True):
-            grouped = probabilities if one.groups is None else probabilities @ one.groups
+        for grouping, maps, sums in zip(groupings, soft, entropies, strict=True):
+            grouped = probabilities if grouping.groups is None else probabilities @ grouping.groups
             maps[:, rows] = np.moveaxis(np.asarray(_in_bytes(grouped)), -1, 0)
-            nats.append(np.asarray(_entropy(grouped)))
+            sums.append(np.asarray(_entropy(grouped)))
 
-    seen = sliding_window.segment(by.models, volume, overlap=by.overlap, blend=by.blend, flip=by.flip, each=keep)
-    ml, found = abs(np.linalg.det(ready.affine[:3, :3])) / 1000, []
-    for one, maps, nats in zip(groupings, soft, unsure, strict=True):
-        total, voxels = np.sum(nats, axis=0, dtype=np.float64)
-        volumes = seen.volumes if one.groups is None else seen.volumes @ one.groups
-        found.append(SoftSegmentation(maps, volumes * ml, float(total / voxels) if voxels else float("nan")))
-    return found
+    whole = sliding_window.segment(by.models, volume, overlap=by.overlap, blend=by.blend, flip=by.flip, each=keep)
+    ml, results = abs(np.linalg.det(ready.affine[:3, :3])) / 1000, []
+    for grouping, maps, sums in zip(groupings, soft, entropies, strict=True):
+        nats, voxels = np.sum(sums, axis=0, dtype=np.float64)
+        volumes = whole.volumes if grouping.groups is None else whole.volumes @ grouping.groups
+        results.append(SoftSegmentation(maps, volumes * ml, float(nats / voxels) if voxels else float("nan")))
+    return results
 
 
 def native_labels(by: Predictor, found: SoftSegmentation, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
-    """The classes that a predictor gives the voxels of the scan's own grid, without small components unless it keeps them."""
+    """The classes on the scan's own grid, with small components relabelled unless the predictor keeps them."""
     classes = on_scan(found, ready)
     if not by.keep_small_components:
         relabel_small_components(classes, by.table)
@@ -101,41 +102,41 @@ def native_labels(by: Predictor, found: SoftSegmentation, ready: Standardized) -
 
 
 def on_scan(found: SoftSegmentation, ready: Standardized) -> UInt[np.ndarray, "x y z"]:
-    """The likeliest class of every voxel of the scan's own grid, 0 where the standardised window did not reach."""
-    by, classes = native_space.grid_transform(ready), len(found.soft)
-    # To be the likeliest between eight voxels, a class needs in one of them an equal share of 1, and an eighth of what the likeliest has in
-    # each of them: so most classes are looked at in a small box only.
+    """The likeliest class of every voxel of the scan's own grid, 0 outside the standardised window."""
+    transform, classes = native_space.grid_transform(ready), len(found.soft)
+    # To be the likeliest between eight voxels, a class needs in one of them at least 1/k, and an eighth of the likeliest class's value in
+    # each of them: so most classes are resampled in a small box only.
     least = ndimage.minimum_filter(found.soft.max(axis=0), 3, mode="constant") // 8
     least = np.maximum(np.maximum(least, (ONE - 1) // classes), 1) - 1
     boxes = [native_space.bounding_box(soft > least) for soft in found.soft[1:]]
-    somewhere = [box for box in boxes if box]
+    present = [box for box in boxes if box]
     labels = np.zeros(ready.record["source_shape"], np.min_scalar_type(classes - 1))
-    if not somewhere:
+    if not present:
         return labels
     best = np.zeros(labels.shape, np.float32)
-    whole = tuple(slice(min(b[axis].start for b in somewhere), max(b[axis].stop for b in somewhere)) for axis in range(3))
+    whole = tuple(slice(min(box[axis].start for box in present), max(box[axis].stop for box in present)) for axis in range(3))
     for number, box in enumerate([whole, *boxes]):
         if box:
-            part, values = native_space.resample_to_native(found.soft[number], box, by)
+            part, values = native_space.resample_to_native(found.soft[number], box, transform)
             np.copyto(labels[part], labels.dtype.type(number), where=values > best[part])
             np.maximum(best[part], values, out=best[part])
     return labels
 
 
 def soft_maps(found: SoftSegmentation, ready: Standardized) -> Iterator[UInt8[np.ndarray, "x y z"]]:
-    """The probability of each class on the scan's own grid, 255 standing for 1, background first; one at a time, since each is large."""
-    by = native_space.grid_transform(ready)
+    """Yields the probability of each class on the scan's own grid, as bytes (255 for 1), background first."""
+    transform = native_space.grid_transform(ready)
     for number, soft in enumerate(found.soft):
-        # Where the window did not reach there is background.
-        out = np.full(ready.record["source_shape"], 0 if number else ONE, np.uint8, order="F")  # as files have it
+        # Outside the standardised window there is background.
+        out = np.full(ready.record["source_shape"], 0 if number else ONE, np.uint8, order="F")  # the order of files
         if box := native_space.bounding_box(soft > 0) if number else tuple(slice(0, n) for n in soft.shape):
-            part, values = native_space.resample_to_native(soft, box, by)
+            part, values = native_space.resample_to_native(soft, box, transform)
             out[part] = np.rint(values)
         yield out
 
 
 def voxel_volumes(classes: UInt[np.ndarray, "x y z"], table: Table, affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "k"]:
-    """The volume of each class in ml, as voxels count it."""
+    """The volume of each class in ml, by its voxels."""
     return np.bincount(classes.ravel(), minlength=len(table.structures) + 1) * abs(np.linalg.det(affine[:3, :3])) / 1000
 
 
@@ -147,8 +148,8 @@ def _in_bytes(probabilities: Float[jax.Array, "r y z k"]) -> UInt8[jax.Array, "r
 
 @jax.jit
 def _entropy(probabilities: Float[jax.Array, "r y z k"]) -> Float[jax.Array, "2"]:
-    """The sum of the entropies of voxels that are not background, and how many they are."""
+    """The sum of the entropies of foreground voxels, and their number."""
     inside = probabilities[..., 0] < jnp.max(probabilities, axis=-1)
-    # As jax.scipy.special.entr, in half the time; the smallest number is for 0, whose product with its logarithm is 0.
+    # jax.scipy.special.entr takes twice as long; the lower bound makes 0 · ln 0 = 0.
     nats = -jnp.sum(probabilities * jnp.log(jnp.maximum(probabilities, 1e-30)), axis=-1)
     return jnp.stack([jnp.sum(nats, where=inside), jnp.sum(inside, dtype=nats.dtype)])

@@ -1,7 +1,7 @@
-"""Small connected components, apart from the structure whose label they have, become what is around them: networks leave such components.
+"""Removal of small connected components: voxels apart from their structure get the label of the voxels around them.
 
-Only structures that are one piece of tissue in a healthy brain are treated so (`labels.connected_structures`), and all structures together.
-A component of more than SMALL of the largest one stays, whatever it is: it may be there, and the QC report flags it.
+Only for structures that are connected in a healthy brain (`labels.connected_structures`), and for the foreground as a whole. A component of
+more than SMALL of the largest one stays: it may be real, and the QC report flags it.
 """
 
 import numpy as np
@@ -17,24 +17,24 @@ Box = tuple[slice, ...]
 
 
 def relabel_small_components(classes: Integer[np.ndarray, "x y z"], table: Table) -> None:
-    """Gives each small component, in place, the class that most of the voxels around it have, the smallest of equals; what lies apart from
-    all structures together becomes background.
+    """Gives each small component, in place, the most frequent class of the voxels around it (the smallest of equals); small components of
+    the foreground become background.
 
-    It joins a component that is there, so no new one arises.
+    A relabelled component joins an existing one, so no new ones arise.
     """
     boxes = ndimage.find_objects(classes, len(table.structures))
     for n in connected_structures(table):
         if box := boxes[n - 1]:
             part = classes[_grown(box, classes.shape)]
             for place, component in small_components(part == n):
-                here = part[place]
-                here[component] = np.bincount(here[ndimage.binary_dilation(component, TOUCHING) & ~component]).argmax()
+                neighbours = part[place][ndimage.binary_dilation(component, TOUCHING) & ~component]
+                part[place][component] = np.bincount(neighbours).argmax()
     for place, component in small_components(classes > 0):
         classes[place][component] = 0
 
 
 def small_components(mask: Bool[np.ndarray, "x y z"]) -> list[tuple[Box, Bool[np.ndarray, "i j k"]]]:
-    """Components of at most SMALL of the largest: a box around each with room for its neighbours, and its voxels in there."""
+    """Components of at most SMALL of the largest: the box around each, enlarged by its neighbours, and its mask in the box."""
     components, n = ndimage.label(mask, TOUCHING)
     if n < 2:
         return []
@@ -45,5 +45,5 @@ def small_components(mask: Bool[np.ndarray, "x y z"]) -> list[tuple[Box, Bool[np
 
 
 def _grown(box: Box, shape: tuple[int, ...]) -> Box:
-    """By a voxel on every side, where there is one."""
+    """The box enlarged by a voxel on every side, within the array."""
     return tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, shape, strict=True))

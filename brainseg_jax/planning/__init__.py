@@ -1,1 +1,1 @@
-"""What a training step would take of GPUs that are not there: its memory, kernels, traffic between devices, work and time."""
+"""Planning: memory, kernels, collectives, FLOPs and time of a training step on GPUs that are not present."""

@@ -1,4 +1,4 @@
-"""The training step of a config, compiled for GPUs that are not there, and everything that the compiled program says about itself."""
+"""Compilation of a config's training step for GPUs that are not present, and the facts of the compiled program."""
 
 import importlib.util
 import os
@@ -15,8 +15,8 @@ from brainseg_jax.planning.hlo import Facts, facts
 from brainseg_jax.training.memory import Memory, fits, memory
 
 PLUGINS = {"jax_cuda12_plugin": ("nvidia.cuda_nvcc",), "jax_cuda13_plugin": ("nvidia.cu13",)}
-# Without GPUs nothing can be timed, and the tiles of XLA's own matrix products are found by timing them: cuBLAS takes them all.
-CUDNN = 91000
+CUDNN = 91000  # 9.10, as in `gpus.target`
+# Without a GPU XLA's Triton matrix products cannot be autotuned: cuBLAS takes all products.
 FLAG = "--xla_gpu_enable_triton_gemm=false"
 
 
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What compiling a step told. `dearest` and `cheapest` are its facts with either way through what depends on data."""
+    """A compiled step. `dearest` and `cheapest`: its facts with the most and the least expensive branch of each conditional."""
 
     place: Place
     mesh: dict[str, int]
@@ -41,12 +41,12 @@ class Compiled(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether it fits each device."""
+        """Whether it fits the memory of each device."""
         return fits(self.memory.needed, self.place.card.memory)
 
 
 def missing() -> str:
-    """What has to be installed before anything can be compiled; "" if nothing."""
+    """A message on what has to be installed to compile for GPUs; "" if nothing."""
     for plugin, compilers in PLUGINS.items():
         if importlib.util.find_spec(plugin):
             absent = [name for name in compilers if not _found(name)]
@@ -62,7 +62,7 @@ def _found(name: str) -> bool:
 
 
 def without_gpus() -> None:
-    """Has JAX compute on the CPU, compile for GPUs, and say nothing of the GPUs that are not there. To be called before JAX is imported."""
+    """Makes JAX compute on the CPU, compile for GPUs, and not log missing GPUs. To be called before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     given = os.environ.get("XLA_FLAGS", "").split()
@@ -71,7 +71,7 @@ def without_gpus() -> None:
 
 @lru_cache
 def devices(place: Place) -> tuple[Any, ...]:
-    """The devices of a place, as JAX would name them. InputError if they cannot be spread over the hosts."""
+    """The JAX devices of a place. Raises InputError if they do not divide evenly over the hosts."""
     if place.devices < 1 or place.hosts < 1 or place.devices % place.hosts:
         near = 8 * max(1, place.hosts)
         raise InputError(f"--devices={place.devices} do not spread over --hosts={place.hosts}; use e.g. --devices={near}")
@@ -81,7 +81,7 @@ def devices(place: Place) -> tuple[Any, ...]:
 
 
 def build(config: ConfigDict, place: Place, steps: int) -> Any:
-    """The program of a config at a place. InputError for a mesh or a batch that does not fit its devices."""
+    """The program of a config at a place. Raises InputError for a mesh or a batch that does not fit its devices."""
     from brainseg_jax.parallel import sharding
     from brainseg_jax.training.program import experiment, program
 
@@ -91,9 +91,9 @@ def build(config: ConfigDict, place: Place, steps: int) -> Any:
 
 
 def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:
-    """Compiles a config's step for a place and reads what it says. InputError as of `build`."""
+    """The compiled step of a config at a place, with its facts. Raises InputError as `build` does."""
     if config.attention == "cudnn":
-        # JAX asks the library for its version, which is not there: it is the one that the target names.
+        # JAX checks the version of cuDNN, which is not installed here: it gets the one of the compilation target.
         need = "attention is 'cudnn', which takes a GPU to be compiled (attention=xla does not)"
         kernel = "jax._src.cudnn.fused_attention_stablehlo"
         private_of_jax(f"{kernel}:check_cudnn_version", need)
@@ -101,6 +101,5 @@ def compiled(config: ConfigDict, place: Place, steps: int) -> Compiled:
     program = build(config, place, steps)
     began = time.perf_counter()
     executable = program.lower().compile()
-    text = executable.as_text()
-    took = time.perf_counter() - began
+    text, took = executable.as_text(), time.perf_counter() - began
     return Compiled(place, dict(program.mesh.shape), memory(executable), facts(text, max), facts(text, min), text, took)

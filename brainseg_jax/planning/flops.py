@@ -1,7 +1,7 @@
-"""Analytic FLOPs of a function: the multiply-adds, counted as two each, of every matrix product and convolution that its result needs.
+"""Analytic FLOPs of a function: two per multiply-add of every matrix product and convolution that its result needs.
 
-Read off the function as it was traced, before any compiler: what the network and its gradient are by definition, whatever program they
-become. Where a form is chosen by platform it is the one of GPUs. What is added, normalised or activated counts nothing, as is usual.
+They are counted on the traced function, before compilation, so they are independent of the program it becomes. Where the implementation
+depends on the platform, that of GPUs counts. As usual, additions, normalisations and activations are not counted.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,14 +13,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 def flops(function: Callable, *arguments: Any) -> int:
-    """FLOPs of `function` at arguments, abstract or not. Raises ValueError for what cannot be counted: a loop without known length."""
+    """FLOPs of `function` for concrete or abstract arguments. Raises ValueError for a loop of unknown length."""
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr, None)
 
 
 def _count(jaxpr: Jaxpr, needed: Iterable[bool] | None) -> int:
-    """Of what the results that are `needed` depend on; None: of all."""
-    asked = [True] * len(jaxpr.outvars) if needed is None else list(needed)
-    alive = {v for v, wanted in zip(jaxpr.outvars, asked, strict=True) if wanted and not isinstance(v, Literal)}
+    """FLOPs of the equations that the `needed` results depend on; None: all results."""
+    needed = [True] * len(jaxpr.outvars) if needed is None else list(needed)
+    alive = {v for v, wanted in zip(jaxpr.outvars, needed, strict=True) if wanted and not isinstance(v, Literal)}
     platforms = {eqn.outvars[0]: eqn.params["platforms"] for eqn in jaxpr.eqns if eqn.primitive.name == "platform_index"}
     total = 0
     for eqn in reversed(jaxpr.eqns):
@@ -40,12 +40,12 @@ def _of(eqn: Any, wanted: list[bool], platforms: dict[Any, tuple]) -> int:
         kernel, out = eqn.invars[1].aval, params["dimension_numbers"].rhs_spec[0]
         return 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[out] // params["batch_group_count"]
     if name == "cond":
-        ways = params["branches"]
+        branches = params["branches"]
         if eqn.invars[0] in platforms:
-            ways = [ways[_for_gpus(platforms[eqn.invars[0]])]]
-        return max(_count(way.jaxpr, wanted) for way in ways)
+            branches = [branches[_for_gpus(platforms[eqn.invars[0]])]]
+        return max(_count(branch.jaxpr, wanted) for branch in branches)
     if name == "scan":
-        # What a step of the loop carries on may be needed by the next one.
+        # A carried value may be needed by the next step of the loop.
         return params["length"] * _count(params["jaxpr"].jaxpr, None)
     inner = [p for value in params.values() for p in (value if isinstance(value, tuple | list) else (value,))]
     inner = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in inner if isinstance(p, ClosedJaxpr | Jaxpr)]
@@ -56,6 +56,6 @@ def _of(eqn: Any, wanted: list[bool], platforms: dict[Any, tuple]) -> int:
 
 
 def _for_gpus(platforms: tuple) -> int:
-    """Which of the forms a GPU takes: the one that names it, or the default."""
+    """The index of the branch for GPUs: the one that names them, or the default."""
     named = [i for i, names in enumerate(platforms) if names and {"cuda", "gpu"} & set(names)]
     return named[0] if named else platforms.index(None)

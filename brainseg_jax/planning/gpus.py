@@ -1,7 +1,7 @@
-"""GPUs as the compiler and the roofline see them; every figure is from a public document, named with the card.
+"""GPUs for the compiler and the roofline model; every figure is from a public document, named with the GPU.
 
-What the compiler is told (cores, shared memory, registers, usable memory) are the facts of the target descriptions in the XLA repository;
-it has none for the RTX 3090, whose chip is the A6000's (GA102): its counts and sizes are NVIDIA's, its limits per core the A6000's.
+The compiler's figures (cores, shared memory, registers, usable memory) are from the target descriptions in the XLA repository. It has none
+for the RTX 3090, whose chip is the A6000's (GA102): counts and sizes are NVIDIA's, limits per core the A6000's.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from brainseg_jax.core.errors import InputError, did_you_mean
 
 
 class Architecture(NamedTuple):
-    """What cards of one chip have in common: compute capability and, per core, FP32 units, threads, and bytes of shared memory."""
+    """A chip: its compute capability and, per core, FP32 units, threads, and bytes of shared memory."""
 
     capability: tuple[int, int]
     units: int
@@ -25,8 +25,8 @@ GA102 = Architecture((8, 6), 128, 1536, 102400, 101376)
 
 
 class GPU(NamedTuple):
-    """memory: bytes that programs see. bandwidth: its bytes/s. bfloat16, tf32: dense FLOP/s of tensor cores, sums in float32. float32:
-    FLOP/s without them. link: bytes/s in one direction from a GPU to others of its host. network: the same between hosts, for each GPU."""
+    """A GPU. memory: usable bytes. bandwidth: of memory, bytes/s. bfloat16, tf32: dense FLOP/s of tensor cores with float32 accumulation.
+    float32: FLOP/s without tensor cores. link: bytes/s in one direction between GPUs of a host. network: between hosts, per GPU."""
 
     title: str
     chip: Architecture
@@ -43,7 +43,7 @@ class GPU(NamedTuple):
     source: str
 
 
-# One 400 Gbit/s port for each GPU in NVIDIA's DGX H100, 200 in DGX A100; workstations are taken to have 100 Gbit/s for four GPUs.
+# One port of 400 Gbit/s per GPU in NVIDIA's DGX H100, 200 in DGX A100; for workstations 100 Gbit/s per four GPUs are assumed.
 FAST, MEDIUM, SLOW = 50e9, 25e9, 3.1e9
 PCIE4 = 31.5e9  # 16 lanes
 GPUS = {
@@ -75,14 +75,14 @@ GPUS = {
 
 
 def gpu(name: str) -> GPU:
-    """The card of a name in CARDS; InputError, with the names there are, for another."""
+    """The GPU of a name in GPUS. Raises InputError, with the known names, for another."""
     if name not in GPUS:
         raise InputError(f"--gpu={name}: no such card{did_you_mean(name, GPUS)}; use one of {', '.join(GPUS)}")
     return GPUS[name]
 
 
 def target(card: GPU) -> str:
-    """The card as the compiler's target configuration, a text protocol buffer (stream_executor.GpuTargetConfigProto)."""
+    """The compiler's target configuration of a GPU, as a text protocol buffer (stream_executor.GpuTargetConfigProto)."""
     chip, (major, minor) = card.chip, card.chip.capability
     device = {
         "threads_per_block_limit": 1024,

@@ -1,7 +1,7 @@
-"""What a compiled GPU program does in a step, read out of its scheduled HLO text: kernels with work and traffic, and collectives.
+"""Kernels, with FLOPs and memory traffic, and collectives of a compiled GPU program, parsed from its scheduled HLO text.
 
-Bytes of a kernel are what it must read and write once, as XLA's own cost analysis counts them: of an array that is only sliced the slices,
-of one that is updated in place the update. Loops count as often as they turn; of a branch that depends on data the dearest or cheapest way.
+A kernel's bytes are those it must read and write once, as in XLA's own cost analysis: the slices of an array that is only sliced, the
+update of one that is updated in place. Loops count by their trip count, conditionals by their dearest or cheapest branch.
 """
 
 import re
@@ -12,18 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 SIZES = {"pred": 1, "s4": 1, "u4": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "ragged-all-to-all",
-    "collective-broadcast",
-)
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all")
+COLLECTIVES += ("collective-permute", "collective-broadcast")
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "opt-barrier"}
 SLICES = ("dynamic-slice", "slice", "gather")
-# What is called by name: how the name begins, and what it is. Kernels of Pallas have the names that their authors gave them.
+# Prefixes of custom-call targets and their kinds. Pallas kernels have the names that their authors gave them.
 PALLAS = "__gpu$xla.gpu.triton"
 CALLS = {
     "__cublas$": "product",
@@ -31,30 +24,30 @@ CALLS = {
     "__cudnn$fmha": "attention",
     "mha_forward": "attention",
     "mha_backward": "attention",
-    "mha_preprocess_backward": "fusion",  # sums over products, number by number
+    "mha_preprocess_backward": "fusion",  # sums of elementwise products
 }
 
 
 class Array(NamedTuple):
-    """An array's type and sizes."""
+    """An array's element type and shape."""
 
     type: str
     sizes: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return prod(self.sizes)
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory."""
+        """The size in memory."""
         digits = re.sub(r"\D", "", self.type.partition("e")[0])
         return self.elements * (SIZES[self.type] if self.type in SIZES else -(-int(digits) // 8))
 
 
 class Instruction(NamedTuple):
-    """A line of HLO: what it gives, what it is, the names it reads, and the rest of the line."""
+    """An HLO instruction: name, results, opcode, names of operands, and the rest of the line (attributes)."""
 
     name: str
     arrays: tuple[Array, ...]
@@ -64,16 +57,16 @@ class Instruction(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of all that it gives."""
+        """The size of all results."""
         return sum(array.bytes for array in self.arrays)
 
 
-Computations = dict[str, dict[str, Instruction]]  # in the order in which they run
+Computations = dict[str, dict[str, Instruction]]  # in scheduled order
 
 
 class Kernel(NamedTuple):
-    """Work of one kind: `kind` is product, convolution, attention, fusion, or the name of an operation. `type` is that of what is
-    multiplied. flops (a multiply-add is two) is None where it is not known; bytes are read and written; it runs `times` times a step."""
+    """A kernel. `kind`: product, convolution, attention, fusion, or the opcode. `type`: of the first factor. `flops`: None if unknown, two
+    per multiply-add. `bytes`: read and written. It runs `times` times a step."""
 
     kind: str
     type: str
@@ -83,8 +76,8 @@ class Kernel(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """Bytes that go between devices: of the whole array that is reduced or gathered, on each of them. `members` are those of one group
-    that takes part together, the others are like it; `hidden` the kernels that run between its start and its end, by their names."""
+    """A collective. `bytes`: of the whole array that is reduced or gathered, per device. `members`: the devices of one of its groups, which
+    are alike. `hidden`: the kernels between its start and its end, by name."""
 
     kind: str
     bytes: int
@@ -95,31 +88,31 @@ class Collective(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Of one step, on each device."""
+    """Kernels and collectives of one step on each device."""
 
     kernels: tuple[Kernel, ...]
     collectives: tuple[Collective, ...]
 
     @property
     def flops(self) -> int:
-        """Of the products, convolutions and attention that are known."""
+        """FLOPs of all kernels whose work is known."""
         return sum((kernel.flops or 0) * kernel.times for kernel in self.kernels)
 
     @property
     def bytes(self) -> int:
-        """That kernels read and write."""
+        """Bytes read and written by all kernels."""
         return sum(kernel.bytes * kernel.times for kernel in self.kernels)
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Kernels whose work is not known."""
+        """Kinds of kernels whose FLOPs are unknown."""
         return tuple(sorted({kernel.kind for kernel in self.kernels if kernel.flops is None}))
 
 
 def facts(text: str, choose: Callable = max) -> Facts:
-    """The facts of a compiled module's text. `choose`, max or min, says which way counts where it depends on data.
+    """The facts of a compiled module's text. `choose`, max or min, selects the branch of a conditional by its cost.
 
-    Raises ValueError for a loop whose turns are not known, and for what cannot be read.
+    Raises ValueError for a loop with an unknown trip count, and for text that cannot be parsed.
     """
     computations, entry = parse(text)
     steps = [step for _, step in _run(computations, computations[entry], 1, choose)]
@@ -127,14 +120,14 @@ def facts(text: str, choose: Callable = max) -> Facts:
 
 
 def parse(text: str) -> tuple[Computations, str]:
-    """All computations by name, and the name of the one that is run."""
+    """All computations by name, and the name of the entry computation."""
     computations, entry, current = {}, "", {}
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             current = computations[head[2]] = {}
             entry = head[2] if head[1] else entry
-        elif found := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$", line):
-            name, kind, op, rest = found.groups()
+        elif instruction := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$", line):
+            name, kind, op, rest = instruction.groups()
             inside, _, after = rest.partition(")")
             current[name] = Instruction(name, arrays(kind), op, tuple(re.findall(r"%([\w.\-]+)", inside)), after)
     if not entry:
@@ -143,47 +136,46 @@ def parse(text: str) -> tuple[Computations, str]:
 
 
 def arrays(kind: str) -> tuple[Array, ...]:
-    """The arrays of an HLO type, a tuple's one after the other."""
-    found = re.findall(r"([a-z]\w*)\[([\d,]*)\]", kind)
-    return tuple(Array(name, tuple(int(n) for n in sizes.split(",") if n)) for name, sizes in found)
+    """The arrays of an HLO type, in the order of a tuple."""
+    return tuple(Array(name, tuple(_numbers(sizes))) for name, sizes in re.findall(r"([a-z]\w*)\[([\d,]*)\]", kind))
 
 
 def _run(
     computations: Computations, body: dict[str, Instruction], times: int, choose: Callable, between: tuple[int, int] | None = None
 ) -> Iterator[tuple[str, Kernel | Collective]]:
-    """What a computation does, with the names of its lines; of the lines `between` two of them the kernels only."""
+    """Yields the kernels and collectives of a computation with the names of their lines; of the lines `between` only the kernels."""
     lines = list(body.values())
+    run = lambda name, turns=1: _run(computations, computations[name], times * turns, choose)  # noqa: E731
     for at in range(*(between or (0, len(lines)))):
         line = lines[at]
         wrapped = _wrapped(computations, line)
+        kind = wrapped.op.removesuffix("-start")
         if line.op in FREE or line.op.endswith(("-done", "-update")):
             continue
         if line.op == "while":
             turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line.rest)
             if not turns:
                 raise ValueError(f"loop {line.name} has no known number of turns")
-            yield from _run(computations, computations[_called(line, "body")], times * int(turns[1]), choose)
+            yield from run(_called(line, "body"), int(turns[1]))
         elif line.op == "conditional":
-            ways = [list(_run(computations, computations[name], times, choose)) for name in _branches(line)]
-            yield from choose(ways, key=_weight)
+            yield from choose([list(run(name)) for name in _branches(line)], key=_weight)
         elif line.op == "call":
-            yield from _run(computations, computations[_called(line, "to_apply")], times, choose)
-        elif wrapped.op.removesuffix("-start") in COLLECTIVES and between:
-            continue
-        elif wrapped.op.removesuffix("-start") in COLLECTIVES:
-            # A start and an end with nothing between them do not overlap, whatever they are called.
+            yield from run(_called(line, "to_apply"))
+        elif kind in COLLECTIVES:
+            if between:
+                continue
+            # A start that is directly followed by its end does not overlap anything.
             done = next((i for i in range(at + 1, len(lines)) if line.name in lines[i].operands), at + 1)
             hidden = {name: step for name, step in _run(computations, body, times, choose, (at + 1, done)) if isinstance(step, Kernel)}
-            kind, started = wrapped.op.removesuffix("-start"), line.op.endswith("-start")
-            yield line.name, Collective(kind, _payload(body, line), _members(wrapped), times, started, hidden)
+            yield line.name, Collective(kind, _payload(body, line), _members(wrapped), times, line.op.endswith("-start"), hidden)
         elif line.op == "async-start":
-            yield from _run(computations, computations[_called(line, "calls")], times, choose)
+            yield from run(_called(line, "calls"))
         else:
             yield line.name, _kernel(computations, body, line, times)
 
 
 def _wrapped(computations: Computations, line: Instruction) -> Instruction:
-    """What an async-start starts; another instruction itself."""
+    """The instruction that an async-start starts; any other instruction itself."""
     if line.op != "async-start":
         return line
     inner = [i for i in computations[_called(line, "calls")].values() if i.op not in FREE]
@@ -201,19 +193,19 @@ def _branches(line: Instruction) -> list[str]:
 
 
 def _weight(steps: list[tuple[str, Kernel | Collective]]) -> float:
-    """By which ways through a branch are compared: bytes, and FLOPs at some hundred for a byte."""
+    """The cost by which branches are compared: bytes, plus FLOPs at 200 a byte."""
     return float(sum(s.times * (s.bytes + (getattr(s, "flops", 0) or 0) / 200) for _, s in steps))
 
 
 def _payload(body: dict[str, Instruction], line: Instruction) -> int:
-    """Bytes of the whole array: whichever is larger of what a collective takes and what it gives."""
+    """Bytes of a collective's whole array: of its operands or its results, whichever are larger."""
     read = sum(body[name].bytes for name in line.operands if name in body)
-    given = line.bytes - read if line.op.endswith("-start") and len(line.arrays) > len(line.operands) else line.bytes
-    return max(read, given)
+    written = line.bytes - read if line.op.endswith("-start") and len(line.arrays) > len(line.operands) else line.bytes
+    return max(read, written)
 
 
 def _members(line: Instruction) -> tuple[int, ...]:
-    """Devices that take part together, of the first group; of a permutation the two that lie farthest apart."""
+    """The devices of a collective's first group; of a permutation the two that are farthest apart."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line.rest):
         return tuple(_numbers(listed[1]))
     if rows := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line.rest):
@@ -221,7 +213,7 @@ def _members(line: Instruction) -> tuple[int, ...]:
         devices = np.arange(prod(sizes)).reshape(sizes).transpose(_numbers(rows[4]) if rows[4] else None)
         return tuple(devices.reshape(int(rows[1]), int(rows[2]))[0].tolist())
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line.rest):
-        # Of an axis a group may take a part: 'axis':(2)4 is the middle one of its factors 2 × 4 × the rest.
+        # A group may span a part of an axis: 'axis':(2)4 is the middle one of its factors 2 × 4 × the rest.
         parts = {name: (int(before or 1), int(part or 0)) for name, before, part in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", mesh[2])}
         factors: list[int] = []
         for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1]):
@@ -245,30 +237,34 @@ def _kernel(computations: Computations, body: dict[str, Instruction], line: Inst
         inside = computations[_called(line, "calls")]
         dots = [inner for inner in inside.values() if inner.op == "dot"]
         kind, flops = ("product", sum(_of_dot(inside, dot) for dot in dots)) if dots else ("fusion", 0)
-        kept = inside[dots[0].operands[0]].arrays[0].type if dots else line.arrays[0].type if line.arrays else ""
-        return Kernel(kind, kept, flops, _bytes_of_fusion(inside, line), times)
+        factor = inside[dots[0].operands[0]] if dots else line
+        return Kernel(kind, _type(factor), flops, _bytes_of_fusion(inside, line), times)
     traffic = line.bytes + sum(i.bytes for i in read)
     if line.op != "custom-call":
         if line.op in SLICES:
             traffic = 2 * line.bytes
         elif line.op == "dynamic-update-slice":
             traffic = 2 * read[1].bytes
-        return Kernel(line.op, line.arrays[0].type if line.arrays else "", 0, traffic, times)
+        return Kernel(line.op, _type(line), 0, traffic, times)
     called = _name(line)
     kind = next((kind for start, kind in CALLS.items() if called.startswith(start)), called)
     count = {"product": _of_product, "convolution": _of_convolution, "attention": _of_attention, "fusion": lambda *_: 0}.get(kind)
-    return Kernel(kind, read[0].arrays[0].type if read else "", count(called, line, read) if count else None, traffic, times)
+    return Kernel(kind, _type(read[0]) if read else "", count(called, line, read) if count else None, traffic, times)
+
+
+def _type(line: Instruction) -> str:
+    return line.arrays[0].type if line.arrays else ""
 
 
 def _name(line: Instruction) -> str:
-    """What a custom call calls: of Pallas the kernel."""
+    """The target of a custom call; for Pallas the name of the kernel."""
     called = re.search(r'custom_call_target="([^"]*)"', line.rest)[1]
     kernel = re.search(r'op_name="[^"]*?([^/"]*)/pallas_call"', line.rest)
     return kernel[1] if called == PALLAS and kernel else called
 
 
 def _of_dot(inside: dict[str, Instruction], line: Instruction) -> int:
-    contracted = [int(n) for n in re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)[1].split(",") if n]
+    contracted = _numbers(re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)[1])
     return 2 * line.arrays[0].elements * prod(inside[line.operands[0]].arrays[0].sizes[n] for n in contracted)
 
 
@@ -278,18 +274,17 @@ def _of_product(_: str, line: Instruction, read: list[Instruction]) -> int:
 
 
 def _of_convolution(called: str, line: Instruction, read: list[Instruction]) -> int:
-    """2 × the kernel's numbers × the places it is laid at, the border's zeros included."""
+    """2 × weights of the kernel × its positions, those at the padded border included."""
     kernel = re.search(r"dim_labels=\w+_(\w+)->", line.rest)[1]
-    given, first, second = line.arrays[0], read[0].arrays[0], read[1].arrays[0]
-    weights, output = {"Forward": (second, given), "BackwardInput": (second, first), "BackwardFilter": (given, second)}.get(
-        called.removeprefix("__cudnn$conv"), (second, given)
-    )
+    result, first, second = line.arrays[0], read[0].arrays[0], read[1].arrays[0]
+    gradients = {"__cudnn$convBackwardInput": (second, first), "__cudnn$convBackwardFilter": (result, second)}
+    weights, output = gradients.get(called, (second, result))
     return 2 * weights.elements * output.elements // weights.sizes[kernel.index("o")]
 
 
 def _of_attention(called: str, line: Instruction, read: list[Instruction]) -> int:
-    """Two products forward, of b·h·n·m·e multiply-adds each; operands begin with q, k, v [b n h e]. Backward they are five, with Pallas
-    seven: it goes over the scores twice, once for keys and values and once for queries."""
+    """FLOPs of 2 products forward, 5 backward, or 7 in Pallas's backward kernel, which computes the scores twice (for keys and values, and
+    for queries); each has b·h·n·m·e multiply-adds. Operands begin with q, k, v [b n h e]."""
     (b, n, h, e), m = read[0].arrays[0].sizes, read[1].arrays[0].sizes[1]
     products = 7 if called == "mha_backward" else 5 if called.endswith("Backward") else 2
     return 2 * products * b * h * n * m * e

@@ -1,12 +1,12 @@
-"""The largest batch that fits, found with few compilations: what a step needs rises nearly in a straight line with its batch."""
+"""The largest batch that fits, found with few compilations: memory grows almost linearly with the batch."""
 
 from collections.abc import Callable
 
-MOST = 512  # crops on a device, beyond which nobody looks
+MOST = 512  # crops per device, the end of the search
 
 
 def largest(need: Callable[[int], float | int], limit: float) -> int:
-    """The largest whole number up to MOST whose need is within the limit, 0 if there is none. `need` rises; it is asked seldom."""
+    """The largest n up to MOST with need(n) ≤ limit, or 0. `need` is increasing and expensive, so it is called few times."""
     known = {1: need(1)}
     while True:
         low = max((n for n, bytes in known.items() if bytes <= limit), default=0)

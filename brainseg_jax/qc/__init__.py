@@ -1,1 +1,1 @@
-"""What people look at: findings, pictures, and the report of all cases."""
+"""Quality control: findings, pictures, and the report of all cases."""

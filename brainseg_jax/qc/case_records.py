@@ -1,6 +1,6 @@
-"""What the QC report shows of a folder of label maps: a record for each case, beside them, and the report made of all that are there.
+"""Case records of the QC report, stored beside the label maps, and the report of all records in a folder.
 
-A record names what its label map was made from, and is shown of no other.
+A record holds the fingerprint of its label map, and is not shown for any other.
 """
 
 import csv
@@ -33,45 +33,45 @@ def write(
     found: Findings,
     cohort: Cohort | None,
 ) -> None:
-    """Writes what the report shows of a case: pictures, volumes and flags. `sidecar` is its sidecar; `classes` are on the scan's grid."""
+    """Writes the record of a case: pictures, volumes and flags. `sidecar` is the label map's; `classes` are on the scan's grid."""
     soft = np.array([0, *(volume["soft_ml"] for volume in sidecar["Volumes"])], np.float64)
     name, row = case.labels.relative_to(folder).as_posix(), case.row
-    shown = report.case_record(name, scan, classes, table, found, subject=row.subject, session=row.session, soft_ml=soft)
-    people = max((n for *_, n in (cohort or {}).values()), default=0)
-    own = {"made_from": sidecar["MadeFrom"], "by": sidecar["Description"], "people": people, "image": str(row.image)}
-    report.write_case_record(inputs.record_file(case.sidecar, folder), shown | own)
+    record = report.case_record(name, scan, classes, table, found, subject=row.subject, session=row.session, soft_ml=soft)
+    subjects = max((n for *_, n in (cohort or {}).values()), default=0)
+    record |= {"made_from": sidecar["MadeFrom"], "by": sidecar["Description"], "people": subjects, "image": str(row.image)}
+    report.write_case_record(inputs.record_file(case.sidecar, folder), record)
 
 
 def valid_record(record: Path, sidecar: Path) -> dict[str, Any] | None:
-    """What the report shows of a case, from its file; None unless it is of this version, and of the label map that is there."""
+    """A case's record from its file; None unless it is of this version and of the current label map."""
     try:
-        (found,) = report.read_case_records([record])
-        return found if found["made_from"] == json.loads(read_text(sidecar))["MadeFrom"] else None
+        (content,) = report.read_case_records([record])
+        return content if content["made_from"] == json.loads(read_text(sidecar))["MadeFrom"] else None
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def write_report(file: Path, folder: Path, cases: Iterable[Case]) -> str:
-    """Writes the report of all cases in the folder, whichever runs made them, that have the label table of these; says what it shows."""
-    ours, files = {inputs.record_file(case.sidecar, folder) for case in cases}, None
-    # Until no other part has added to them meanwhile: so the last to write has seen all.
+    """Writes the report of all cases in the folder, of any run, that have the label table of `cases`. Returns a line on what it shows."""
+    own, files = {inputs.record_file(case.sidecar, folder) for case in cases}, None
+    # Repeated if another part of the job has added records meanwhile: so the last part to write includes all.
     while files != (files := list(inputs.record_files(folder))):
-        found = {record: shown for record, sidecar in files if (shown := valid_record(record, sidecar))}
-        first = next((shown for record, shown in found.items() if record in ours), next(iter(found.values()), None))
-        records = [shown for shown in found.values() if shown["structures"] == first["structures"]]
+        valid = {file: record for file, sidecar in files if (record := valid_record(file, sidecar))}
+        first = next((record for file, record in valid.items() if file in own), next(iter(valid.values()), None))
+        records = [record for record in valid.values() if record["structures"] == first["structures"]]
         report.write_report(file, records, folder.name, str(folder), notes(folder, records, len(files) - len(records)))
-    return f"{_cases(len(records))}, {sum(bool(shown['flags']) for shown in records)} with flags"
+    return f"{_cases(len(records))}, {sum(bool(record['flags']) for record in records)} with flags"
 
 
 def notes(folder: Path, records: list[dict[str, Any]], left_out: int) -> list[str]:
-    """What the report says above its cases: what made them, what they are compared with, and what is not there."""
+    """The lines above the cases of the report: what made them, their cohort, and which cases are missing."""
     lines = []
-    for (by, people), n in Counter((shown["by"], shown["people"]) for shown in records).most_common():
-        cohort = f"compared with a cohort of {people} people" if people else "no cohort is known, so no volume has a z-score"
-        few = f", too few for z-scores ({FEWEST} are needed)" if 0 < people < FEWEST else ""
+    for (by, subjects), n in Counter((record["by"], record["people"]) for record in records).most_common():
+        cohort = f"compared with a cohort of {subjects} people" if subjects else "no cohort is known, so no volume has a z-score"
+        few = f", too few for z-scores ({FEWEST} are needed)" if 0 < subjects < FEWEST else ""
         lines.append(f"{by}: {_cases(n)}, {cohort}{few}.")
     reasons = [read_text(file) for name in inputs.FAILURES for file in folder.glob(name)]
-    failed = {row["image"] for text in reasons for row in csv.DictReader(text.splitlines())} - {shown["image"] for shown in records}
+    failed = {row["image"] for text in reasons for row in csv.DictReader(text.splitlines())} - {record["image"] for record in records}
     if failed:
         lines.append(f"Not here, since they could not be segmented: {_cases(len(failed))}; failures*.csv beside the label maps says why.")
     if left_out:

@@ -1,11 +1,12 @@
-"""What looks wrong about a label map, each thing in one plain sentence, so that people look at the right cases first.
+"""Findings on a label map: flags, each with a plain sentence, so that the cases that need review come first.
 
-`measure` reads the voxels, once; `flags` judges the numbers, against a cohort where there is one. A flag is a reason to look, not proof of
-an error, and no flag is no proof of its absence.
+`measure` reads the voxels once; `flags` compares the measures with limits, or with a cohort if there is one. A flag is a reason to check,
+not proof of an error, and the absence of flags is no proof of a correct result.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -15,19 +16,19 @@ from scipy import ndimage
 from brainseg_jax.data.labels import Table, connected_structures
 from brainseg_jax.data.nifti import orientation
 
-ALL = "All structures"  # what flags and cohorts call all of a table's structures together; class 0 in measures
-ENTROPY = "Entropy"  # what a cohort calls the mean entropy inside the brain
-COHORT = "cohort"  # what a checkpoint's card calls its cohort
+ALL = "All structures"  # the name of the whole segmentation in flags and cohorts; class 0 in measures
+ENTROPY = "Entropy"  # the key of the mean entropy inside the brain in a cohort
+COHORT = "cohort"  # the key of the cohort in a checkpoint's card
 Z = 3.0  # standard deviations from the cohort's mean
-FEWEST = 20  # people a cohort needs to say what is usual
-# Where no cohort says what is usual: just beyond what 155 people's label maps have (141 of DLMUSE at 2 mm, 14 at 1 mm).
-ASYMMETRY, ASYMMETRY_CSF = 0.45, 1.5  # ventricles and vessels: 1 % of people have more
-OUTSIDE, OUTSIDE_ALL = 0.02, 0.002  # share outside the largest piece; ventricles and vessels are in pieces in most people
+FEWEST = 20  # subjects a cohort needs for its statistics to be used
+# Limits without a cohort: just beyond the values of 155 subjects' label maps (141 of DLMUSE at 2 mm, 14 at 1 mm).
+ASYMMETRY, ASYMMETRY_CSF = 0.45, 1.5  # ventricles and vessels: 1 % of subjects exceed it
+OUTSIDE, OUTSIDE_ALL = 0.02, 0.002  # fraction outside the largest component; ventricles and vessels are unconnected in most subjects
 NATS = 0.5  # mean entropy: as if every voxel were 80 to 20 between two structures
-SERIOUS = 50.0  # a score: of 21 people that t1 was not trained on none has over 6, what is no head over 100 with either network
-WORST = 3.0  # the largest severity; at its threshold a flag has 1
+SERIOUS = 50.0  # a score: 21 subjects that t1 was not trained on have at most 6, images of no head over 100 with either network
+WORST = 3.0  # the largest severity; it is 1 at a flag's threshold
 
-# In the order in which a reader wants them; {} are the numbers above.
+# Kinds of flags, in the order of the report, with their descriptions.
 KINDS = {
     "empty": "nothing was segmented",
     "absent": "a structure has no voxel, though the cohort, if there is one, says that people have it",
@@ -44,15 +45,15 @@ FACES = ("left", "right", "back", "front", "bottom", "top")
 LETTERS = "LRPAIS"  # of FACES
 
 PerClass = Float64[np.ndarray, "k"]
-# Mean, standard deviation and number of people by name: of a structure's ml, and what `cohort_of` adds. JSON's lists will do.
+# By name (mean, standard deviation, number of subjects): ml of structures, and the other entries of `cohort_of`. May be lists of JSON.
 Usual = Sequence[float | int]
 Cohort = Mapping[str, Usual]
 
 
 class Flag(NamedTuple):
-    """A reason to look: at which structure (or ALL), of which of KINDS, how bad, the number behind it, a sentence.
+    """A reason to check a structure (or ALL): one of KINDS, its severity, the value behind it, and a sentence.
 
-    Severities go from 1, at the threshold, to WORST for one structure, and are as many times that as structures are concerned.
+    The severity is 1 at the threshold and at most WORST, times the number of structures concerned.
     """
 
     structure: str
@@ -63,10 +64,10 @@ class Flag(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What a label map is like, class by class, with all structures together as class 0; NaN where there is no voxel.
+    """Measures of a label map by class, with the whole foreground as class 0; NaN for a class without voxels.
 
-    ml: volumes. centre: world mm. pieces: connected ones, by faces, edges or corners. outside: the share outside the largest.
-    edge: cm² that lie on each of the image's FACES.
+    ml: volume. centre: world mm. pieces: connected components (faces, edges or corners). outside: the fraction outside the largest.
+    edge: cm² on each of the image's FACES.
     """
 
     ml: PerClass
@@ -77,7 +78,7 @@ class Measures(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """All about one label map. z: deviations from the cohort's mean; z_scaled: once scaled to its mean brain; NaN where it says nothing."""
+    """The findings on a label map. z: z-scores of volumes; z_scaled: after scaling to the cohort's mean brain; NaN without a cohort."""
 
     measures: Measures
     z: PerClass
@@ -86,7 +87,7 @@ class Findings(NamedTuple):
 
     @property
     def score(self) -> float:
-        """How urgently a person should look: the sum of severities, 0 for nothing."""
+        """The urgency of a review: the sum of severities, 0 without flags."""
         return sum((flag.severity for flag in self.flags), 0.0)
 
 
@@ -97,14 +98,14 @@ def examine(
     cohort: Cohort | None = None,
     entropy: float | None = None,
 ) -> Findings:
-    """Measures and judges class numbers of a table. `entropy`: mean over the brain's voxels of −Σ p ln p, in nats."""
+    """The findings on class numbers of a table. `entropy`: the mean over the brain's voxels of −Σ p ln p, in nats."""
     measures = measure(classes, affine, len(table.structures) + 1)
     z, z_scaled = z_scores(measures.ml, table, cohort or {})
     return Findings(measures, z, z_scaled, flags(measures, table, cohort, entropy))
 
 
 def measure(classes: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], k: int) -> Measures:
-    """Measures of classes 1 to k − 1, and of all of them as 0; `affine` takes voxels to world mm."""
+    """Measures of classes 1 to k − 1, and of all of them as class 0; `affine` maps voxels to world mm."""
     if classes.min() < 0 or classes.max() >= k:
         raise ValueError(f"classes {classes.min()} to {classes.max()} where 0 to {k - 1} are expected")
     voxel = abs(float(np.linalg.det(affine[:3, :3])))
@@ -113,7 +114,8 @@ def measure(classes: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 
     ml, outside, pieces = np.zeros(k), np.full(k, np.nan), np.zeros(k, np.int64)
     centre, edge = np.full((k, 3), np.nan), np.zeros((k, 6))
     boxes = ndimage.find_objects(classes, k - 1)
-    for n, box in enumerate([_around(boxes), *boxes]):
+    whole = tuple(slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*filter(None, boxes), strict=True))
+    for n, box in enumerate([whole or None, *boxes]):
         if box is None:
             continue
         mask = classes[box] == n if n else classes[box] > 0
@@ -131,29 +133,28 @@ def measure(classes: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 
 
 
 def z_scores(ml: PerClass, table: Table, cohort: Cohort) -> tuple[PerClass, PerClass]:
-    """Standard deviations of each class from the cohort's mean: as it is, and once scaled to the cohort's mean brain; 0: all together.
+    """z-scores of each class's volume (0: all together) in the cohort: unscaled, and after scaling to the cohort's mean brain.
 
-    NaN for what is absent or not in the cohort. The sd of all together is at most the sum of the structures', where the cohort lacks it.
+    NaN if a class is absent or not in the cohort. If the cohort lacks ALL, its sd is taken as the sum of the structures', an upper bound.
     """
     z, scaled = np.full((2, len(ml)), np.nan)
     known = [n for n, s in enumerate(table.structures, 1) if _usable(cohort.get(s.name))]
     if not known or not ml[known].sum():
         return z, scaled
-    of = {n: cohort[table.structures[n - 1].name] for n in known}
-    mean = sum(of[n][0] for n in known)
-    whole = cohort.get(ALL, (mean, sum(of[n][1] for n in known), min(of[n][2] for n in known)))
-    z[0] = scaled[0] = _deviation(ml[known].sum(), whole)
+    usual = {n: cohort[table.structures[n - 1].name] for n in known}
+    means, sds, counts = zip(*usual.values(), strict=True)
+    z[0] = scaled[0] = _deviation(ml[known].sum(), cohort.get(ALL, (sum(means), sum(sds), min(counts))))
     for n in known:
         if ml[n]:
-            z[n] = _deviation(ml[n], of[n])
-            scaled[n] = _deviation(ml[n] * mean / ml[known].sum(), of[n])
+            z[n] = _deviation(ml[n], usual[n])
+            scaled[n] = _deviation(ml[n] * sum(means) / ml[known].sum(), usual[n])
     return z, scaled
 
 
 def cohort_of(ml: Float[np.ndarray, "people k"], table: Table, entropy: Sequence[float] = ()) -> dict[str, list[float | int]]:
-    """What is usual in people whose `Measures.ml` and mean entropies these are, as a model card keeps it (JSON).
+    """The cohort of subjects with these `Measures.ml` and mean entropies, ready for a model card (JSON).
 
-    By name [mean, sd, people]: ml of each structure that anyone has and of ALL, the asymmetry of each pair by both names, and ENTROPY.
+    By name [mean, sd, subjects]: ml of ALL and of each structure that any subject has, asymmetry by the names of a pair, and ENTROPY.
     """
     pairs = {_pair(*names): [_asymmetry(*both) for both in ml[:, sides] if all(both)] for sides, names in _partners(table)}
     structures = {s.name: ml[:, n] for n, s in enumerate(table.structures, 1) if ml[:, n].any()}
@@ -162,10 +163,10 @@ def cohort_of(ml: Float[np.ndarray, "people k"], table: Table, entropy: Sequence
 
 
 def flags(found: Measures, table: Table, cohort: Cohort | None = None, entropy: float | None = None) -> list[Flag]:
-    """Reasons to look at a case, the worst first. An empty label map counts as much as every structure's absence."""
+    """The flags of a case, the worst first. An empty label map is as severe as the absence of every structure."""
     if not found.ml[0]:
         return [Flag(ALL, "empty", WORST * len(table.structures), 0.0, "Nothing was segmented.")]
-    judged = (
+    checks = (
         _absent(found, table, cohort),
         _sides(found, table),
         _edge(found, table),
@@ -174,7 +175,7 @@ def flags(found: Measures, table: Table, cohort: Cohort | None = None, entropy: 
         _asymmetric(found, table, cohort or {}),
         _unsure(entropy, cohort or {}),
     )
-    return sorted((flag for some in judged for flag in some), key=lambda flag: -flag.severity)
+    return sorted(chain.from_iterable(checks), key=lambda flag: -flag.severity)
 
 
 def _absent(found: Measures, table: Table, cohort: Cohort | None) -> Iterator[Flag]:
@@ -185,12 +186,12 @@ def _absent(found: Measures, table: Table, cohort: Cohort | None) -> Iterator[Fl
 
 
 def _sides(found: Measures, table: Table) -> Iterator[Flag]:
-    """Partners are compared with each other, along the world's x: a head that is turned, even by 80°, has its left on the left."""
+    """Partners are compared with each other along the world's x, so a head that is rotated, even by 80°, has its left on the left."""
     pairs = [(sides, names) for sides, names in _partners(table) if _side(names[0]) == "left" and found.ml[sides].all()]
-    apart = {names: float(found.centre[right, 0] - found.centre[left, 0]) for (left, right), names in pairs}
-    wrong = {names: mm for names, mm in apart.items() if mm < 0}
-    if len(wrong) > max(1, len(apart) / 2):
-        words = f"Left and right are exchanged: {len(wrong)} of {len(apart)} pairs lie on the wrong sides."
+    distances = {names: float(found.centre[right, 0] - found.centre[left, 0]) for (left, right), names in pairs}
+    wrong = {names: mm for names, mm in distances.items() if mm < 0}
+    if len(wrong) > max(1, len(distances) / 2):
+        words = f"Left and right are exchanged: {len(wrong)} of {len(distances)} pairs lie on the wrong sides."
         yield Flag(ALL, "sides", WORST * len(wrong), float(len(wrong)), words)
         return
     for (left, _), mm in wrong.items():
@@ -207,7 +208,7 @@ def _edge(found: Measures, table: Table) -> Iterator[Flag]:
 
 
 def _pieces(found: Measures, table: Table) -> Iterator[Flag]:
-    """All structures together are expected to be in one piece, in any table."""
+    """The whole foreground is expected to be connected, in any table."""
     limits = {0: OUTSIDE_ALL} | dict.fromkeys(connected_structures(table), OUTSIDE)
     for n, limit in limits.items():
         if found.outside[n] > limit:
@@ -275,7 +276,7 @@ def _asymmetry(left: float, right: float) -> float:
 
 
 def _severity(times: float) -> float:
-    """From how often its threshold a value is."""
+    """The severity of a value that is `times` its threshold."""
     return float(np.clip(times, 1, WORST))
 
 
@@ -284,17 +285,11 @@ def _usable(usual: Usual | None, signed: bool = False) -> bool:
 
 
 def _spread(usual: Usual) -> float:
-    """The sd of one more person about a mean that is itself of n people only."""
+    """The sd of a new subject about a mean that is estimated from n subjects."""
     return usual[1] * math.sqrt(1 + 1 / usual[2])
 
 
 def _deviation(value: float, usual: Usual) -> float:
-    """Standard deviations from the mean on a logarithmic scale, on which volumes are spread evenly: half is as far away as double."""
+    """The z-score on a logarithmic scale, on which volumes are symmetric: half the mean is as far away as double."""
     variance = math.log1p((_spread(usual) / usual[0]) ** 2)
     return (math.log(value / usual[0]) + variance / 2) / math.sqrt(variance)
-
-
-def _around(boxes: Iterable[tuple[slice, ...] | None]) -> tuple[slice, ...] | None:
-    """The box around those that are there."""
-    sides = list(zip(*(box for box in boxes if box is not None), strict=True))
-    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides) or None

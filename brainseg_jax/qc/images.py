@@ -1,4 +1,4 @@
-"""Pictures as bytes: greyscale JPEG, and PNG in a palette with opacity."""
+"""Image encoders: greyscale JPEG, and PNG with a palette and opacity."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def jpeg(image: UInt8[np.ndarray, "h w"], quality: int = 60) -> bytes:
-    """A greyscale image as JPEG; `quality` from 1 to 100, as libjpeg counts it."""
+    """A greyscale image as JPEG; `quality` from 1 to 100, as in libjpeg."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality, optimize=True)
     return file.getvalue()

@@ -1,8 +1,8 @@
-"""The QC report: every case of a run in one static HTML file, to look at, sort, filter and rate, from disk and without a network.
+"""The QC report: all cases of a run in one static HTML file, to view, sort, filter and rate offline.
 
-A case becomes a record as soon as it is predicted (`case`, JSON-able); the report is put together at the end, from the records of however
-many runs (`report`). How it looks and behaves is in `assets/`. Names come from files and are taken for hostile: all text is escaped, and
-the report's own script is the only one that its policy lets run.
+A case is recorded when it is predicted (`case_record`, JSON-able); the report is made at the end from the records of any number of runs
+(`report`). Layout and script are in `assets/`. Names come from files and are not trusted: all text is escaped, and the content security
+policy allows only the report's own script.
 """
 
 import base64
@@ -25,11 +25,11 @@ from brainseg_jax.data.nifti import Scan
 from brainseg_jax.qc.findings import ALL, KINDS, WORST, Findings, Z
 from brainseg_jax.qc.mosaic import MM, WINDOW, mosaic
 
-FORMAT = 2  # of a case's record: raise it when a report cannot be made of older ones
-SEAL = "sha256"  # of the rest of a record, in its file
-SHOWN = 5  # flags of a case that are shown before the others are unfolded
+FORMAT = 2  # of a case record: raise it when older ones can no longer be used
+SEAL = "sha256"  # the key of a record's checksum in its file
+SHOWN = 5  # flags of a case that are shown unfolded
 RATINGS = ("good", "doubtful", "bad")
-MARK = '<meta name="generator" content="brainseg_jax">'  # by which a report of ours is known
+MARK = '<meta name="generator" content="brainseg_jax">'  # identifies a report of this package
 
 CaseRecord = dict[str, Any]
 
@@ -45,20 +45,14 @@ def case_record(
     session: str = "",
     soft_ml: Float[np.ndarray, "k"] | None = None,
 ) -> CaseRecord:
-    """What the report shows of a case, JSON-able, about 50 kB. `classes` are on the scan's grid; `name` is the case's own within the run.
+    """The record of a case, JSON-able, about 50 kB. `classes` are on the scan's grid; `name` is unique within the run.
 
-    `subject` is the name if empty; `soft_ml`: sums of probabilities (background first), shown beside the volumes.
+    `subject` defaults to the name; `soft_ml`: volumes by probability (background first), shown beside those by voxels.
     """
     columns = [found.measures.ml, found.z, found.z_scaled]
     columns += [] if soft_ml is None else [np.array([soft_ml[1:].sum(), *soft_ml[1:]])]
     pictures = [
-        {
-            "plane": picture.plane,
-            "width": picture.width,
-            "height": picture.height,
-            "scan": base64.b64encode(picture.scan).decode(),
-            "lines": base64.b64encode(picture.lines).decode(),
-        }
+        picture._asdict() | {part: base64.b64encode(getattr(picture, part)).decode() for part in ("scan", "lines")}
         for picture in mosaic(scan, classes, table)
     ]
     return {
@@ -75,12 +69,12 @@ def case_record(
 
 
 def write_case_record(file: Path, record: CaseRecord) -> None:
-    """Writes a record as JSON with a checksum, all of it or nothing."""
+    """Writes a record as JSON with a checksum, atomically."""
     write_text(file, json.dumps(record | {SEAL: _seal(record)}))
 
 
 def read_case_records(files: Iterable[Path]) -> list[CaseRecord]:
-    """The records in files that `write_case` wrote. InputError, naming the file, for one that is damaged or of another version."""
+    """The records in files of `write_case_record`. Raises InputError, naming the file, for one that is damaged or of another version."""
     records = []
     for file in files:
         try:
@@ -98,7 +92,7 @@ def _seal(record: CaseRecord) -> str:
 
 
 def check_place_of_report(file: Path, made: Path) -> None:
-    """Raises InputError where no report can be written, or what is there is none of ours; the folder `made` need not be there yet."""
+    """Raises InputError if the report cannot be written, or the existing file is no report; the folder `made` need not exist yet."""
     folder = file.absolute().parent
     check_own(f"--qc {file}", file, "QC report", MARK)
     if not folder.is_dir() and folder != made:
@@ -107,15 +101,15 @@ def check_place_of_report(file: Path, made: Path) -> None:
 
 
 def write_report(file: Path, records: Sequence[CaseRecord], title: str, id: str, notes: Sequence[str] = ()) -> None:
-    """Writes `report`, all of it or nothing."""
+    """Writes `report`, atomically."""
     write_text(file, report(records, title, id, notes))
 
 
 def report(records: Sequence[CaseRecord], title: str, id: str, notes: Sequence[str] = ()) -> str:
     """The HTML of all cases, the worst first, with `notes` above them.
 
-    `id` is the run's, e.g. its folder: a browser keeps ratings under it, so that they are still there when the report is made again with
-    more cases. InputError for two cases of one name, or of two label tables.
+    `id` is the run's, e.g. its folder: the browser stores ratings under it, so they survive when the report is made again. Raises
+    InputError for two cases of one name, or of two label tables.
     """
     records = sorted(records, key=lambda record: (-record["score"], record["subject"], record["session"], record["name"]))
     structures = records[0]["structures"] if records else []
@@ -157,11 +151,11 @@ def report(records: Sequence[CaseRecord], title: str, id: str, notes: Sequence[s
         "data": json.dumps(data).replace("<", "\\u003c"),
         "script": script,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], skeleton)  # one pass: what is put in is not looked at again
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], skeleton)  # one pass: inserted text is not substituted
 
 
 def _article(n: int, record: CaseRecord) -> str:
-    called = escape(record["subject"])
+    subject = escape(record["subject"])
     session = f" <small><bdi>{escape(record['session'])}</bdi></small>" if record["session"] else ""
     file = f"<p class=name><bdi>{escape(record['name'])}</bdi></p>" if record["name"] != record["subject"] else ""
     flags = [
@@ -171,17 +165,17 @@ def _article(n: int, record: CaseRecord) -> str:
     more = f"<details><summary>{len(flags) - SHOWN} more</summary><ul>{''.join(flags[SHOWN:])}</ul></details>" if flags[SHOWN:] else ""
     buttons = "".join(f"<button type=button data-rating={r} aria-pressed=false>{r}</button>" for r in RATINGS)
     return f"""<article data-case={n} tabindex=-1 aria-labelledby=case{n}>
-<header><h2 id=case{n}><bdi>{called}</bdi>{session}</h2>{file}
+<header><h2 id=case{n}><bdi>{subject}</bdi>{session}</h2>{file}
 <span class=value></span><span class=score>score {record["score"]:.1f}</span></header>
-<div class=strip>{"".join(_figure(picture, called) for picture in record["pictures"])}</div>
+<div class=strip>{"".join(_figure(picture, subject) for picture in record["pictures"])}</div>
 <div class=below><div class=flags><ul>{"".join(flags[:SHOWN]) or "<li class=none>no flags</li>"}</ul>{more}</div>
-<div class=rate role=group aria-label="Rating of {called}">{buttons}<input type=text placeholder=comment aria-label="Comment on {called}">
+<div class=rate role=group aria-label="Rating of {subject}">{buttons}<input type=text placeholder=comment aria-label="Comment on {subject}">
 <details class=volumes><summary>volumes</summary></details></div></div></article>"""
 
 
-def _figure(picture: dict[str, Any], called: str) -> str:
+def _figure(picture: dict[str, Any], subject: str) -> str:
     size = f"width={int(picture['width'])} height={int(picture['height'])} decoding=async"
-    alt = f"{called}: three {escape(picture['plane'])} slices of the scan"
+    alt = f"{subject}: three {escape(picture['plane'])} slices of the scan"
     return (
         f'<figure><img {size} alt="{alt}" src="data:image/jpeg;base64,{escape(picture["scan"])}">'
         f'<img {size} class=lines alt="" src="data:image/png;base64,{escape(picture["lines"])}"></figure>'
@@ -189,10 +183,10 @@ def _figure(picture: dict[str, Any], called: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what neither HTML nor UTF-8 can hold: control characters, and bytes of file names that are no text."""
+    """The text with control characters and undecodable bytes of file names replaced, which HTML and UTF-8 cannot hold."""
     return re.sub("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _rounded(value: float) -> float | None:
-    """Four digits, which is more than a volume has; JSON has no NaN."""
+    """The value to four digits; None for NaN, which JSON lacks."""
     return float(f"{value:.4g}") if np.isfinite(value) else None

@@ -1,1 +1,1 @@
-"""From a config to a trained network: the loop, the step it compiles, the optimizer, validation, and what a run writes down."""
+"""Training: the loop, the compiled step, the optimizer, validation, and the files of a run."""

@@ -1,6 +1,6 @@
-"""The loop that trains any objective: build, place, restore; then evaluate → save → next batch → step.
+"""The training loop of all objectives: build, shard, restore; then evaluate → save → next batch → step.
 
-Checkpoint i is the state before batch i, so that a run that goes on from it repeats nothing and leaves nothing out.
+Checkpoint i is the state before batch i, so a resumed run repeats no batch and skips none.
 """
 
 import time
@@ -42,10 +42,9 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Runs, or goes on with, the experiment in `folder`. `resolved` is the config with sources, as config.json holds it.
+    """Starts or resumes the experiment in `folder`. `resolved` is the config with the source of each value, as in config.json.
 
-    Of several processes each calls this. Raises InputError for whatever the user can mend, and KeyboardInterrupt for Ctrl-C, once the
-    step that was under way is saved; nothing that was saved is lost.
+    Every process of a run calls this. Raises InputError for user errors, and KeyboardInterrupt for Ctrl-C after the current step is saved.
     """
     with sync.barrier():
         check(config)
@@ -61,21 +60,21 @@ def train(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path)
 
 
 def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder: Path, mesh: Mesh, share: ProcessShare) -> None:
-    """Data, network, state and loop of a run whose folder is ours. What is in the folder stays as it is until all checks have passed."""
+    """Data, network, state and loop of a run that holds its folder, which is not changed before all checks have passed."""
     say = print if share.index == 0 else lambda _: None
-    what, goes_on = experiment(config), has_checkpoint(folder)
+    what, resumes = experiment(config), has_checkpoint(folder)
     heads = labels.read_table(labels.HEAD) if what.generator else None
-    if config.init.checkpoint and not goes_on:
+    if config.init.checkpoint and not resumes:
         with sync.barrier():  # before scans are standardised, which may take hours
             load_parts(shapes(config, what.objective, mesh), config, lambda _: None)
-    failures = None if goes_on or share.index else folder / dataset.FAILURES
+    failures = None if resumes or share.index else folder / dataset.FAILURES
     data = sync.run_once_per_host(
         lambda: dataset.prepare(config.data, what.target, say, progress.progress, config.channels, failures, heads)
     )
     same = {"the manifest": data.manifest_sha256, "the split": data.split_sha256, "the usable scans": data.volumes_sha256}
     sync.assert_same_on_all(same | {"synth.prior.table": what.prior})
     with sync.barrier():
-        if goes_on:
+        if resumes:
             provenance.check_same_data(folder, data, what.prior)
     steps = num_steps(config, len(data.train))
     built = program(config, what, mesh, steps)
@@ -84,7 +83,7 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
     with checkpoint.Checkpoints(folder / "checkpoints", config.best) as checkpoints:
         state = checkpoints.restore_latest(built.like, say)
         start = int(state.step) if state else 0
-        # What a run that goes on began with may be gone by now: its own checkpoints say all that is needed.
+        # On resuming, the checkpoint of config.init may be gone: the run's own checkpoints say what is needed.
         before = checkpoint.card(checkpoints.folder / str(start)).get("subjects_before", ()) if state else subjects_before(config)
         run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before), what.prior)
         with sync.barrier():
@@ -113,7 +112,9 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
             f"{mesh.size} × {mesh.devices.flat[0].device_kind}{idle_devices(mesh)}; compiled in {time.perf_counter() - began:.1f} s"
             + (f"; going on from step {start}" if state else "")
         )
-        state = state or initial_state(jax.jit(built.init, out_shardings=built.places)(), parts)
+        if not state:
+            state = jax.jit(built.init, out_shardings=built.places)()
+            state = state._replace(params=merge_parameters(state.params, parts))
         del parts
         writer = Writer(folder, run.steps, start)
         try:
@@ -126,23 +127,18 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
             release_shared()
         done = is_finished(run, last)
         if not done and sync.any_process(interrupted()):
-            raise KeyboardInterrupt(stopped_at(last))  # what called this is not to go on as if all had been trained
+            raise KeyboardInterrupt(stopped_at(last))  # or the caller would continue as after a finished run
         report_end(run, last, done)
 
 
 def idle_devices(mesh: Mesh) -> str:
-    """What is to be said of devices that the mesh leaves out."""
-    left = jax.device_count() - mesh.size
-    return f", {left} left idle by mesh.data={mesh.shape['data']} and mesh.fsdp={mesh.shape['fsdp']}" if left else ""
-
-
-def initial_state(state: TrainState, parts: dict[str, Any]) -> TrainState:
-    """The state before the first batch, with what config.init takes from another checkpoint."""
-    return state._replace(params=merge_parameters(state.params, parts))
+    """Words on the devices that are not in the mesh, or ""."""
+    idle = jax.device_count() - mesh.size
+    return f", {idle} left idle by mesh.data={mesh.shape['data']} and mesh.fsdp={mesh.shape['fsdp']}" if idle else ""
 
 
 def num_steps(config: ConfigDict, volumes: int) -> int:
-    """Steps of the run, from config.steps or config.epochs."""
+    """The number of steps of a run, from config.steps or config.epochs."""
     steps = config.steps or round(config.epochs * volumes * config.data.crops_per_volume / config.data.batch)
     if steps < 1:
         raise InputError(f"epochs {config.epochs} of {volumes} volumes is less than one step of {config.data.batch} crops; use more epochs")
@@ -159,42 +155,42 @@ def loop(
     writer: Writer,
     stopped: Callable[[int], bool],
 ) -> int:
-    """Trains from where `state` stands to the end or to a request to stop, and returns the step that was reached and saved."""
+    """Trains from `state` to the end or to a request to stop. Returns the last step, which is saved."""
     config, start = run.config, int(state.step)
     batch = next(batches)
     rate = optim.schedule(config.optim, run.steps)
     clock = Clock(config.data.batch)
     pending: list[Metrics] = []
-    window: Totals = checkpoints.carried.get("window", {})  # of the steps since the last line, those before an interruption included
-    judged = evaluated_metric(run, start)
+    window: Totals = checkpoints.carried.get("window", {})  # since the last logged line, also of steps before an interruption
+    evaluated = evaluated_metric(run, start)
 
     def save(step: int, values: dict[str, float] | None = None) -> None:
         nonlocal window, pending
         window, pending = totals(pending, window), []
-        # Never a state that is lost already: what has not been looked at since the last line is looked at now.
+        # No diverged state is saved: metrics since the last logged line are checked first.
         check_finite(run, step, means(window))
         checkpoints.save(step, state, card(run), values, {"window": window})
 
     for step in range(start, run.steps + 1):
         if is_evaluation_step(config, run.steps, step) and (step > start or step == 0):
-            jax.block_until_ready(state)  # steps that are under way are steps' time
+            jax.block_until_ready(state)  # pending steps are not charged to the evaluation
             with clock.paused():
                 values = validation.evaluate(state.params)
                 check_finite(run, step, values)
                 writer.scalars(step, "eval", values)
                 shown = [f"{name} {value:.5g}" for name, value in values.items() if "/" not in name]
                 writer.say(f"step {step}: validation " + ", ".join(shown))
-                judged.append(values[config.best])
+                evaluated.append(values[config.best])
                 write_pictures(run, validation, state.params, step, writer)
                 if step:
                     save(step, values)
         elif step > start and config.save_every and step % config.save_every == 0:
             save(step)
-        if step == run.steps or stopped(step) or out_of_patience(judged, config.patience):
+        if step == run.steps or stopped(step) or out_of_patience(evaluated, config.patience):
             break
         state, metrics = train_step(state, batch)
         pending.append(metrics)
-        # Fetched while the step is under way.
+        # Fetched while the step runs.
         with clock.waiting():
             batch = next(batches)
         if (step + 1) % config.log_every == 0 or step + 1 == run.steps:
@@ -212,54 +208,37 @@ def loop(
 
 
 def check_finite(run: Run, step: int, values: dict[str, float]) -> None:
-    """Raises InputError if a metric is not finite; checkpoints from before stay as they are."""
+    """Raises InputError if a metric is not finite; earlier checkpoints are kept."""
     for name in sorted(values, key=lambda name: name != "loss"):
         if not np.isfinite(values[name]):
-            raise InputError(
-                f"{run.folder}: the {name} is {values[name]} at step {step}; lower optim.lr or optim.clip, and start again "
-                "with another --workdir"
-            )
+            remedy = "lower optim.lr or optim.clip, and start again with another --workdir"
+            raise InputError(f"{run.folder}: the {name} is {values[name]} at step {step}; {remedy}")
 
 
 def training_batches(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of the run's batches, from step `start` on."""
-    data = run.config.data
-    return train_batches(
-        [entry.file for entry in run.data.train],
-        crop=data.crop,
-        patch=enlarged_crop(run.config),
-        labels_only=[entry.row.labels_only for entry in run.data.train] if run.config.synth.share else (),
-        crops_per_volume=data.crops_per_volume,
-        batch=data.batch,
-        seed=run.config.seed,
-        start=start,
-        share=run.share,
-        threads=data.threads,
-        workers=data.workers,
-    )
+    """This process's share of the batches, from step `start` on."""
+    config, entries = run.config, run.data.train
+    settings = {key: config.data[key] for key in ("crop", "crops_per_volume", "batch", "threads", "workers")}
+    settings |= {"patch": enlarged_crop(config), "labels_only": [e.row.labels_only for e in entries] if config.synth.share else ()}
+    return train_batches([entry.file for entry in entries], seed=config.seed, start=start, share=run.share, **settings)
 
 
 def write_pictures(run: Run, validation: Validation, params: Any, step: int, writer: Writer) -> None:
-    """A PNG of what the objective shows of the first validation volume."""
+    """Writes a PNG of the objective's pictures of the first validation volume."""
     if not sync.broadcast_from_first(figures.available):
         if step == 0:
             writer.say('no pictures: matplotlib is missing; pip install "brainseg_jax[view]"')
         return
-    shown = validation.draw(params)
+    volumes = validation.draw(params)
     if run.share.index == 0:
-        volumes = {name: figures.to_ras(volume, run.data.spec.orientation) for name, volume in shown.items()}
+        volumes = {name: figures.to_ras(volume, run.data.spec.orientation) for name, volume in volumes.items()}
         figures.slices(run.picture(step), volumes, f"{run.config.objective}, {run.config.encoder}: a validation volume after {step} steps")
 
 
 def card(run: Run) -> dict[str, Any]:
-    """What a checkpoint says about itself: prediction and fine-tuning need nothing else."""
-    facts = {
-        "format": FORMAT,
-        "config": run.resolved,
-        "spec": provenance.as_json(run.data.spec),
-        "subjects": run.data.subjects(),
-        "steps": run.steps,
-    }
+    """The checkpoint's card: all that prediction and fine-tuning need besides the weights."""
+    facts = {"format": FORMAT, "config": run.resolved, "spec": provenance.as_json(run.data.spec)}
+    facts |= {"subjects": run.data.subjects(), "steps": run.steps}
     if run.prior:
         facts["prior_sha256"] = run.prior
     if run.data.target:

@@ -1,4 +1,4 @@
-"""Whether a compiled step fits: what it needs of a device, and what JAX takes of a device's memory for itself."""
+"""Memory of a compiled step, and the share of a device's memory that JAX may allocate."""
 
 import os
 from typing import Any, NamedTuple
@@ -6,35 +6,35 @@ from typing import Any, NamedTuple
 from brainseg_jax.core.errors import InputError
 
 GiB = 2**30
-# For what the compiler does not count: buffers of NCCL, workspaces of cuDNN and cuBLAS. An estimate, measured nowhere.
+# For what the compiler does not count: NCCL buffers, workspaces of cuDNN and cuBLAS. An estimate, not measured.
 MARGIN = 1.5 * GiB
 
 
 class Memory(NamedTuple):
-    """Bytes on each device: the state and the batch, results that are not written over them, and everything in between at its largest."""
+    """Bytes per device: arguments (state and batch), outputs that do not reuse their buffers, and temporaries."""
 
     arguments: int
     outputs: int
     temporaries: int
-    peak: int  # the compiler's own account of the most that is alive at a time
+    peak: int  # the compiler's own figure of the largest live memory
 
     @property
     def needed(self) -> int:
-        """Bytes that are allocated for a step."""
+        """Bytes allocated for a step."""
         return self.arguments + self.outputs + self.temporaries
 
 
 def memory(compiled: Any) -> Memory:
-    """The memory of a compiled program, of each device."""
+    """The memory per device of a compiled program."""
     m = compiled.memory_analysis()
     outputs = m.output_size_in_bytes - m.alias_size_in_bytes
     return Memory(m.argument_size_in_bytes, outputs, m.temp_size_in_bytes, m.peak_memory_in_bytes)
 
 
 def memory_fraction() -> float:
-    """The share of a device's memory that JAX takes: its own setting XLA_CLIENT_MEM_FRACTION (or by its older name), 0.75 by default.
+    """The fraction of a device's memory that JAX allocates: XLA_CLIENT_MEM_FRACTION (or its older name), 0.75 by default.
 
-    InputError for what is none.
+    Raises InputError if it is no number.
     """
     name = next((name for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION") if os.environ.get(name)), "")
     value = os.environ.get(name, "0.75")
@@ -45,12 +45,12 @@ def memory_fraction() -> float:
 
 
 def fits(need: int, device: int) -> bool:
-    """Whether a step that needs so many bytes, and the margin, fit into JAX's share of a device with so many."""
+    """Whether a step of `need` bytes, with the margin, fits into JAX's fraction of `device` bytes."""
     return need + MARGIN <= memory_fraction() * device
 
 
 def check_room(compiled: Any, device: Any) -> None:
-    """Raises InputError, before anything is allocated, if a compiled step cannot fit the device; where its size is not known, never."""
+    """Raises InputError, before anything is allocated, if a compiled step does not fit a device that reports its memory."""
     room = (device.memory_stats() or {}).get("bytes_limit")
     need = memory(compiled).needed
     if room and need > room:

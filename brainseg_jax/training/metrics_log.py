@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl and TensorBoard files, a live line on a terminal, plain lines elsewhere; from process 0 only."""
+"""The log of a run, by process 0: metrics.jsonl, TensorBoard files, and a progress bar on a terminal or plain lines elsewhere."""
 
 import json
 import socket
@@ -22,11 +22,11 @@ try:
 except ImportError:  # the extra "view" is not installed
     Event = None
 
-METRICS = 2**28  # bytes that are read of a metrics.jsonl, at most: more than a million lines
+METRICS = 2**28  # bytes of a metrics.jsonl that are read at most: more than a million lines
 
 
 class Writer:
-    """Numbers to files and words to people. Other processes than the first get one that does nothing."""
+    """Writes metrics to files and messages to the terminal; does nothing in processes other than the first."""
 
     def __init__(self, folder: Path, steps: int, start: int, out: TextIO | None = None):
         self.active = jax.process_index() == 0
@@ -38,33 +38,27 @@ class Writer:
         self.board = TensorBoard(folder / "tb", start + 1 if start else 0) if Event else None
         self.bar = None
         if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=24),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[line]}"),
-                console=self.console,
-                transient=True,
-            )
+            step, line = TextColumn("step {task.completed}/{task.total}"), TextColumn("{task.fields[line]}")
+            self.bar = Progress(step, BarColumn(bar_width=24), TimeRemainingColumn(), line, console=self.console, transient=True)
             self.task = self.bar.add_task("", total=steps, completed=start, line="")
             self.bar.start()
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Prints a line."""
         self.console.print(text, markup=False)
 
     def scalars(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl, {"step", "kind", "time", name: value}, and the same to TensorBoard as kind/name."""
+        """Appends {"step", "kind", "time", name: value} to metrics.jsonl, and the values to TensorBoard as kind/name."""
         if not self.active:
             return
-        # Opened for each line: nothing is left in a buffer, which would fail a second time where a disk is full.
+        # Opened for each line: a buffer would fail a second time, on closing, when the disk is full.
         with naming_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3)} | values) + "\n")
         if self.board:
             self.board.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def progress(self, step: int, line: str, eta: float) -> None:
-        """How the run stands: on a terminal in place, elsewhere as a line with the time left, in seconds."""
+        """Shows the progress: on a terminal in place, elsewhere as a line; `eta` is the time left in seconds."""
         if not self.active:
             return
         if self.bar:
@@ -73,15 +67,15 @@ class Writer:
             self.say(f"step {step}  {line}  {_duration(eta)} left")
 
     def close(self) -> None:
-        """Leaves the terminal as it was; files are closed after each line."""
+        """Ends the progress bar; files are closed after each line."""
         if self.active and self.bar:
             self.bar.stop()
 
 
 class TensorBoard:
-    """A file of TensorBoard's, in `folder`; numbers that were written from step `since` on, in earlier files, are hidden.
+    """An event file for TensorBoard in `folder`; values of earlier files from step `since` on are hidden.
 
-    tensorboardX's own writer does it in a thread, where a full disk is a traceback and not an error of the run.
+    tensorboardX's own writer uses a thread, where a full disk is a traceback instead of an error of the run.
     """
 
     def __init__(self, folder: Path, since: int):
@@ -90,11 +84,11 @@ class TensorBoard:
         self._append([Event(file_version="brain.Event:2"), Event(step=since, session_log=SessionLog(status=SessionLog.START))])
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers by name."""
+        """Appends the values of a step, by name."""
         self._append([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
 
     def _append(self, events: list[Any]) -> None:
-        """Records of TensorFlow's: length, its checksum, content, its checksum."""
+        """TFRecords: length, its checksum, content, its checksum."""
         with naming_errors(self.file), self.file.open("ab") as stream:
             for event in events:
                 event.wall_time = time.time()
@@ -108,9 +102,9 @@ def _checksum(content: bytes) -> bytes:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, none where there is no file; a last line that a killed run left unfinished is left out.
+    """The rows of a metrics.jsonl, [] if there is none; without a last line that a killed run left unfinished.
 
-    Raises InputError where another one is damaged, and for what is no file or longer than any run's.
+    Raises InputError for any other damaged line, and for what is no regular file or too long.
     """
     rows, lines = [], read_bytes(file, METRICS).splitlines() if file.exists() else []
     for number, line in enumerate(lines, 1):
@@ -124,7 +118,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def _forget_after(file: Path, start: int) -> None:
-    """Drops what an interrupted run wrote after the checkpoint it now goes on from: it will be written again."""
+    """Drops rows that an interrupted run wrote after the checkpoint it resumes from: they are written again."""
     rows = [row for row in read_metrics(file) if row["step"] <= start] if start else []
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 

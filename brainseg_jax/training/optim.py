@@ -1,4 +1,4 @@
-"""From the config to an optax chain: clip, Adam, decoupled weight decay, a warm-up cosine, and rates by path (0 freezes) or depth."""
+"""The optimizer of a config: clipping, AdamW, warm-up cosine, and learning-rate multipliers by path (0 freezes) or depth, in optax."""
 
 from typing import Any
 
@@ -13,20 +13,19 @@ from brainseg_jax.training import layer_decay
 
 
 def schedule(optim: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate at a step: linear from 0 to `lr` over the first `warmup` share of the run, then half a cosine to 0 at its end.
+    """The learning rate at a step: linear from 0 to `lr` over the first `warmup` fraction of the run, then a half cosine to 0.
 
-    Raises InputError for a warm-up that is the whole run.
+    Raises InputError for a warm-up of the whole run.
     """
     warm = round(optim.warmup * steps)
     if warm >= steps:
-        raise InputError(
-            f"optim.warmup {optim.warmup:g} of {steps} steps is all of them, which leaves nothing to cool down; use a smaller share"
-        )
+        why = "is all of them, which leaves nothing to cool down"
+        raise InputError(f"optim.warmup {optim.warmup:g} of {steps} steps {why}; use a smaller share")
     return optax.warmup_cosine_decay_schedule(0.0 if warm else optim.lr, optim.lr, warm, steps)
 
 
 def optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) for a tree of parameters, abstract or not. InputError for a pattern that matches nothing."""
+    """AdamW (Loshchilov & Hutter 2019) for concrete or abstract parameters. Raises InputError for a pattern that matches nothing."""
     decayed = by_pattern([(pattern, True) for pattern in optim.decay], params, False, "optim.decay")
     chain = [clip(optim.clip)] if optim.clip else []
     chain += [
@@ -45,10 +44,10 @@ def optimizer(optim: ConfigDict, steps: int, params: Any) -> optax.GradientTrans
 
 
 def clip(limit: float) -> optax.GradientTransformation:
-    """Scales the gradient down to a global norm of at most `limit`.
+    """Gradient clipping to a global norm of at most `limit`.
 
-    `optax.clip_by_global_norm` selects between two trees, which the CPU's compiler writes to memory in between: clipping then took longer
-    than AdamW. One factor fuses into what follows.
+    `optax.clip_by_global_norm` selects between two trees, which XLA on a CPU writes to memory: it took longer than AdamW. A single factor
+    is fused into the next operation.
     """
 
     def scale(updates: Any, _: Any) -> Any:

@@ -1,6 +1,6 @@
-"""What a config trains, on any mesh: network, optimizer, the state's shapes and places, and the step, ready to be compiled.
+"""The training program of a config on a mesh: network, optimizer, abstract state with its sharding, and the step, ready to compile.
 
-`train` builds it on the devices that there are, `plan` on a topology of GPUs that are not there: it is the same code, and so the same step.
+`train` builds it on the available devices, `plan` on a topology of GPUs that need not exist: the same code, so the same step.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from brainseg_jax.training.step import Batch, Metrics, Objective, TrainState, in
 
 
 class Program(NamedTuple):
-    """`init()` makes the state before the first batch; `like` and `batch` are what `step` takes, abstract, with their places on `mesh`."""
+    """`init()` makes the initial state; `like` and `batch` are the abstract arguments of `step`, with their sharding on `mesh`."""
 
     objective: Objective
     mesh: Mesh
@@ -38,18 +38,17 @@ class Program(NamedTuple):
         return jax.tree.map(lambda leaf: leaf.sharding, self.like)
 
     def lower(self) -> jax.stages.Lowered:
-        """The step for the program's shapes and places. The state that it is given is overwritten."""
+        """The lowered step for the program's shapes and shardings; it donates the state."""
         out = self.places, sharding.replicated(self.mesh)
         with jax.set_mesh(self.mesh):
             return jax.jit(self.step, donate_argnums=0, out_shardings=out).lower(self.like, self.batch)
 
 
 def resolve_auto(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str, Any]] | None = None) -> None:
-    """The type to compute in and the number of classes, where a config leaves them to the place and the labels, are filled in.
+    """Fills in the config's `dtype` if it is "auto", by device, and `classes` if it is 0, by the label table.
 
-    In `resolved`, which goes into config.json and cards, a type that was left to the place stays "auto", with what was used beside it: a
-    network that was trained on a GPU is no network of bfloat16, and `network.load` asks the place where it is loaded. The number of classes
-    belongs to the labels wherever they are.
+    In `resolved`, which goes into config.json and cards, an automatic dtype stays "auto", beside the one that was used: `network.load`
+    chooses again on the device where it runs. The number of classes is entered.
     """
     resolved = {} if resolved is None else resolved
     if config.dtype == "auto":
@@ -61,7 +60,7 @@ def resolve_auto(config: ConfigDict, on_cpu: bool, resolved: dict[str, dict[str,
 
 
 class Experiment(NamedTuple):
-    """What a config trains: its objective; the table of its classes, where there are labels; what makes scans of them, if anything."""
+    """The parts of a config that need no mesh: objective, label table (None without labels), and generator of synthetic scans, if any."""
 
     objective: Objective
     target: labels.Table | None
@@ -69,12 +68,12 @@ class Experiment(NamedTuple):
 
     @property
     def prior(self) -> str:
-        """The SHA-256 of the table that made scans are to look like; "" without one."""
+        """The SHA-256 of the synthesis's table of intensities (synth.prior.table); "" without one."""
         return self.generator.prior.sha256 if self.generator and self.generator.prior else ""
 
 
 def experiment(config: ConfigDict) -> Experiment:
-    """The experiment of a config. Raises InputError for labels, or a table of made scans' looks, that cannot be read or do not fit."""
+    """The experiment of a config. Raises InputError for a label table or synth.prior.table that cannot be read or does not fit."""
     objective = OBJECTIVES[config.objective](config)
     target = labels.read_table(config.data.labels) if objective.labels else None
     if target and config.classes != 1 + len(target.structures):
@@ -83,7 +82,7 @@ def experiment(config: ConfigDict) -> Experiment:
 
 
 def program(config: ConfigDict, what: Experiment, mesh: Mesh, steps: int) -> Program:
-    """The program of an experiment whose run has `steps` steps. InputError for a kernel of attention that its devices do not have."""
+    """The program of an experiment for a run of `steps` steps. Raises InputError for an attention kernel its devices do not have."""
     objective, target, generator = what
     one_crop, params = sample_of(config), shapes(config, objective, mesh)
     optimizer = optim.optimizer(config.optim, steps, params)
@@ -94,25 +93,23 @@ def program(config: ConfigDict, what: Experiment, mesh: Mesh, steps: int) -> Pro
     abstract = jax.eval_shape(init)
     places, rows = sharding.state_sharding(mesh, abstract), sharding.batch_sharding(mesh)
     like = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places)
-    batch = {
-        name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows)
-        for name, (shape, dtype) in parts_of_batch(config).items()
-    }
+    parts = parts_of_batch(config).items()
+    batch = {name: jax.ShapeDtypeStruct((config.data.batch, *shape), dtype, sharding=rows) for name, (shape, dtype) in parts}
     prepare = prepare_train(config, labels.swap(target) if target else None, generator)
-    whole = sharding.gather_params(places.params)
-    step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, whole)
+    gather = sharding.gather_params(places.params)
+    step = make_train_step(objective, optimizer, prepare, config.seed, config.optim.accumulate, gather)
     return Program(objective, mesh, init, like, batch, step)
 
 
 def shapes(config: ConfigDict, objective: Objective, mesh: Mesh) -> Any:
-    """The parameters of a config, abstract. Raises InputError for a kernel of attention that the mesh's devices do not have."""
+    """The abstract parameters of a config. Raises InputError for an attention kernel that the mesh's devices do not have."""
     if config.attention in ("cudnn", "pallas") and mesh.devices.flat[0].platform == "cpu":
         raise InputError(f"attention is {config.attention!r}, a kernel of GPUs, and this is a CPU; use attention=auto")
     return jax.eval_shape(lambda: init_params(objective, sample_of(config), config.seed))
 
 
 def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape of each sample and stored type of what a training batch holds: crops, or patches and where in each the crop begins."""
+    """Shape per sample and dtype of the arrays of a training batch: crops, or enlarged patches with the corner of the crop in each."""
     size = enlarged_crop(config)
     place = {"place": ((3,), np.dtype(np.int32))} if size != tuple(config.data.crop) else {}
     labels_only = {"labels_only": ((), np.dtype(bool))} if config.synth.share else {}
@@ -120,12 +117,12 @@ def parts_of_batch(config: ConfigDict) -> dict[str, tuple[tuple[int, ...], np.dt
 
 
 def parts_of_sample(config: ConfigDict, size: tuple[int, int, int]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and stored type of what is known of a box of so many voxels."""
+    """Shape and dtype of a sample's arrays, for a box of `size` voxels."""
     parts = {"image": ((*size, config.channels), np.dtype(config.data.dtype))}
     return parts | ({"label": (size, np.min_scalar_type(config.classes))} if config.objective == "segmentation" else {})
 
 
 def sample_of(config: ConfigDict) -> Batch:
-    """A batch of one empty sample as an objective sees it, for shapes."""
+    """A batch of one empty sample as an objective takes it, to trace shapes."""
     parts = parts_of_sample(config, tuple(config.data.crop))
     return prepare_eval(jax.random.key(0), {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in parts.items()})

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: config.json (every value and where it came from) and run.json (software, hardware, data)."""
+"""The records of a run: config.json (every value and its source) and run.json (software, hardware, data)."""
 
 import importlib.metadata
 import json
@@ -27,7 +27,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 def write(
     folder: Path, resolved: dict[str, Any], config: ConfigDict, data: Any, mesh: Any, params: Any, start: int, prior: str = ""
 ) -> None:
-    """Writes config.json and run.json; run.json keeps a line for every time the run was started or resumed. Process 0 only.
+    """Writes config.json and run.json, by process 0; run.json has an entry for each start of the run.
 
     `prior`: the SHA-256 of the content of synth.prior.table, "" without one.
     """
@@ -42,10 +42,7 @@ def write(
         "seed": config.seed,
         "parameters": {"all": count(params), "encoder": count(params["encoder"])},
         "data": {
-            "manifest": data.manifest,
-            "manifest_sha256": data.manifest_sha256,
-            "split_sha256": data.split_sha256,
-            "volumes_sha256": data.volumes_sha256,
+            **{key: getattr(data, key) for key in ("manifest", "manifest_sha256", "split_sha256", "volumes_sha256")},
             "prior_sha256": prior,
             "train": len(data.train),
             "val": len(data.val),
@@ -53,14 +50,14 @@ def write(
             "spec": as_json(data.spec),
             "scans": {scan: list(files.values()) for scan, files in data.contents().items()},
         }
-        | (earlier["data"] if start else {}),  # what the run began with; what was not written down then is added
+        | (earlier["data"] if start else {}),  # what the first start recorded stays; new keys are added
         "environment": environment() | {"mesh": dict(mesh.shape)},
     }
     write_text(file, json.dumps(facts, indent=1) + "\n")
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A run record, run.json or config.json. Raises InputError for one that is missing, damaged, or of a later version."""
+    """The content of run.json or config.json. Raises InputError if it is missing, damaged, or of a later version."""
     remedy = "bring it back from a backup, or give another --workdir"
     try:
         record = json.loads(read_text(file))
@@ -76,11 +73,10 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def check_same_data(folder: Path, data: Any, prior: str = "") -> None:
-    """Raises InputError if the run in `folder` was started on other volumes: going on would change its order, and mix training and
-    validation.
+    """Raises InputError if the run in `folder` was started on other volumes: their order would change, and training and validation mix.
 
-    Also where a scan's image or labels, or the table of `prior` (see `write`), were replaced under the same name, which it names. Old
-    records do not say what was in the files.
+    Likewise, naming the files, if an image, labels, or the table of `prior` (see `write`) were replaced under the same name. Old records
+    have no hashes of files.
     """
     before = read(folder / RUN)["data"]
     if before.get("volumes_sha256") != data.volumes_sha256:
@@ -93,16 +89,15 @@ def check_same_data(folder: Path, data: Any, prior: str = "") -> None:
         raise InputError(f"{what}; bring back what was there, or give another --workdir")
     if "scans" not in before:
         return
-    then, now = before["scans"], data.contents()
-    changed = [path for scan, files in now.items() for i, path in enumerate(files) if then.get(scan, [])[i : i + 1] != [files[path]]]
+    hashes, contents = before["scans"], data.contents().items()
+    changed = [path for scan, files in contents for i, path in enumerate(files) if hashes.get(scan, [])[i : i + 1] != [files[path]]]
     if changed:
-        raise InputError(
-            f"{folder}: was trained on other content of {first_few(changed)}; bring back what was there, or give another --workdir"
-        )
+        what = f"{folder}: was trained on other content of {first_few(changed)}"
+        raise InputError(f"{what}; bring back what was there, or give another --workdir")
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and hardware, for JSON."""
+    """Versions, commit and hardware, ready for JSON."""
     devices = jax.devices()
     return {
         "brainseg_jax": brainseg_jax.__version__,
@@ -115,7 +110,7 @@ def environment() -> dict[str, Any]:
 
 
 def as_json(spec: Any) -> dict[str, Any]:
-    """A dataclass as JSON gives it back: with lists for tuples."""
+    """A dataclass as JSON restores it, with lists for tuples."""
     return json.loads(json.dumps(asdict(spec)))
 
 

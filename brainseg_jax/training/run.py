@@ -1,4 +1,4 @@
-"""What a run is, and what is said of it at its end."""
+"""A run: what stays the same while it lasts, when it is evaluated and finished, and its summary."""
 
 import shlex
 from pathlib import Path
@@ -14,7 +14,7 @@ from brainseg_jax.training.metrics_log import read_metrics
 
 
 class Run(NamedTuple):
-    """What stays the same while a run lasts."""
+    """The constants of a run."""
 
     config: ConfigDict
     resolved: dict[str, dict[str, Any]]
@@ -23,54 +23,58 @@ class Run(NamedTuple):
     mesh: Mesh
     share: ProcessShare
     steps: int
-    subjects_before: tuple[str, ...] = ()  # who was trained on by what config.init took its parameters from
-    prior: str = ""  # the SHA-256 of what scans are made to look like, where synth.prior.table says it
+    subjects_before: tuple[str, ...] = ()  # training subjects of the checkpoint of config.init
+    prior: str = ""  # the SHA-256 of synth.prior.table, "" without one
 
     def picture(self, step: int) -> Path:
         return self.folder / "pictures" / f"step_{step:06d}.png"
 
 
 def is_evaluation_step(config: ConfigDict, steps: int, step: int) -> bool:
-    """Whether a run of so many steps is evaluated at this one: every `eval_every` of the run, and at its end."""
+    """Whether a run of `steps` steps is evaluated at `step`: after every fraction `eval_every` of the run, and at its end."""
     return step == steps or bool(config.eval_every and step % max(1, round(config.eval_every * steps)) == 0)
 
 
 def evaluated_metric(run: Run, step: int) -> list[float]:
-    """The metric that checkpoints are judged by, of every evaluation up to a step; the same in all processes, since they end together.
+    """The metric `config.best` of every evaluation up to `step`, the same in all processes, so that they stop together.
 
-    What a run that was killed wrote down of later steps is of none that it goes on from.
+    A killed run may have logged later steps than that of the checkpoint it resumes from.
     """
-    rows = lambda: read_metrics(run.folder / "metrics.jsonl")  # noqa: E731
-    return sync.broadcast_from_first(lambda: [row[run.config.best] for row in rows() if row["kind"] == "eval" and row["step"] <= step])
+
+    def values() -> list[float]:
+        rows = read_metrics(run.folder / "metrics.jsonl")
+        return [row[run.config.best] for row in rows if row["kind"] == "eval" and row["step"] <= step]
+
+    return sync.broadcast_from_first(values)
 
 
 def out_of_patience(judged: list[float], patience: int) -> bool:
-    """Whether the last `patience` evaluations brought nothing better than before; 0: never."""
+    """Whether none of the last `patience` evaluations improved on the earlier ones; never if `patience` is 0."""
     return 0 < patience < len(judged) and min(judged[-patience:]) >= min(judged[:-patience])
 
 
 def is_finished(run: Run, step: int) -> bool:
-    """Whether nothing is left to do from a step on."""
+    """Whether the run ends at `step`, by its length or by early stopping."""
     return step >= run.steps or out_of_patience(evaluated_metric(run, step), run.config.patience)
 
 
 def report_end(run: Run, last: int, done: bool) -> None:
-    """Process 0 says how the run ended."""
+    """Prints, in process 0, how the run ended."""
     if run.share.index == 0:
         print(summary(run, last) if done else stopped_at(last))
 
 
 def stopped_at(step: int) -> str:
-    """What is said of a run that was stopped before its end."""
+    """The message of a run that was stopped before its end."""
     return f"stopped at step {step}{', saved' if step else ''}; the same command goes on from there"
 
 
 def summary(run: Run, last: int) -> str:
-    """Where everything is, and what to do next."""
+    """The closing message: files of the run and the next command."""
     early = f", ended early: {run.config.patience} evaluations without a better {run.config.best}" if last < run.steps else ""
     lines = [f"finished: {last} steps{early}, in {run.folder}", f"  checkpoint  {run.folder / 'checkpoints' / str(last)}"]
     evaluated = [row for row in read_metrics(run.folder / "metrics.jsonl") if row["kind"] == "eval" and row["step"]]
-    # A run ends with an evaluation, scheduled or the last of its patience.
+    # A run ends with an evaluation, by schedule or by early stopping.
     scheduled = {step for step in range(1, last + 1) if is_evaluation_step(run.config, run.steps, step)}
     complete = {last, *scheduled} <= {row["step"] for row in evaluated}
     best = min(evaluated, key=lambda row: row[run.config.best]) if complete else {"step": last}

@@ -1,4 +1,4 @@
-"""The run folder: one run at a time holds it, and only the same experiment goes on in it."""
+"""The run folder: one run at a time holds it, and only the same experiment is resumed in it."""
 
 import fcntl
 import os
@@ -19,9 +19,9 @@ from brainseg_jax.training.metrics_log import read_metrics
 
 @contextmanager
 def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
-    """Makes the run folder and holds it for this run; where nothing came into it, what was made is taken away again.
+    """Creates and locks the run folder; on leaving, removes what it created if nothing else was written there.
 
-    InputError if another run holds it, whose checkpoints would be mixed with this one's, or if processes have different folders there.
+    Raises InputError if another run holds the folder, or if it is not the same folder in all processes.
     """
     with ExitStack() as stack:
         with sync.barrier():
@@ -35,20 +35,20 @@ def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if not os.path.samestat(os.fstat(lock.fileno()), (folder / ".lock").stat()):
-                        raise OSError  # what another start has just taken away holds nothing
+                        raise OSError  # another start has just removed this lock file
                 except OSError:
                     raise InputError(f"{folder}: another run is training in it; wait for it to end, or give another --workdir") from None
                 stack.callback(remove_if_empty, folder, made)
-        word = sync.broadcast_from_first(lambda: write_token(folder / ".lock")) if share.count > 1 else ""
+        token = sync.broadcast_from_first(lambda: write_token(folder / ".lock")) if share.count > 1 else ""
         with sync.barrier():
-            if share.index and not ((folder / ".lock").exists() and read_text(folder / ".lock") == word):
+            if share.index and not ((folder / ".lock").exists() and read_text(folder / ".lock") == token):
                 raise InputError(f"{folder}: is not the same folder in all processes; give a --workdir on a disk that all of them share")
         yield
 
 
 def remove_if_empty(folder: Path, made: Sequence[Path]) -> None:
-    """Removes the lock of a folder that holds nothing else, and then the folders that were `made` for it."""
-    with suppress(OSError):  # somebody else's file has come into one of them
+    """Removes the lock of an otherwise empty folder, and then the folders `made` for it."""
+    with suppress(OSError):  # one of them has other files
         if list(folder.iterdir()) == [folder / ".lock"]:
             (folder / ".lock").unlink()
             for place in made:
@@ -56,18 +56,18 @@ def remove_if_empty(folder: Path, made: Sequence[Path]) -> None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether the folder holds a run that saved something."""
+    """Whether the folder holds a checkpoint."""
     return any(checkpoint.name.isdigit() for checkpoint in (folder / "checkpoints").glob("*/"))
 
 
 def check_same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> None:
-    """Raises InputError, naming the keys, if the folder holds a run of another experiment; one that saved nothing holds none.
+    """Raises InputError, naming the keys, if the folder holds checkpoints of another experiment.
 
     Likewise for a record in it that is missing or cannot be read.
     """
-    goes_on = has_checkpoint(folder)
-    records = {name: provenance.read(folder / name) for name in (provenance.CONFIG, provenance.RUN) if goes_on or (folder / name).exists()}
-    if not goes_on:
+    resumes = has_checkpoint(folder)
+    records = {name: provenance.read(folder / name) for name in (provenance.CONFIG, provenance.RUN) if resumes or (folder / name).exists()}
+    if not resumes:
         return
     read_metrics(folder / "metrics.jsonl")
     if differences := differing_keys(known_entries(records[provenance.CONFIG], str(folder / provenance.CONFIG)), resolved):
@@ -75,7 +75,7 @@ def check_same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> 
 
 
 def write_token(file: Path) -> str:
-    """Writes a word into the file that nobody else can know."""
-    word = secrets.token_hex()
-    file.write_text(word)
-    return word
+    """Writes a random token into a file and returns it."""
+    token = secrets.token_hex()
+    file.write_text(token)
+    return token

@@ -1,7 +1,7 @@
-"""One training step as a pure function of (state, batch): the only place where gradients are taken.
+"""The training step as a pure function of (state, batch), and the evaluation step.
 
-Random streams are folded from (seed, step), so nothing random is stored. Nothing here asks which devices there are and nothing calls
-back to Python: the very same function can be compiled for hardware that is not there.
+Random streams are folded from (seed, step), so no random state is stored. Nothing here queries devices or calls back to Python: the same
+function can be compiled for hardware that is not present.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ import optax
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name: (sum, count)
-Totals = dict[str, Sequence[float]]  # the same over several steps, in double precision
+Totals = dict[str, Sequence[float]]  # sums over several steps, in double precision
 
 
 @runtime_checkable
 class Objective(Protocol):
     """A Flax module from a batch to (loss, metrics).
 
-    `streams` names the random streams it draws from, `labels` says if it needs labels. What `train` trains also has `metrics`,
-    the names of what evaluation gives, and, where that is not of whole volumes, a method `pictures(batch)`, which gives the volumes
-    [b x y z c] that its `picture_names` name, for people to look at.
+    `streams` names its random streams, `labels` says whether it needs labels. For `train` it also has `metrics`, the names of its
+    evaluation metrics, and, unless it is evaluated on whole volumes, a method `pictures(batch)`: the volumes [b x y z c] named by its
+    `picture_names`, to be drawn.
     """
 
     labels: bool
@@ -34,7 +34,7 @@ class Objective(Protocol):
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step."""
+    """The state of training, carried from step to step."""
 
     step: Any
     params: Any
@@ -42,7 +42,7 @@ class TrainState(NamedTuple):
 
 
 def init_params(objective: Objective, batch: Batch, seed: int) -> Any:
-    """Initial parameters; a function of the seed and of the batch's shapes only."""
+    """Initial parameters: a function of the seed and the batch's shapes."""
     names = ("params", *objective.streams)
     keys = {name: jax.random.fold_in(jax.random.key(seed), i) for i, name in enumerate(names)}
     return objective.init(keys, batch)["params"]
@@ -61,10 +61,10 @@ def make_train_step(
     accumulate: int = 1,
     gather: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """(state, batch) → (next state, metrics). `prepare(key, batch)` augments on the device; `gather(params)` makes cut parameters whole.
+    """The step (state, batch) → (next state, metrics). `prepare(key, batch)` augments on the device; `gather(params)` gathers sharded ones.
 
-    With `accumulate` = k the batch is cut into k parts, taken one after the other, and gradients are averaged: the same step for every
-    loss that is a mean over samples; one that couples samples sees k smaller batches.
+    With `accumulate` = k the batch is processed in k parts and gradients are averaged: the same step if the loss is a mean over samples; a
+    loss that couples samples sees k smaller batches.
     """
 
     def gradient(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
@@ -77,15 +77,15 @@ def make_train_step(
         return jax.grad(loss, has_aux=True)(params)
 
     def accumulated(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Metrics]:
-        # Every k-th sample goes into the same part, so that each device keeps its own samples.
+        # Every k-th sample goes into the same part, so that no sample changes its device.
         parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(a.shape[0] // accumulate, accumulate, *a.shape[1:]), 1, 0), batch)
 
-        def one(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
         like = jax.eval_shape(gradient, params, jax.tree.map(lambda a: a[0], parts), key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        (grads, metrics), _ = jax.lax.scan(one, zeros, (parts, jax.random.split(key, accumulate)))
+        (grads, metrics), _ = jax.lax.scan(add, zeros, (parts, jax.random.split(key, accumulate)))
         return jax.tree.map(lambda g: g / accumulate, grads), metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -102,7 +102,7 @@ def make_train_step(
 def make_eval_step(
     objective: Objective, prepare: Callable[[jax.Array, Batch], Batch], seed: int
 ) -> Callable[[Any, Batch, jax.Array], Metrics]:
-    """(params, batch, index) → metrics. Draws depend on the seed and the batch's index only: every evaluation asks the same questions."""
+    """The evaluation step (params, batch, index) → metrics. Its random draws depend on the seed and the batch's index only."""
 
     def eval_step(params: Any, batch: Batch, index: jax.Array) -> Metrics:
         key, rngs = eval_streams(objective, seed, index)
@@ -118,18 +118,17 @@ def eval_streams(objective: Objective, seed: int, index: jax.Array | int) -> tup
 
 
 def totals(metrics: Sequence[Metrics], before: Totals | None = None) -> Totals:
-    """Sum and count of each metric over steps, added one after the other to those from `before`: the same to the bit wherever a list of
-    steps is cut in two. Waits for the device, so it is called between steps, seldom."""
+    """Sum and count of each metric over steps, added in order to those of `before`: bit-identical however a list of steps is divided.
+    Waits for the device."""
     total = dict(before or {})
     for step in jax.device_get(list(metrics)):
         for name, pair in step.items():
-            number, count = map(float, pair)
-            total[name] = (total[name][0] + number, total[name][1] + count) if name in total else (number, count)
+            total[name] = tuple(a + float(b) for a, b in zip(total.get(name, (0.0, 0.0)), pair, strict=True))
     return total
 
 
 def means(totals: Totals) -> dict[str, float]:
-    """sum / count of each metric; NaN where nothing was counted."""
+    """sum / count of each metric; NaN for a count of 0."""
     return {name: number / count if count else float("nan") for name, (number, count) in totals.items()}
 
 

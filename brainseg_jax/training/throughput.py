@@ -1,4 +1,4 @@
-"""How fast steps are, and how long they wait for data."""
+"""Throughput of training: crops per second, and the time spent waiting for data."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Time spent on steps and on waiting for batches; evaluations are not charged to the steps around them."""
+    """A clock of steps and of waiting for batches; evaluations are not counted."""
 
     def __init__(self, batch: int):
         self.batch, self.began, self.wait, self.read_at = batch, time.perf_counter(), 0.0, 0
@@ -14,19 +14,19 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        at = time.perf_counter()
+        began = time.perf_counter()
         yield
-        self.began += time.perf_counter() - at
+        self.began += time.perf_counter() - began
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the next batch: once a step."""
-        at = time.perf_counter()
+        """Counts the time inside as waiting for a batch; once a step."""
+        began = time.perf_counter()
         yield
-        self.wait, self.steps = self.wait + time.perf_counter() - at, self.steps + 1
+        self.wait, self.steps = self.wait + time.perf_counter() - began, self.steps + 1
 
     def read(self) -> dict[str, float]:
-        """Throughput and input-wait share since the last reading, of the steps that were done here."""
+        """Crops per second and the fraction of time spent waiting for input, since the last reading."""
         now = time.perf_counter()
         seconds, wait, steps = now - self.began, self.wait, self.steps - self.read_at
         self.began, self.wait, self.read_at = now, 0.0, self.steps
