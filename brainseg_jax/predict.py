@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.predict`: segments scans (brainseg_jax/cli/predict.py). From Python `brainseg_jax.predict` is a function."""
+"""`python -m brainseg_jax.predict`: segments scans (brainseg_jax/cli/predict.py). In Python `brainseg_jax.predict` is a function."""
 
 if __name__ == "__main__":
     from brainseg_jax.cli.predict import command

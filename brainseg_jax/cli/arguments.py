@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     words: Sequence[str] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's."""
+        """argparse's own, which keeps the words for `error`."""
         self.words = sys.argv[1:] if args is None else list(map(str, args))
         return super().parse_known_args(args, namespace)
 

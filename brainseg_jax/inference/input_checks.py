@@ -12,8 +12,8 @@ from brainseg_jax.data.nifti import Scan, from_array, from_image
 # A brain is about 140 × 170 × 130 mm: a scan with a smaller extent or fewer slices cannot be measured.
 LEAST_MM, LEAST_VOXELS = 60.0, 16
 LEAST_ML = 200.0  # of a brain cut by the field of view; a newborn's whole brain has 350
-AIR, AIR_SHARE = (-1100, -900), 0.05  # Hounsfield units; MRI has no negative intensities to speak of
-NOISE = 0.15  # correlation of neighbouring voxels: 141 IXI heads have 0.92 and more, and still 0.34 with noise of 0.3 of their brightest
+AIR, AIR_SHARE = (-1100, -900), 0.05  # Hounsfield units; MRI has hardly any negative intensities
+NOISE = 0.15  # correlation of neighbouring voxels: 141 IXI scans have at least 0.92, and 0.34 with noise of 0.3 of their maximum
 
 
 def check_head_scan(scan: Scan, name: str) -> None:

@@ -24,7 +24,7 @@ FEWEST = 20  # subjects a cohort needs for its statistics to be used
 # Limits without a cohort: just beyond the values of 155 subjects' label maps (141 of DLMUSE at 2 mm, 14 at 1 mm).
 ASYMMETRY, ASYMMETRY_CSF = 0.45, 1.5  # ventricles and vessels: 1 % of subjects exceed it
 OUTSIDE, OUTSIDE_ALL = 0.02, 0.002  # fraction outside the largest component; ventricles and vessels are unconnected in most subjects
-NATS = 0.5  # mean entropy: as if every voxel were 80 to 20 between two structures
+NATS = 0.5  # mean entropy, that of 80 % to 20 % between two structures in every voxel
 SERIOUS = 50.0  # a score: 21 subjects that t1 was not trained on have at most 6, images of no head over 100 with either network
 WORST = 3.0  # the largest severity; it is 1 at a flag's threshold
 
@@ -166,15 +166,8 @@ def flags(found: Measures, table: Table, cohort: Cohort | None = None, entropy: 
     """The flags of a case, the worst first. An empty label map is as severe as the absence of every structure."""
     if not found.ml[0]:
         return [Flag(ALL, "empty", WORST * len(table.structures), 0.0, "Nothing was segmented.")]
-    checks = (
-        _absent(found, table, cohort),
-        _sides(found, table),
-        _edge(found, table),
-        _pieces(found, table),
-        _volume(found, table, cohort or {}),
-        _asymmetric(found, table, cohort or {}),
-        _unsure(entropy, cohort or {}),
-    )
+    checks = [_absent(found, table, cohort), _sides(found, table), _edge(found, table), _pieces(found, table)]
+    checks += [_volume(found, table, cohort or {}), _asymmetric(found, table, cohort or {}), _unsure(entropy, cohort or {})]
     return sorted(chain.from_iterable(checks), key=lambda flag: -flag.severity)
 
 
@@ -254,7 +247,7 @@ def _unsure(entropy: float | None, cohort: Cohort) -> Iterator[Flag]:
 
 
 def _partners(table: Table) -> Iterator[tuple[list[int], tuple[str, str]]]:
-    """Classes and names of each pair of structures, the left one first where their names begin with their sides."""
+    """Yields classes and names of each left-right pair of structures, the left one first if their names begin with a side."""
     number = {s.id: n for n, s in enumerate(table.structures, 1)}
     for n, structure in enumerate(table.structures, 1):
         other = number[structure.partner]

@@ -40,12 +40,8 @@ def evaluated_metric(run: Run, step: int) -> list[float]:
 
     A killed run may have logged later steps than that of the checkpoint it resumes from.
     """
-
-    def values() -> list[float]:
-        rows = read_metrics(run.folder / "metrics.jsonl")
-        return [row[run.config.best] for row in rows if row["kind"] == "eval" and row["step"] <= step]
-
-    return sync.broadcast_from_first(values)
+    file, best = run.folder / "metrics.jsonl", run.config.best
+    return sync.broadcast_from_first(lambda: [row[best] for row in read_metrics(file) if row["kind"] == "eval" and row["step"] <= step])
 
 
 def out_of_patience(judged: list[float], patience: int) -> bool:
