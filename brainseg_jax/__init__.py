@@ -31,6 +31,10 @@ if sys.argv[:1] == ["-m"]:  # Python is still looking for the module of `python 
     answer_ctrl_c()
 
 
+def __dir__() -> list[str]:
+    return [*globals(), "load", "predict"]
+
+
 def __getattr__(name: str):
     # Lazily: JAX reads its settings when it is imported, and commands set some first.
     if name not in ("load", "predict"):

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from brainseg_jax.core.errors import InputError, first_few
+from brainseg_jax.core.errors import InputError, did_you_mean, first_few
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,11 +24,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
-        known = {*self._option_string_actions, *re.split(r"[\s,=]+", message)}
         given = (word.partition("=")[0] for word in takewhile(lambda word: word != "--", self.words))
-        unknown = [flag for flag in given if re.match("--?[A-Za-z]", flag) and flag not in known]
-        also = f"; no such flag: {first_few(unknown)}" if unknown else ""
-        raise InputError(f"{message}{also}; see {self.prog} --help")
+        unknown = [flag for flag in given if re.match("--?[A-Za-z]", flag) and flag not in self._option_string_actions]
+        unnamed = [flag for flag in unknown if flag not in re.split(r"[\s,=]+", message)]
+        also = f"; no such flag: {first_few(unnamed)}" if unnamed else ""
+        hint = did_you_mean(unknown[0], self._option_string_actions) if unknown else ""
+        raise InputError(f"{message}{also}{hint}; see {self.prog} --help")
 
 
 def path_ending(*suffixes: str, kind: str) -> Callable[[str], Path]:

@@ -42,10 +42,12 @@ def _parse(argv: list[str], module: str) -> list[str]:
     if [flag for flag, *_ in given].count("config") > 1:
         raise InputError("--config is given twice; give one experiment")
     argv = [re.sub(r"(?<=^--config\.)[\w.]+", lambda match: RENAMED.get(match[0], match[0]), word) for word in argv]
+    sys.argv[:] = argv  # where ml_collections looks for the values of keys
     try:
         return flags.FLAGS(argv)
     except (TypeError, ValueError, flags.Error) as error:
         message = " ".join(str(error).split())
         # For a value that is no number the message names the value only, not the flag.
         prefix = next((f"--{flag}: " for flag, _, value in given if value and message.endswith(repr(value))), "")
-        raise InputError(prefix + message) from None
+        key = next((f"; did you mean --config.{flag}?" for flag, *_ in given if f"'{flag}'" in message and not unknown_key(flag)), "")
+        raise InputError(prefix + message + key) from None

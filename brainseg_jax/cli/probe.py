@@ -9,7 +9,7 @@ from brainseg_jax.cli.config_flags import run
 from brainseg_jax.core import runtime
 from brainseg_jax.core.errors import InputError
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "The pretrained encoder: a run's checkpoints/STEP, or one of converters.convert.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "The pretrained encoder: a run's checkpoints/STEP, or one of brainseg convert.")
 MANIFEST = flags.DEFINE_string("manifest", "", "The manifest of labelled scans; empty: the one that the checkpoint was trained on.")
 TABLE = flags.DEFINE_string("labels", "seg4", "The label table of the classes to predict: a name or a TSV file.")
 VOLUMES = flags.DEFINE_integer("volumes", 5, "The number of labelled training volumes to fit the classifier on.")

@@ -54,14 +54,14 @@ EXPERIMENT = group(
 
 INIT = group(
     "Initial weights of fine-tuning.",
-    checkpoint=key("", text, "folder of a pretraining's checkpoint, or of converters.convert's; empty: from scratch"),
+    checkpoint=key("", text, "folder of a pretraining's checkpoint, or of `brainseg convert`; empty: from scratch"),
     parts=key(("encoder",), names, "parts loaded from it, each completely: encoder, decoder, head"),
     channels=key("refuse", one_of("refuse", "repeat"), "where their number differs; repeat: the mean first kernel, scaled to one sum"),
 )
 
 DATA = group(
     "The scans, their standardisation and split, and reading of crops.",
-    manifest=key("", text, "a CSV or TSV of scans (scripts/prepare_data.py makes one); empty: the embedded sample cohort"),
+    manifest=key("", text, "a CSV or TSV of scans (`brainseg prepare` makes one); empty: the embedded sample cohort"),
     subjects=key(12, positive, "subjects of the sample cohort", acts_with="data.manifest="),
     splits=key("", text, "a split file to reuse; empty: the manifest's own, or one is made and written into the run folder"),
     split_rule=key("subject", one_of("subject", "paper"), "how a split is made: by subject, or by image as the paper did"),

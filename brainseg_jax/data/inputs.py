@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import missing_file, safe_name, shorten_name
-from brainseg_jax.data.layouts import VOLUMES, bids, bids_scans, enhanced, folder, stem
+from brainseg_jax.data.layouts import VOLUMES, bids, bids_scans, enhanced, folder, is_output, stem
 from brainseg_jax.data.manifest import Row, read_manifest
 
 # BIDS entities that come after `seg` in a name.
@@ -87,6 +87,8 @@ def _find(path: Path, contrast_enhanced: bool) -> Source:
     if not path.exists():
         raise InputError(f"--i {missing_file(path) if path.is_symlink() else f'{path}: no such file or folder; check the path'}")
     if path.name.endswith(VOLUMES):
+        if is_output(path):
+            raise InputError(f"--i {path}: is a label map that this command wrote, as {stem(path)}.json beside it says; give the scan")
         return Source((Row(stem(path), "", path, (), (), "", ""),), path.parent, "scan")
     if path.suffix in (".csv", ".tsv"):
         rows = tuple(row for row in read_manifest(path) if not row.labels_only)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from brainseg_jax.core.errors import InputError, first_few
+from brainseg_jax.core.files import read_beginning
 from brainseg_jax.data.manifest import Row
 
 VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh")
@@ -115,7 +116,7 @@ def folder(
     scheme: str = "",
     dataset: str | None = None,
 ) -> tuple[Row, ...]:
-    """Any folder: each volume below it is a scan; its label map is the file below `labels` whose name begins with the scan's stem.
+    """Any folder: each volume below it that `brainseg predict` did not write is a scan; its label map is the file below `labels` whose name begins with the scan's stem.
 
     The subject is the match of `subject_regex` in the path below `root` (see `finder`), by default the stem; `dataset` is by default the
     folder's name. A label map belongs to the scan with the longest fitting stem; if no name fits, or one of another subject, to the only
@@ -123,7 +124,7 @@ def folder(
     a scan's path, a label map could belong to several scans, or a scan has several.
     """
     find = finder(subject_regex) if subject_regex else None
-    home, images = _folder(root), _scans(root, labels)
+    home, images = _folder(root), [path for path in _scans(root, labels) if not is_output(path)]
     if labels and home.is_relative_to(_folder(labels)):
         raise InputError(f"{labels}: holds the scans as well; move the label maps into a folder of their own")
     subjects = {image: find(image.relative_to(home)) if find else stem(image) for image in images}
@@ -147,6 +148,12 @@ def volumes(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(place, name) for name in names if name.endswith(VOLUMES) and not name.startswith(".")]
     return sorted(path for path in paths if path.is_file() or not path.exists())
+
+
+def is_output(path: Path) -> bool:
+    """Whether `brainseg predict` wrote a volume: its sidecar is beside it."""
+    sidecar = path.with_name(f"{stem(path)}.json")
+    return stem(path).endswith(("_seg", "_post")) and sidecar.is_file() and b'"SpatialReference"' in read_beginning(sidecar, 10_000)
 
 
 def stem(path: Path) -> str:

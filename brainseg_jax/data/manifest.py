@@ -249,7 +249,7 @@ def _counts(n: int, fractions: Sequence[float]) -> list[int]:
 
 
 def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    return read_cells(path, columns, required, "check the path, or make a manifest with scripts/prepare_data.py", "scans")
+    return read_cells(path, columns, required, "check the path, or make a manifest with brainseg prepare manifest", "scans")
 
 
 def _list(names: Sequence[str]) -> str:

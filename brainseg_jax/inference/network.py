@@ -14,6 +14,7 @@ from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.pytree import mismatches, paths
 from brainseg_jax.inference.sliding_window import Model
 from brainseg_jax.models import encoders
+from brainseg_jax.pretrained import network_file
 from brainseg_jax.weights import checkpoint, single_file
 
 DTYPES = ("auto", "float32", "bfloat16")  # of computation
@@ -47,7 +48,7 @@ class Network:
         return Model(self._network, self.params, tuple(self.config.data.crop))
 
     def save(self, folder: str | Path, params: Any = None) -> None:
-        """Writes a checkpoint with these parameters, or with `params` instead, which `load` and `converters.convert` read.
+        """Writes a checkpoint with these parameters, or with `params` instead, which `load` and `brainseg convert` read.
 
         It is a folder, or a single file if the name ends in .safetensors. Raises InputError if it exists, or if `params` are not of this
         network.
@@ -68,14 +69,15 @@ class Network:
 
 
 def load(path: str | Path, dtype: str = "auto") -> Network:
-    """The network of a checkpoint: a folder of a run (`runs/NAME/checkpoints/STEP`) or of `converters.convert`, or a file of `save`.
+    """The network of a checkpoint: a folder of a run (`runs/NAME/checkpoints/STEP`) or of `brainseg convert`, a file of
+    `save`, or the name of a network that comes with the package, "any" or "t1".
 
     `dtype`: the type of computation, "float32", "bfloat16" or "auto": float32 on a CPU, bfloat16 elsewhere, whatever it was trained in.
     Raises InputError if it is no checkpoint, is damaged, is no segmentation network, or if parameters are missing or not finite.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    folder = Path(path)
+    folder = Path(network_file(path))
     params, card = checkpoint.load(folder)
     with single_file.reading(folder):
         config = of_card(card, folder)

@@ -211,7 +211,7 @@ def check_finite(run: Run, step: int, values: dict[str, float]) -> None:
     """Raises InputError if a metric is not finite; earlier checkpoints are kept."""
     for name in sorted(values, key=lambda name: name != "loss"):
         if not np.isfinite(values[name]):
-            remedy = "lower optim.lr or optim.clip, and start again with another --workdir"
+            remedy = "lower optim.lr, or set optim.clip=1, and start again with another --workdir"
             raise InputError(f"{run.folder}: the {name} is {values[name]} at step {step}; {remedy}")
 
 

@@ -208,7 +208,8 @@ def card(checkpoint: Path, most: int | None = SMALL) -> dict[str, Any]:
     if checkpoint.suffix in (".pt", ".pth"):
         raise InputError(f"{checkpoint}: is a file of weights; make a checkpoint of it with brainseg convert {checkpoint} FOLDER")
     if not (checkpoint / STATE).is_dir():
-        raise InputError(f"{checkpoint}: is no checkpoint; give the folder of one step, runs/NAME/checkpoints/STEP")
+        what = "is no checkpoint" if checkpoint.exists() else "no such file or folder"
+        raise InputError(f"{checkpoint}: {what}; give the folder of one step, runs/NAME/checkpoints/STEP")
     with _there(checkpoint):
         if fault := verify(checkpoint, most):
             raise InputError(f"{checkpoint}: cannot be trusted, {fault}; use another checkpoint of the run")

@@ -190,3 +190,14 @@ def test_a_run_stopped_by_sigterm_and_started_again(small_flags, tmp_path):
     assert len(json.loads((folder / "run.json").read_text())["starts"]) == 2
     code, out, _ = command(*flags)
     assert code == 0 and "finished: 400 steps" in out
+
+
+@pytest.mark.parametrize(("old", "now"), [("optim.peak", "optim.lr"), ("augment.cut.chance", "augment.field_of_view.chance")])
+def test_old_names_of_keys_go_on_working_on_the_command_line(old, now):
+    code = f"from brainseg_jax.cli import config_flags; config_flags._parse(sys.argv, ''); c = config_flags.CONFIG.value; print(c.{now})"
+    words = [sys.executable, "-c", f"import sys; {code}", "--config=pretrain_vit:2mm", f"--config.{old}=0.25"]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout == "0.25\n"
+
+
+def test_a_key_without_config_before_it_is_told_so():
+    assert refused("--config=pretrain_vit", "--steps=3") == "error: Unknown command line flag 'steps'; did you mean --config.steps?\n"
