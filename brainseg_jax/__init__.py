@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 
 def answer_ctrl_c() -> None:
-    """Makes Ctrl-C while a command is still being imported, which takes seconds, one line and exit code 130, too."""
+    """Makes Ctrl-C during the imports of a command, which take seconds, one line and exit code 130."""
 
     def stopped(kind, error, trace):
         from brainseg_jax.core.errors import is_interrupt

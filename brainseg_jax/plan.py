@@ -1,4 +1,4 @@
-"""`python -m brainseg_jax.plan`: estimates memory and time of a training step on GPUs (none needed) (brainseg_jax/cli/plan.py)."""
+"""`python -m brainseg_jax.plan`: estimates memory and time of a training step without GPUs (brainseg_jax/cli/plan.py)."""
 
 from brainseg_jax.cli.plan import command
 

@@ -12,8 +12,8 @@ from brainseg_jax.core.errors import InputError, did_you_mean, first_few
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are InputErrors that name unknown flags, too: argparse itself only says that the flag that was
-    misspelt is missing."""
+    """An argparse parser whose errors are InputErrors that also name unknown flags: argparse only reports a misspelt required flag as
+    missing."""
 
     words: Sequence[str] = ()
 

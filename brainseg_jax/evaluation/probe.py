@@ -4,7 +4,7 @@ It is fitted on a few labelled volumes and scored on other subjects, which measu
 baselines are a voxel's surroundings and position without an encoder, and the untrained encoder.
 
 The classifier is ridge regression to ±1 for each class, with equal class weights, in closed form: without learning rate and seed, so rows
-of the table differ by the encoder only. It is not comparable with fine-tuning, which trains the encoder, too.
+of the table differ by the encoder only. It is not comparable with fine-tuning, which also trains the encoder.
 """
 
 from collections.abc import Callable, Sequence
