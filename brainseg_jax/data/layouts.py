@@ -116,7 +116,8 @@ def folder(
     scheme: str = "",
     dataset: str | None = None,
 ) -> tuple[Row, ...]:
-    """Any folder: each volume below it that `brainseg predict` did not write is a scan; its label map is the file below `labels` whose name begins with the scan's stem.
+    """Any folder: each volume below it is a scan, unless `brainseg predict` wrote it. Its label map is the file below `labels` whose name
+    begins with the scan's stem.
 
     The subject is the match of `subject_regex` in the path below `root` (see `finder`), by default the stem; `dataset` is by default the
     folder's name. A label map belongs to the scan with the longest fitting stem; if no name fits, or one of another subject, to the only

@@ -20,7 +20,7 @@ def parser():
     ("words", "line"),
     [
         ("", "the following arguments are required: --o; see python -m command --help"),
-        ("--out=x", "the following arguments are required: --o; no such flag: --out; see python -m command --help"),
+        ("--out=x", "the following arguments are required: --o; no such flag: --out (did you mean '--o'?); see python -m command --help"),
         ("--zzz=3 -q", "the following arguments are required: --o; no such flag: --zzz, -q; see python -m command --help"),
         ("--size -1", "the following arguments are required: --o; see python -m command --help"),
         ("--o x --zzz=3", "unrecognized arguments: --zzz=3; see python -m command --help"),
@@ -28,7 +28,7 @@ def parser():
         ("--o x --size y", "argument --size: invalid int value: 'y'; see python -m command --help"),
         (
             "--o x make --ou y",
-            "the following arguments are required: --out; no such flag: --ou; see python -m command make --help",
+            "the following arguments are required: --out; no such flag: --ou (did you mean '--out'?); see python -m command make --help",
         ),
     ],
 )

@@ -261,3 +261,14 @@ def test_labels_only_of_a_manifest_are_nothing_to_segment(tmp_path):
     (tmp_path / "people.tsv").write_text("subject,image,labels,scheme,source\n2,,l.nii,seg35,synth\n")
     with pytest.raises(InputError, match=r"--i .*people\.tsv: lists labels only, and no image to segment; add scans"):
         find(tmp_path / "people.tsv")
+
+
+def test_what_predict_wrote_is_no_scan(tmp_path):
+    """A label map and soft maps with their sidecars; one without is somebody's scan, whatever its name."""
+    for name in ("a.nii.gz", "a_seg.nii.gz", "a_post.nii.gz", "b_seg.nii.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("a_seg.json", "a_post.json"):
+        (tmp_path / name).write_text('{"Sources": ["a.nii.gz"], "SpatialReference": "a.nii.gz"}')
+    assert [row.image.name for row in find(tmp_path).rows] == ["a.nii.gz", "b_seg.nii.gz"]
+    with pytest.raises(InputError, match=r"a_seg\.nii\.gz: is a label map that this command wrote, .*; give the scan"):
+        find(tmp_path / "a_seg.nii.gz")

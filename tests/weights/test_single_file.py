@@ -129,7 +129,7 @@ def test_another_program_s_file_is_sent_to_the_converter(tmp_path):
     file = tmp_path / "a.safetensors"
     safetensors.write(file, {"a": np.zeros(3, np.float32)}, {"format": "pt"})
     assert not single_file.is_network(file)
-    with pytest.raises(InputError, match=r"holds another program.s weights; .*converters\.convert"):
+    with pytest.raises(InputError, match=r"holds another program.s weights; .*brainseg convert"):
         checkpoint.card(file)
     with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "none.safetensors")
