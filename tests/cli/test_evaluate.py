@@ -332,7 +332,7 @@ def test_arrays_in_class_numbers_make_the_same_table(run, folder):
         ((*BOTH, "--labels=seg34"), "label table 'seg34' is unknown"),
         ((*BOTH, "--pred-scheme=seg35"), "has no FreeSurfer ids"),
         ((*BOTH, "--o=out.csv"), "argument --o: out.csv does not end in .tsv"),
-        ((*BOTH, "--parts"), "unrecognized arguments: --parts .did you mean '--pairs'...; see brainseg evaluate --help"),
+        ((*BOTH, "--parts"), "unrecognized arguments: --parts .did you mean '--pairs'..; see brainseg evaluate --help"),
     ],
 )
 def test_refused_in_one_line(run, folder, flags, reason):
