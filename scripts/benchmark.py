@@ -108,9 +108,9 @@ def measure(args: argparse.Namespace) -> int:
     """Measures, prints the table and keeps it."""
     check(args)
     table, results = {**MODES, **OF_PRESETS}[args.mode](args)
-    from brainseg_jax.training import provenance
+    from brainseg_jax.training import run_records
 
-    environment = provenance.environment()
+    environment = run_records.environment()
     machine = environment["machine"]
     jax_version, commit = environment["packages"]["jax"], environment["commit"][:12]
     text = (

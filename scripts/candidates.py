@@ -47,7 +47,7 @@ from brainseg_jax.data.nifti import read
 from brainseg_jax.data.synthesis.priors import Prior
 from brainseg_jax.inference.predictor import Predictor, predictor
 from brainseg_jax.inference.segmentation import prepare, segment_grid
-from brainseg_jax.training import provenance
+from brainseg_jax.training import run_records
 from brainseg_jax.weights import checkpoint, single_file
 
 ROOT = Path(__file__).parents[1]
@@ -263,7 +263,7 @@ def report(args: argparse.Namespace) -> str:
             done += 1
             show(done, len(networks) * (len(ALTERED) * len(people) + (DRAWS + 1) * len(anatomies)))
     dice = {name: {shift: averaged(of) for shift, of in shifts.items()} for name, shifts in found.items()}
-    environment = provenance.environment()
+    environment = run_records.environment()
     facts = {
         name: {key: value for key, value in of._asdict().items() if key != "by"} | {"predicting": seconds[name], "dice": dice[name]}
         for name, of in networks.items()

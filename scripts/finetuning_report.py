@@ -27,7 +27,7 @@ from brainseg_jax.cli.arguments import Parser
 from brainseg_jax.config.resolve import from_resolved, known_entries, used_value
 from brainseg_jax.core.errors import InputError, exit_code
 from brainseg_jax.data.labels import read_table
-from brainseg_jax.training import provenance
+from brainseg_jax.training import run_records
 from brainseg_jax.training.metrics_log import read_metrics
 
 
@@ -66,10 +66,10 @@ def read(folder: Path) -> Run:
         for line in csv.DictReader(lines, delimiter="\t"):
             if line["id"] != "0":
                 dice[line["subject"]][line["structure"]] = float(line["dice"] or "nan")
-    resolved = known_entries(provenance.read(folder / "config.json"), str(folder / "config.json"))
+    resolved = known_entries(run_records.read(folder / "config.json"), str(folder / "config.json"))
     config = from_resolved(resolved)
     config.dtype = used_value(resolved, "dtype")
-    return Run(folder, config, provenance.read(folder / "run.json"), dict(dice))
+    return Run(folder, config, run_records.read(folder / "run.json"), dict(dice))
 
 
 def describe(runs: list[Run], out: Path, credit: str) -> str:

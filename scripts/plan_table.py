@@ -106,14 +106,14 @@ def made(row: Row) -> dict[str, Any]:
 
     from brainseg_jax.config.resolve import of_file
     from brainseg_jax.planning import plan
-    from brainseg_jax.training import provenance
+    from brainseg_jax.training import run_records
 
     file, _, variant = row.recipe.partition(":")
     recipe = of_file(f"{ROOT / 'configs' / file}.py:{variant}")
     # Crops that a run sees, whatever its batch.
     crops = recipe.steps * recipe.data.batch or round(recipe.epochs * RECIPES[row.recipe] * recipe.data.crops_per_volume)
     batch = {"data__batch": PER_DEVICE * row.devices, "data__crops_per_volume": 1}
-    facts = {"commit": provenance.environment()["commit"], "jax": jax.__version__, "crops": crops, "attention": row.attention}
+    facts = {"commit": run_records.environment()["commit"], "jax": jax.__version__, "crops": crops, "attention": row.attention}
     try:
         config = plan.settled(plan.changed(recipe, attention=row.attention, **batch))
         return facts | plan.planned(config, Place(gpus.gpu(row.gpu), row.devices))

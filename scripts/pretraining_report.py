@@ -29,7 +29,7 @@ from brainseg_jax.data.cache import load
 from brainseg_jax.data.loader import central_crop, eval_batches
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.qc import figures
-from brainseg_jax.training import provenance
+from brainseg_jax.training import run_records
 from brainseg_jax.training.metrics_log import read_metrics
 from brainseg_jax.training.step import eval_streams
 from brainseg_jax.weights import checkpoint
@@ -65,10 +65,10 @@ def describe(run: Path, out: Path, credit: str) -> str:
     if not steps:
         raise InputError(f"{run}: has no checkpoint; give the folder of a finished run")
     params, card = checkpoint.load(run / "checkpoints" / str(steps[-1]))
-    config, facts = of_card(card, run), provenance.read(run / "run.json")
+    config, facts = of_card(card, run), run_records.read(run / "run.json")
     config.dtype = used_value(known_entries(card["config"], str(run)), "dtype")
     data = dataset.prepare(config.data, None, lambda _: None, lambda _: lambda done, total: None, config.channels)
-    provenance.check_same_data(run, data)
+    run_records.check_same_data(run, data)
     mean = mean_image([entry.file for entry in data.train], config.data.crop)
     model, baseline, shown = judge(params, config, data, mean)
     rows = read_metrics(run / "metrics.jsonl")

@@ -17,8 +17,8 @@ from brainseg_jax import load
 from brainseg_jax.config import resolve
 from brainseg_jax.config.keys import KEYS, base
 from brainseg_jax.config.resolve import FORMAT, from_resolved, with_sources
+from brainseg_jax.core.config_key import key, switch
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.key import key, switch
 from brainseg_jax.training.loop import check_same_experiment, train
 from brainseg_jax.training.program import resolve_auto
 

@@ -17,7 +17,7 @@ from brainseg_jax.parallel.sharding import check_batch, make_mesh
 from brainseg_jax.parallel.sync import all_gather, assert_same_on_all, barrier, broadcast_from_first, run_once_per_host
 from brainseg_jax.training import loop
 from brainseg_jax.training.loop import train
-from brainseg_jax.training.run_folder import exclusive_run_dir
+from brainseg_jax.training.run_lock import exclusive_run_dir
 
 
 def refusal(what):

@@ -37,7 +37,12 @@ def main(argv: list[str]) -> int:
     if fault := compilation.missing():
         raise InputError(fault)
     compilation.without_gpus()
-    from brainseg_jax.planning.plan import nearest, planned, searched, settled  # imports JAX
+    from brainseg_jax.planning.plan import (
+        nearest,
+        planned,
+        searched,
+        settled,  # imports JAX
+    )
 
     config = settled(CONFIG.value)
     if SEARCH.value:

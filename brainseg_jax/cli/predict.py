@@ -15,10 +15,10 @@ from brainseg_jax.cli.predict_options import parser
 from brainseg_jax.core import runtime
 from brainseg_jax.core.errors import InputError, exit_code, exit_process, warnings
 from brainseg_jax.core.files import check_own, check_place
-from brainseg_jax.data import inputs
+from brainseg_jax.data import case_files
 from brainseg_jax.data.layouts import VOLUMES
-from brainseg_jax.inference.job import Job, cases_of, checkpoints, damage, digest, done, finished, lost_names
 from brainseg_jax.inference.outputs import COLUMNS, delimiter_of, of_part, write_dataset_description, write_names, write_volumes
+from brainseg_jax.inference.resume import Job, cases_of, checkpoints, damage, digest, done, finished, lost_names
 
 SHOWN = 5  # failures that are printed; failures.csv has all
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Segments every scan that is not done, writes the tables and the QC report, and prints failures. Returns the exit code."""
-    source, networks = inputs.find(options.i, options.also, options.contrast_enhanced), checkpoints(options)
+    source, networks = case_files.find(options.i, options.also, options.contrast_enhanced), checkpoints(options)
     out = options.o.parent if options.o.name.endswith(VOLUMES) else options.o
     job = Job(options, source, Path(os.path.normpath(out.absolute())), tuple(map(digest, networks)))
     check_places(job)
@@ -47,14 +47,14 @@ def run(options: argparse.Namespace) -> int:
                 if lost_names(case, sidecar):
                     write_names(case.names, job.table)
     cases, before = tuple(cases), len(results)
-    reasons = of_part(job.folder / inputs.FAILURES[0], options.part)
+    reasons = of_part(job.folder / case_files.FAILURES[0], options.part)
     if source.kind == "bids":
         write_dataset_description(source, job.folder)
     failures = []
     if job.by is None:  # all was done before
         reasons.unlink(missing_ok=True)
     else:
-        from brainseg_jax.inference.many_scans import segment_all
+        from brainseg_jax.inference.batch import segment_all
 
         failures = segment_all(job, cases, results, reasons)
     sidecars = {case: results[case] for case in cases if case in results}
@@ -99,8 +99,8 @@ def check_places(job: Job) -> None:
 
 def check_free(job: Job, file: Path) -> None:
     """Raises InputError where the table of volumes has the name of another table of the run."""
-    is_failures = file.parent.resolve() == job.folder.resolve() and any(map(file.match, inputs.FAILURES))
-    names = {case.names.resolve() for case in inputs.output_places(job.source, job.options.o, "")}
+    is_failures = file.parent.resolve() == job.folder.resolve() and any(map(file.match, case_files.FAILURES))
+    names = {case.names.resolve() for case in case_files.output_places(job.source, job.options.o, "")}
     # In BIDS the name holds the task, which only the network knows: no task's name may be used.
     without_task = re.sub("_seg-[0-9a-zA-Z]*_", "_seg-_", file.name) if job.source.kind == "bids" else file.name
     if is_failures or file.resolve().with_name(without_task) in names:

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
         raise InputError("--volumes and --validation_volumes count volumes; use at least 1 of each")
     logging.set_verbosity(logging.WARNING)  # or Orbax logs every step
     runtime.for_prediction()
-    from brainseg_jax.evaluation.probe import probe  # after what JAX reads when it is imported
+    from brainseg_jax.evaluation.linear_probe import probe  # after what JAX reads when it is imported
 
     rows, structures = probe(Path(CHECKPOINT.value), MANIFEST.value, TABLE.value, VOLUMES.value, UNSEEN.value)
     width = max(map(len, rows))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.core.key import (
+from brainseg_jax.core.config_key import (
     Group,
     below_one,
     factors,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from brainseg_jax.config.keys import EXPERIMENT, GROUPS
-from brainseg_jax.core.key import Group
+from brainseg_jax.core.config_key import Group
 
 HEAD = """# Config keys
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import brainseg_jax
 from brainseg_jax.core.files import without_formulas, write_table, write_text
-from brainseg_jax.data.inputs import Case, Source
+from brainseg_jax.data.case_files import Case, Source
 
 VERSION = 4  # raise it whenever the same scan and checkpoints would give other labels
 NAMES = ("index", "name", "abbreviation", "color")  # columns of BIDS

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from brainseg_jax.core.key import Group, flatten
+from brainseg_jax.core.config_key import Group, flatten
 
 Row = tuple[str, int, str]  # network, parameters, what is counted
 

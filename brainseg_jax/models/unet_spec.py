@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from brainseg_jax.core.config_key import counts, group, key
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.core.key import counts, group, key
 from brainseg_jax.models.spec import EncoderSpec, Row, construct, nearest
 
 UNET = group(

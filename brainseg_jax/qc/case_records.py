@@ -15,8 +15,8 @@ from jaxtyping import Integer
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import read_text
-from brainseg_jax.data import inputs
-from brainseg_jax.data.inputs import Case
+from brainseg_jax.data import case_files
+from brainseg_jax.data.case_files import Case
 from brainseg_jax.data.labels import Table
 from brainseg_jax.data.nifti import Scan
 from brainseg_jax.qc import report
@@ -39,7 +39,7 @@ def write(
     record = report.case_record(name, scan, classes, table, found, subject=row.subject, session=row.session, soft_ml=soft)
     subjects = max((n for *_, n in (cohort or {}).values()), default=0)
     record |= {"made_from": sidecar["MadeFrom"], "by": sidecar["Description"], "people": subjects, "image": str(row.image)}
-    report.write_case_record(inputs.record_file(case.sidecar, folder), record)
+    report.write_case_record(case_files.record_file(case.sidecar, folder), record)
 
 
 def valid_record(record: Path, sidecar: Path) -> dict[str, Any] | None:
@@ -53,9 +53,9 @@ def valid_record(record: Path, sidecar: Path) -> dict[str, Any] | None:
 
 def write_report(file: Path, folder: Path, cases: Iterable[Case]) -> str:
     """Writes the report of all cases in the folder, of any run, that have the label table of `cases`. Returns a line on what it shows."""
-    own, files = {inputs.record_file(case.sidecar, folder) for case in cases}, None
+    own, files = {case_files.record_file(case.sidecar, folder) for case in cases}, None
     # Repeated if another part of the job has added records meanwhile: so the last part to write includes all.
-    while files != (files := list(inputs.record_files(folder))):
+    while files != (files := list(case_files.record_files(folder))):
         valid = {file: record for file, sidecar in files if (record := valid_record(file, sidecar))}
         first = next((record for file, record in valid.items() if file in own), next(iter(valid.values()), None))
         records = [record for record in valid.values() if record["structures"] == first["structures"]]
@@ -70,7 +70,7 @@ def notes(folder: Path, records: list[dict[str, Any]], left_out: int) -> list[st
         cohort = f"compared with a cohort of {subjects} people" if subjects else "no cohort is known, so no volume has a z-score"
         few = f", too few for z-scores ({FEWEST} are needed)" if 0 < subjects < FEWEST else ""
         lines.append(f"{by}: {_cases(n)}, {cohort}{few}.")
-    reasons = [read_text(file) for name in inputs.FAILURES for file in folder.glob(name)]
+    reasons = [read_text(file) for name in case_files.FAILURES for file in folder.glob(name)]
     failed = {row["image"] for text in reasons for row in csv.DictReader(text.splitlines())} - {record["image"] for record in records}
     if failed:
         lines.append(f"Not here, since they could not be segmented: {_cases(len(failed))}; failures*.csv beside the label maps says why.")

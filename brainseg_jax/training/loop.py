@@ -26,12 +26,12 @@ from brainseg_jax.data.loader import ProcessShare, release_shared, train_batches
 from brainseg_jax.objectives import OBJECTIVES
 from brainseg_jax.parallel import sharding, signals, sync
 from brainseg_jax.qc import figures
-from brainseg_jax.training import optim, provenance
+from brainseg_jax.training import optim, run_records
 from brainseg_jax.training.memory import check_room
 from brainseg_jax.training.metrics_log import Writer
 from brainseg_jax.training.program import experiment, program, shapes
 from brainseg_jax.training.run import Run, evaluated_metric, is_evaluation_step, is_finished, out_of_patience, report_end, stopped_at
-from brainseg_jax.training.run_folder import check_same_experiment, exclusive_run_dir, has_checkpoint
+from brainseg_jax.training.run_lock import check_same_experiment, exclusive_run_dir, has_checkpoint
 from brainseg_jax.training.step import Batch, Metrics, Totals, TrainState, means, totals
 from brainseg_jax.training.throughput import Clock
 from brainseg_jax.training.validation import Validation, validation_of
@@ -75,7 +75,7 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
     sync.assert_same_on_all(same | {"synth.prior.table": what.prior})
     with sync.barrier():
         if resumes:
-            provenance.check_same_data(folder, data, what.prior)
+            run_records.check_same_data(folder, data, what.prior)
     steps = num_steps(config, len(data.train))
     built = program(config, what, mesh, steps)
     params = built.like.params
@@ -88,7 +88,7 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
         run = Run(config, resolved, folder, data, mesh, share, steps, tuple(before), what.prior)
         with sync.barrier():
             if state and share.index == 0:
-                dataset.repair_split(data, folder, provenance.read(folder / provenance.RUN)["data"].get("split_sha256", ""), say)
+                dataset.repair_split(data, folder, run_records.read(folder / run_records.RUN)["data"].get("split_sha256", ""), say)
         if state and is_finished(run, start):
             report_end(run, start, done=True)
             return
@@ -103,7 +103,7 @@ def run_training(config: ConfigDict, resolved: dict[str, dict[str, Any]], folder
             dataset.write_down(data, folder, begun=start > 0)
             if data.failures:
                 say(f"scans that were set aside, each with its reason: {folder / dataset.FAILURES}")
-        provenance.write(folder, resolved, config, data, mesh, params, start, what.prior)
+        run_records.write(folder, resolved, config, data, mesh, params, start, what.prior)
         trim_memory()
         say(
             f"{config.objective}, {config.encoder}: {count(params):,} parameters (encoder {count(params['encoder']):,}); "
@@ -237,7 +237,7 @@ def write_pictures(run: Run, validation: Validation, params: Any, step: int, wri
 
 def card(run: Run) -> dict[str, Any]:
     """The checkpoint's card: all that prediction and fine-tuning need besides the weights."""
-    facts = {"format": FORMAT, "config": run.resolved, "spec": provenance.as_json(run.data.spec)}
+    facts = {"format": FORMAT, "config": run.resolved, "spec": run_records.as_json(run.data.spec)}
     facts |= {"subjects": run.data.subjects(), "steps": run.steps}
     if run.prior:
         facts["prior_sha256"] = run.prior

@@ -168,8 +168,8 @@ def verify(checkpoint: Path, most: int | None = None) -> str:
 def load(checkpoint: Path, subtree: str = "params") -> tuple[Any, dict[str, Any]]:
     """A part of a checkpoint's state, e.g. "params/encoder", as NumPy arrays, and the checkpoint's card.
 
-    `checkpoint` is a folder, of which that part only is read, or a network in one file (`single_file.py`). Raises InputError if it is neither,
-    is damaged, or has no such part.
+    `checkpoint` is a folder, of which that part only is read, or a network in one file (`single_file.py`). Raises InputError if it is
+    neither, is damaged, or has no such part.
     """
     wanted = subtree.split("/")
     if checkpoint.suffix == single_file.SUFFIX:

@@ -88,24 +88,24 @@ GUARDS = (
     ),
     Guard(
         "two trainings in one folder",
-        "brainseg_jax/training/run_folder.py",
+        "brainseg_jax/training/run_lock.py",
         "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "tests/training/test_loop.py::test_a_run_folder_has_one_run",
     ),
     Guard(
         "going on with other people",
-        "brainseg_jax/training/provenance.py",
+        "brainseg_jax/training/run_records.py",
         'if before.get("volumes_sha256") != data.volumes_sha256:',
         "if False:",
-        "tests/training/test_provenance.py::test_other_volumes_another_order_or_another_side_are_refused",
+        "tests/training/test_run_records.py::test_other_volumes_another_order_or_another_side_are_refused",
     ),
     Guard(
         "scans replaced under the same name",
-        "brainseg_jax/training/provenance.py",
+        "brainseg_jax/training/run_records.py",
         "    if changed:",
         "    if False:",
-        "tests/training/test_provenance.py::test_what_was_replaced_under_the_same_name_is_named",
+        "tests/training/test_run_records.py::test_what_was_replaced_under_the_same_name_is_named",
     ),
     Guard(
         "cells that a spreadsheet would compute",
@@ -116,7 +116,7 @@ GUARDS = (
     ),
     Guard(
         "label maps that were damaged after prediction",
-        "brainseg_jax/inference/job.py",
+        "brainseg_jax/inference/resume.py",
         "if digest(str(case.labels)) == written.get(case.labels.name):",
         "if True:",
         "tests/cli/test_predict.py::test_a_label_map_that_was_damaged_afterwards_is_noticed",

@@ -21,7 +21,7 @@ from trials.kinds import CALLS, COMMANDS, KINDS, Kind
 from trials.ledger import Trial, Verdict
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.training import provenance
+from brainseg_jax.training import run_records
 
 FILE = "trials.jsonl"
 LANES = (CALLS, COMMANDS)
@@ -31,7 +31,7 @@ def series(args: argparse.Namespace) -> int:
     """Starts the two processes, again where one died of a trial, and prints the table. Returns 1 if any trial ended badly."""
     began, kinds = time.monotonic(), chosen(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    environment = provenance.environment()
+    environment = run_records.environment()
     ledger.append(args.out / FILE, {"command": command(), "seed": args.seed, "environment": environment})
     material.make(args.out / "material", any(kind.runs for kind in kinds.values()), environment["commit"])
     running = {name: start(args, name, began) for name in LANES if any(kind.lane == name for kind in kinds.values())}
@@ -98,7 +98,7 @@ def repeat(args: argparse.Namespace) -> int:
         raise InputError(f"--trial needs --only and the whole name of a kind; {args.only!r} is none")
     folder = args.out / "again"
     shutil.rmtree(folder, ignore_errors=True)
-    material.make(args.out / "material", KINDS[args.only].runs, provenance.environment()["commit"])
+    material.make(args.out / "material", KINDS[args.only].runs, run_records.environment()["commit"])
     print(once(args, args.only, args.trial, folder))
     return 0
 

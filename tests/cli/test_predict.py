@@ -20,8 +20,8 @@ import pytest
 from brainseg_jax.cli.predict import main
 from brainseg_jax.config.resolve import with_sources
 from brainseg_jax.core.files import SEAL
-from brainseg_jax.data import inputs
-from brainseg_jax.data.inputs import Case
+from brainseg_jax.data import case_files
+from brainseg_jax.data.case_files import Case
 from brainseg_jax.data.labels import read_table, table_text
 from brainseg_jax.data.manifest import Row
 from brainseg_jax.data.nifti import read_labels
@@ -29,13 +29,13 @@ from brainseg_jax.data.nifti_write import write
 from brainseg_jax.data.preprocess import spec
 from brainseg_jax.inference import input_checks, segmentation, sliding_window
 from brainseg_jax.inference import predictor as predictors
-from brainseg_jax.inference.many_scans import prefetch
+from brainseg_jax.inference.batch import prefetch
 from brainseg_jax.inference.predictor import Predictor
 from brainseg_jax.models import encoders
 from brainseg_jax.pretrained import DEFAULT, NETWORKS
 from brainseg_jax.qc import findings
 from brainseg_jax.qc.report import read_case_records
-from brainseg_jax.training.provenance import as_json
+from brainseg_jax.training.run_records import as_json
 from brainseg_jax.weights import checkpoint
 
 SPEC = spec("default", 4.0, (48, 48, 48))
@@ -533,13 +533,13 @@ def test_a_subject_of_300_letters_has_a_label_map_too(run, scans, tmp_path):
 
 
 def test_a_name_that_no_file_can_have_is_one_bad_scan(run, scans, tmp_path, monkeypatch):
-    place = inputs.output_places
+    place = case_files.output_places
 
     def long(*given):
         first, second, third = place(*given)
         return first, second._replace(labels=second.labels.with_name(300 * "x" + ".nii.gz")), third
 
-    monkeypatch.setattr(inputs, "output_places", long)
+    monkeypatch.setattr(case_files, "output_places", long)
     code, out, err = run(*QC)
     assert code == 3 and "out: 2 segmented\n" in out and err.count("\n") == 2 and "File name too long" in err
 
@@ -561,13 +561,13 @@ def test_a_full_disk_ends_the_run_and_leaves_no_part_of_a_file(run, scans, tmp_p
 
 
 def test_a_disk_that_fills_up_before_the_sidecar_leaves_no_label_map_without_one(run, scans, tmp_path, monkeypatch):
-    from brainseg_jax.inference import many_scans
+    from brainseg_jax.inference import batch
 
     def full(path, _):
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(many_scans, "write_json", full)
+        patched.setattr(batch, "write_json", full)
         assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 2
     assert files(tmp_path / "out") == ["seg_labels.tsv"]
     assert run("--i={f}/scans/a.nii.gz", "--o={f}/out")[0] == 0

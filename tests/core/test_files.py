@@ -25,9 +25,9 @@ from brainseg_jax.core.files import (
 from brainseg_jax.data.labels import read_table
 from brainseg_jax.data.manifest import apply_splits, read_manifest
 from brainseg_jax.evaluation.pairs import read_pairs
-from brainseg_jax.inference.job import digest
+from brainseg_jax.inference.resume import digest
 from brainseg_jax.qc.report import read_case_records
-from brainseg_jax.training import provenance
+from brainseg_jax.training import run_records
 from brainseg_jax.training.metrics_log import read_metrics
 
 
@@ -120,7 +120,7 @@ READERS = {
     "a manifest": read_manifest,
     "a split": lambda file: apply_splits((), file),
     "pairs": read_pairs,
-    "a run's record": provenance.read,
+    "a run's record": run_records.read,
     "a run's metrics": read_metrics,
     "a case of a page": lambda file: read_case_records([file]),
     "any text": read_text,

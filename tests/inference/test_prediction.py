@@ -26,7 +26,7 @@ from brainseg_jax.inference.input_checks import check_head_scan, check_not_empty
 from brainseg_jax.inference.prediction import predict
 from brainseg_jax.inference.predictor import Predictor, predictor
 from brainseg_jax.inference.segmentation import SoftSegmentation, on_scan, soft_maps
-from brainseg_jax.training.provenance import as_json
+from brainseg_jax.training.run_records import as_json
 
 SPEC = spec("default", 3.0, (48, 48, 48))
 TABLE = parse_table("id\tname\tpartner\tfreesurfer\n7\tBlob\t7\t1035\n", "blobs")

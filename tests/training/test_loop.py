@@ -27,11 +27,11 @@ from brainseg_jax.data.manifest import read_manifest, write_manifest
 from brainseg_jax.objectives.mae import MAE
 from brainseg_jax.parallel.sharding import make_mesh
 from brainseg_jax.parallel.signals import stop_requests
-from brainseg_jax.training import loop, provenance, run_folder
+from brainseg_jax.training import loop, run_lock, run_records
 from brainseg_jax.training.loop import idle_devices, num_steps, train
 from brainseg_jax.training.metrics_log import Writer, read_metrics
 from brainseg_jax.training.run import Run, is_finished
-from brainseg_jax.training.run_folder import check_same_experiment
+from brainseg_jax.training.run_lock import check_same_experiment
 from brainseg_jax.training.step import averaged, means, totals
 from brainseg_jax.weights import checkpoint
 from brainseg_jax.weights.checkpoint import load, verify
@@ -304,7 +304,7 @@ def begun(run, small, cohort, tmp_path, monkeypatch):
     (folder / "checkpoints" / "4").mkdir(parents=True)
     dataset.write_down(data, folder, begun=False)
     (folder / "failures.csv").write_text("of then")
-    provenance.write(folder, with_sources(config, set(), "test.py"), config, data, make_mesh(1, 1, jax.devices()), {"encoder": {}}, 4)
+    run_records.write(folder, with_sources(config, set(), "test.py"), config, data, make_mesh(1, 1, jax.devices()), {"encoder": {}}, 4)
     return folder, changes
 
 
@@ -442,19 +442,19 @@ def test_handlers_of_signals_are_put_back():
 
 def test_a_run_folder_has_one_run(tmp_path):
     with (
-        run_folder.exclusive_run_dir(tmp_path, ALL),
+        run_lock.exclusive_run_dir(tmp_path, ALL),
         pytest.raises(InputError, match="another run is training in it"),
-        run_folder.exclusive_run_dir(tmp_path, ALL),
+        run_lock.exclusive_run_dir(tmp_path, ALL),
     ):
         pass
-    with run_folder.exclusive_run_dir(tmp_path, ALL):
+    with run_lock.exclusive_run_dir(tmp_path, ALL):
         pass
 
 
 @pytest.mark.parametrize("error", [InputError, KeyboardInterrupt])
 def test_a_start_that_comes_to_nothing_leaves_nothing(tmp_path, error):
     for folder in (tmp_path / "new" / "run", tmp_path):
-        with pytest.raises(error), run_folder.exclusive_run_dir(folder, ALL):
+        with pytest.raises(error), run_lock.exclusive_run_dir(folder, ALL):
             assert (folder / ".lock").exists()
             raise error
         assert list(tmp_path.iterdir()) == []
@@ -464,31 +464,31 @@ def test_a_run_is_no_file_and_lies_in_none(tmp_path):
     (tmp_path / "main.log").write_text("words")
     for folder in (tmp_path / "main.log", tmp_path / "main.log" / "run"):
         fault = re.escape(f"{folder}/run.json: {tmp_path}/main.log is a file, and nothing can be written below it; give another place")
-        with pytest.raises(InputError, match=fault), run_folder.exclusive_run_dir(folder, ALL):
+        with pytest.raises(InputError, match=fault), run_lock.exclusive_run_dir(folder, ALL):
             pass
     assert (tmp_path / "main.log").read_text() == "words"
 
 
 def test_a_start_that_is_refused_leaves_what_others_put_beside_it(tmp_path):
-    with pytest.raises(InputError), run_folder.exclusive_run_dir(tmp_path / "new" / "run", ALL):
+    with pytest.raises(InputError), run_lock.exclusive_run_dir(tmp_path / "new" / "run", ALL):
         (tmp_path / "new" / "notes.txt").touch()
         raise InputError
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "notes.txt"]
-    with pytest.raises(InputError), run_folder.exclusive_run_dir(tmp_path / "run", ALL):
+    with pytest.raises(InputError), run_lock.exclusive_run_dir(tmp_path / "run", ALL):
         (tmp_path / "run" / "failures.csv").touch()
         raise InputError
     assert (tmp_path / "run" / "failures.csv").exists()
 
 
 def test_a_lock_that_another_start_took_away_is_none(tmp_path, monkeypatch):
-    real = run_folder.fcntl.flock
+    real = run_lock.fcntl.flock
 
     def late(lock, how):
         real(lock, how)
         (tmp_path / ".lock").unlink()
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", late)
-    with pytest.raises(InputError, match="another run is training in it"), run_folder.exclusive_run_dir(tmp_path, ALL):
+    monkeypatch.setattr(run_lock.fcntl, "flock", late)
+    with pytest.raises(InputError, match="another run is training in it"), run_lock.exclusive_run_dir(tmp_path, ALL):
         pass
 
 
@@ -496,7 +496,7 @@ def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / ".lock")
     with (
         pytest.raises(InputError, match=r"\.lock: is a pipe or device and no file; remove it"),
-        run_folder.exclusive_run_dir(tmp_path, ALL),
+        run_lock.exclusive_run_dir(tmp_path, ALL),
     ):
         pass
 

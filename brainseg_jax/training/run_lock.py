@@ -13,7 +13,7 @@ from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import check_place, check_regular, read_text
 from brainseg_jax.data.loader import ProcessShare
 from brainseg_jax.parallel import sync
-from brainseg_jax.training import provenance
+from brainseg_jax.training import run_records
 from brainseg_jax.training.metrics_log import read_metrics
 
 
@@ -26,7 +26,7 @@ def exclusive_run_dir(folder: Path, share: ProcessShare) -> Iterator[None]:
     with ExitStack() as stack:
         with sync.barrier():
             if share.index == 0:
-                check_place(folder / provenance.RUN)
+                check_place(folder / run_records.RUN)
                 made = [place for place in (folder, *folder.parents) if not place.exists()]
                 folder.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
@@ -66,11 +66,13 @@ def check_same_experiment(folder: Path, resolved: dict[str, dict[str, Any]]) -> 
     Likewise for a record in it that is missing or cannot be read.
     """
     resumes = has_checkpoint(folder)
-    records = {name: provenance.read(folder / name) for name in (provenance.CONFIG, provenance.RUN) if resumes or (folder / name).exists()}
+    records = {
+        name: run_records.read(folder / name) for name in (run_records.CONFIG, run_records.RUN) if resumes or (folder / name).exists()
+    }
     if not resumes:
         return
     read_metrics(folder / "metrics.jsonl")
-    if differences := differing_keys(known_entries(records[provenance.CONFIG], str(folder / provenance.CONFIG)), resolved):
+    if differences := differing_keys(known_entries(records[run_records.CONFIG], str(folder / run_records.CONFIG)), resolved):
         raise InputError(f"{folder} holds another experiment ({'; '.join(differences[:3])}); give another --workdir, or the same config")
 
 

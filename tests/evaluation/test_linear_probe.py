@@ -10,8 +10,8 @@ import pytest
 from scipy import ndimage
 
 from brainseg_jax.data.manifest import read_manifest, write_manifest
-from brainseg_jax.evaluation import probe as probing
-from brainseg_jax.evaluation.probe import anywhere, drawn, fit, interpolate, judge, surroundings
+from brainseg_jax.evaluation import linear_probe as probing
+from brainseg_jax.evaluation.linear_probe import anywhere, drawn, fit, interpolate, judge, surroundings
 
 
 def test_interpolation_is_scipys_between_the_centres_of_cells(rng):
@@ -98,7 +98,7 @@ def test_an_encoder_that_knows_is_told_from_one_that_does_not(rng, small, monkey
 def test_it_reads_a_checkpoint(small, masked, heads, tmp_path, capsys):
     """Made-up heads, bright inside: without an encoder all is known, and three rows are told apart. Labels only are left out."""
     from brainseg_jax.config.resolve import with_sources
-    from brainseg_jax.evaluation.probe import probe
+    from brainseg_jax.evaluation.linear_probe import probe
     from brainseg_jax.training.loop import train
 
     config = small(**{"data.manifest": str(masked), "data.cache": str(masked.parent), "steps": 2})

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import SEAL, check_regular, read_text
-from brainseg_jax.data import inputs
-from brainseg_jax.data.inputs import Case, Source
+from brainseg_jax.data import case_files
+from brainseg_jax.data.case_files import Case, Source
 from brainseg_jax.inference.outputs import COLUMNS, VERSION, Sidecar
 from brainseg_jax.pretrained import DEFAULT, NETWORKS, network_file
 
@@ -50,12 +50,12 @@ def digest(checkpoint: str) -> str:
 
 def cases_of(job: Job, task: str) -> tuple[Case, ...]:
     """The cases of this part of the job: scans and their output files."""
-    return inputs.share(inputs.output_places(job.source, job.options.o, task), job.folder, *job.options.part)
+    return case_files.share(case_files.output_places(job.source, job.options.o, task), job.folder, *job.options.part)
 
 
 def finished(job: Job) -> dict[Case, Sidecar] | None:
     """The cases and their sidecars if earlier runs have finished all; decided without loading the networks. Else None."""
-    for task in inputs.tasks(job.source, job.folder):
+    for task in case_files.tasks(job.source, job.folder):
         cases = cases_of(job, task)
         sidecars = {case: done(job, case) for case in cases}
         sound = (s and not damage(job, case, s) and not lost_names(case, s) and recorded(job, case) for case, s in sidecars.items())
@@ -115,7 +115,7 @@ def recorded(job: Job, case: Case) -> bool:
         return True
     from brainseg_jax.qc import case_records
 
-    file = inputs.record_file(case.sidecar, job.folder)
+    file = case_files.record_file(case.sidecar, job.folder)
     return case_records.valid_record(file, case.sidecar) is not None and file.stat().st_mtime_ns >= case.labels.stat().st_mtime_ns
 
 

@@ -16,15 +16,15 @@ import brainseg_jax
 from brainseg_jax.core.errors import InputError, one_line
 from brainseg_jax.core.files import read_beginning
 from brainseg_jax.core.progress import progress
-from brainseg_jax.data import inputs, nifti_write
+from brainseg_jax.data import case_files, nifti_write
 from brainseg_jax.data.cache import Failure, write_failures
-from brainseg_jax.data.inputs import Case
+from brainseg_jax.data.case_files import Case
 from brainseg_jax.data.labels import lookup
 from brainseg_jax.data.layouts import stem
 from brainseg_jax.data.nifti import read, read_labels
 from brainseg_jax.inference import input_checks, prediction, segmentation
-from brainseg_jax.inference.job import Job, cause_of, checkpoints, digest, fingerprint, recorded
 from brainseg_jax.inference.outputs import NAMES, Sidecar, qc_fields, write_json, write_names
+from brainseg_jax.inference.resume import Job, cause_of, checkpoints, digest, fingerprint, recorded
 from brainseg_jax.qc import case_records
 from brainseg_jax.qc.findings import examine
 
@@ -59,7 +59,7 @@ def segment_all(job: Job, cases: tuple[Case, ...], results: dict[Case, Sidecar],
             reasons.parent.mkdir(parents=True, exist_ok=True)
             write_failures(reasons, failures)
             with suppress(OSError):  # a name that no file can have
-                inputs.record_file(case.sidecar, job.folder).unlink(missing_ok=True)  # it may be of an earlier scan or label map
+                case_files.record_file(case.sidecar, job.folder).unlink(missing_ok=True)  # it may be of an earlier scan or label map
         show(n, len(cases))
     if not failures:
         reasons.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from brainseg_jax.core.errors import InputError
-from brainseg_jax.data.inputs import find, output_places, record_file, record_files, share, stem, tasks
+from brainseg_jax.data.case_files import find, output_places, record_file, record_files, share, stem, tasks
 from brainseg_jax.data.manifest import Row
 
 
