@@ -1,4 +1,4 @@
-"""`brainseg COMMAND …`: one program for all commands; each is also `python -m brainseg_jax.COMMAND`."""
+"""`brainseg COMMAND …`: one program for all commands; each is also `python -m brainseg_jax COMMAND`."""
 
 import sys
 from importlib import import_module
