@@ -1,7 +1,7 @@
-"""The room for exchanging weights with PyTorch: `python -m converters.convert IN OUT`, and the tables it reads.
+"""Conversion of weights to and from PyTorch: `python -m converters.convert IN OUT`.
 
-`rules` is the engine; `unetr`, `swin_unetr` and `paper` are tables; `torchfile` reads .pt and .pth files. Only `certify` needs PyTorch: it
-compares with MONAI's networks where they are installed.
+`rules` is the engine; `unetr`, `swin_unetr` and `paper` are tables; `torchfile` reads .pt and .pth files. Only `certify` needs PyTorch, to
+compare with MONAI's networks.
 """
 
-import brainseg_jax  # noqa: F401  (what it does for its own commands holds for `convert`)
+import brainseg_jax  # noqa: F401  (for its handling of Ctrl-C in commands)

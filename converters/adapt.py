@@ -1,4 +1,4 @@
-"""A converted network for other images or other classes: only what a --to- flag asks for."""
+"""Adaptation of a converted network to other channels, classes or crops, by the --to- flags."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from converters.rules import Leaves
 
 
 def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> tuple[ConfigDict, Leaves, list[str], list[str]]:
-    """(the network's config and leaves as the --to- flags ask, paths that are left out, what was done in words)."""
+    """The network adapted by the --to- flags: (config, leaves, paths left out, changes in words)."""
     config, left, done = config.copy_and_resolve_references(), [], []
     if options.to_channels and options.to_channels != config.channels:
         leaves = to_channels(leaves, config.channels, options.to_channels)
@@ -36,7 +36,7 @@ def adapted(config: ConfigDict, leaves: Leaves, options: argparse.Namespace) -> 
 
 
 def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
-    """The network for images of `new` channels (see `transfer.spread`). Raises InputError for heads that reconstruct the image, too."""
+    """The network for images of `new` channels (see `transfer.spread_channels`). Raises InputError for heads that reconstruct images."""
     from brainseg_jax.weights.transfer import spread_channels
 
     if any(path.split("/")[0] not in ("encoder", "decoder", "head") for path in leaves):
@@ -48,7 +48,7 @@ def to_channels(leaves: Leaves, old: int, new: int) -> Leaves:
 
 
 def to_crop(leaves: Leaves, patch: int, old: tuple[int, int, int], new: tuple[int, int, int]) -> Leaves:
-    """Learned positions for another crop, by linear interpolation (antialiased where the grid becomes smaller)."""
+    """The network with learned positions for another crop, by linear interpolation (antialiased if the grid becomes smaller)."""
     import jax
 
     if any(n % patch for n in new):

@@ -1,6 +1,6 @@
-"""A certificate that a converted network is MONAI's: block by block and as a whole, in float32 and float64, on random numbers.
+"""Certificates that a converted network equals MONAI's, for each block and as a whole, in float32 and float64, on random input.
 
-The only file of the converters that imports PyTorch and MONAI, and only when asked to.
+The only file of the converters that imports PyTorch and MONAI, and only for --certify.
 """
 
 import importlib.metadata
@@ -19,16 +19,16 @@ from converters import swin_unetr
 from converters.rules import MONAI, Dialect, Leaves, Tensors, at_least, place, synthesise, to_ours, to_theirs
 
 PACKAGES = ("brainseg_jax", "jax", "flax", "numpy", "torch", "monai")
-# Largest difference that is rounding, as a share of the largest number of an output.
+# Largest difference due to rounding, relative to the largest value of an output.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 WHOLE = "whole network"
 
 
 def write(out: Path, config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect, facts: dict[str, Any]) -> list[str]:
-    """Writes OUT.certificate.json and .md beside `out`, and says so.
+    """Writes OUT.certificate.json and .md beside `out`, and returns the lines of a report.
 
-    `leaves` are the network, `tensors` the same in the file, `facts` what is known of the conversion. Raises InputError, after writing, if
-    the networks differ.
+    `leaves` are the network, `tensors` the same in the file, `facts` those of the conversion. Raises InputError, after writing, if the
+    networks differ.
     """
     certificate = certify(config, leaves, tensors, dialect, facts)
     files = places(out)
@@ -42,7 +42,7 @@ def write(out: Path, config: ConfigDict, leaves: Leaves, tensors: Tensors, diale
 
 
 def places(out: Path) -> list[Path]:
-    """The certificate's files beside what it is of. Raises InputError where they cannot be written."""
+    """The certificate's files beside a converted one. Raises InputError if they cannot be written."""
     files = [out.with_name(f"{out.name}.certificate.{suffix}") for suffix in ("json", "md")]
     for file in files:
         if file.is_dir():
@@ -51,12 +51,12 @@ def places(out: Path) -> list[Path]:
 
 
 def check(dialect: Dialect, left: list[str]) -> None:
-    """Raises InputError, before anything is written, if there can be no certificate for a file of which `left` is left out."""
+    """Raises InputError, before anything is written, if a certificate is not possible, e.g. since the keys `left` are left out."""
     if not dialect.constructor:
         raise InputError(f"--certify: compares with MONAI's networks, and MONAI has none for {dialect.name}; leave it out")
     if left:
         raise InputError("--certify: compares whole networks; leave out --partial, or leave out --certify")
-    for package in ("torch", "monai", "einops"):  # MONAI's networks need the last one, MONAI itself does not
+    for package in ("torch", "monai", "einops"):  # MONAI's networks require einops, the package does not
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -65,7 +65,7 @@ def check(dialect: Dialect, left: list[str]) -> None:
 
 
 def certify(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect, facts: dict[str, Any]) -> dict[str, Any]:
-    """The certificate, ready for JSON: every block's difference by its path, versions, and whether the round trip keeps every bit."""
+    """The certificate, ready for JSON: each block's difference by path, versions, and whether the round trip is bit-equal."""
     config = config.copy_and_resolve_references()
     if not ENCODERS[config.encoder].fixed_size:
         config.data.crop = (64, 64, 64)
@@ -91,7 +91,7 @@ def certify(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Diale
 
 
 def markdown(certificate: dict[str, Any]) -> str:
-    """The certificate as a page with a table."""
+    """The certificate as a Markdown page with a table."""
     versions = ", ".join(f"{name} {version}" for name, version in certificate["versions"].items())
     merging = f", merging {certificate['merging']}" if certificate["merging"] else ""
     trip = certificate["round_trip"]
@@ -129,7 +129,7 @@ def _installed() -> str:
 
 
 def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Outputs of our modules, by path, and of the whole."""
+    """The outputs of our modules, by path, and of the whole network."""
     import jax
 
     from brainseg_jax.core.pytree import paths, unflatten
@@ -143,7 +143,7 @@ def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarra
         encoder = encoders.encoder(config)
         found: dict[str, Any] = {}
         if config.encoder == "vit":
-            # nn.scan hides the outputs of its blocks; the encoder hands them out.
+            # nn.scan hides the outputs of its blocks, but the encoder can return them.
             every = encoder.clone(features=tuple(range(config.vit.depth)))
             *blocks, last = jax.jit(lambda p, i: every.apply({"params": p}, i))(params["encoder"], x)
             found |= {f"encoder/blocks/{i}": block for i, block in enumerate(blocks)} | {"encoder/norm": last}
@@ -159,7 +159,7 @@ def _ours(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarra
 
 
 def _theirs(config: ConfigDict, leaves: Leaves, dialect: Dialect, image: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Outputs of MONAI's modules, channels last, under our paths, and of the whole; the weights are loaded strictly."""
+    """The outputs of MONAI's modules, channels last, by our paths, and of the whole network; the weights are loaded strictly."""
     import monai
     import torch
 
@@ -198,7 +198,7 @@ def _joined(out: Any) -> np.ndarray:
 
 
 def _legacy_merging() -> type:
-    """The patch merging of MONAI 0.9 to 1.4, as later releases take it: a class for `downsample`."""
+    """The patch merging of MONAI 0.9 to 1.4 as a class for `downsample` of later releases."""
     import torch
 
     from brainseg_jax.models.swin import OCTANTS
@@ -217,7 +217,7 @@ def _legacy_merging() -> type:
 
 
 def _bit_equal(config: ConfigDict, leaves: Leaves, tensors: Tensors, dialect: Dialect) -> bool:
-    """Whether theirs, ours, theirs again gives the file's bits, and ours, theirs, ours again gives ours."""
+    """Whether conversion of the file's tensors to our leaves and back, and of our leaves to theirs and back, keeps every bit."""
     written = to_theirs(dialect.rows, leaves, config.channels)
     again, _ = to_ours(dialect.rows, (), written)
     back = all(written[key].astype(tensor.dtype).tobytes() == tensor.tobytes() for key, tensor in tensors.items() if key in written)

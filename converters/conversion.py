@@ -1,4 +1,4 @@
-"""A conversion that is done, in either direction, and how it is described."""
+"""The result of a conversion in either direction, and its description."""
 
 import hashlib
 from pathlib import Path
@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 
 from converters.rules import Dialect, Leaves, Tensors
 
-# Values of our config that neither keys nor shapes tell; our own .safetensors files hold them as metadata.
+# Config values that neither keys nor shapes determine; our own .safetensors files have them as metadata.
 UNSEEN = ("vit.heads", "mae.heads", "mae.mask_ratio", "swin.merging", "data.crop")
 
 MERGINGS = {"legacy": "MONAI 0.9 to 1.4's", "merging": "MONAI 1.5's and later", "mergingv2": "made with downsample mergingv2"}
 
 
 class Conversion(NamedTuple):
-    """The network as it is on both sides, and what a card, a certificate and the user are told about it."""
+    """A network in our form and in theirs, with facts for card and certificate, and a report for the user."""
 
     config: ConfigDict
     leaves: Leaves
@@ -26,7 +26,7 @@ class Conversion(NamedTuple):
 
 
 def summary(config: ConfigDict, leaves: Leaves) -> str:
-    """A network in one line."""
+    """A one-line description of a network."""
     if config.encoder == "vit":
         network = f"ViT {config.vit.width} wide, {config.vit.depth} deep, {config.vit.heads} heads"
     else:

@@ -1,8 +1,8 @@
-"""`brainseg convert IN OUT`: weights between PyTorch's files and our checkpoints, in the direction that IN and OUT say.
+"""`brainseg convert IN OUT`: conversion of weights between PyTorch's files and our checkpoints, in the direction given by IN and OUT.
 
-A file (.pt, .pth, .safetensors) becomes a checkpoint: a folder that `brainseg_jax.load` takes. A checkpoint becomes a .safetensors file in
-MONAI's keys, or in those of the paper's code. The kind of file is told by its keys; what cannot be seen is asked for. Every key is
-accounted for, and one without a use is an error unless --partial. Numbers are never changed unless a --to- flag asks for it.
+A file (.pt, .pth, .safetensors) becomes a checkpoint, a folder for `brainseg_jax.load`. A checkpoint becomes a .safetensors file with
+MONAI's keys, or those of the paper's code. The kind of file is detected by its keys; settings that it does not show are flags. Every key is
+accounted for, and one without use is an error unless --partial. Weights are never changed without a --to- flag.
 """
 
 import argparse
@@ -19,25 +19,25 @@ from converters.source import DIALECTS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Converts as the command line says and prints an account. What the user can mend is one line on stderr, and 2 is returned."""
+    """Converts by the command line, prints a report, and returns the exit code: 2 for a user error, which is one line on stderr."""
     return exit_code(lambda: convert(_parser().parse_args(argv)))
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Converts, compares with MONAI if asked to, and prints an account."""
+    """Converts, with --certify compares with MONAI, and prints a report."""
     options.monai = release(options.monai) if options.monai else ""
     if not options.source.exists():
         raise InputError(f"{options.source}: no such file or folder; check the path")
     check_place(options.out)
     if options.certify:
         certify.places(options.out)
-    from brainseg_jax.weights import single_file  # with JAX, which a mistyped command can do without
+    from brainseg_jax.weights import single_file  # imports JAX, so after the checks
 
     ours = options.source.is_dir() or single_file.is_network(options.source)
-    done = convert_checkpoint(options) if ours else convert_file(options)
-    print("\n".join(done.report))
+    config, leaves, tensors, dialect, facts, report = convert_checkpoint(options) if ours else convert_file(options)
+    print("\n".join(report))
     if options.certify:
-        print("\n".join(certify.write(options.out, done.config, done.leaves, done.tensors, done.dialect, done.facts)))
+        print("\n".join(certify.write(options.out, config, leaves, tensors, dialect, facts)))
     return 0
 
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def command() -> None:
-    """This process as the command."""
+    """Runs the command and exits."""
     exit_process(main())
 
 

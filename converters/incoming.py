@@ -1,4 +1,4 @@
-"""A file of weights becomes a checkpoint: every key is accounted for, and what weights do not show is asked for or said."""
+"""Conversion of a file of weights to a checkpoint: every key is accounted for; settings that weights do not show are flags or assumed."""
 
 import argparse
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from converters.source import Source, detect, read
 
 
 class Found(NamedTuple):
-    """What a file holds: a network in our terms, and keys that are left out, on either side, under --partial."""
+    """The network in a file, in our form, with the keys left out on either side under --partial, and notes for the user."""
 
     dialect: Dialect
     config: ConfigDict
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 def convert_file(options: argparse.Namespace) -> Conversion:
-    """Writes the checkpoint; the conversion that is returned is the file's network, before any --to- flag. Raises InputError."""
+    """Writes the checkpoint and returns the conversion of the file's network, before the --to- flags. Raises InputError."""
     source, out = options.source, options.out
     if out.suffix in (".safetensors", ".pt", ".pth"):
         raise InputError(f"{out}: a file is converted into a checkpoint, which is a folder; give a name without {out.suffix}")
@@ -56,16 +56,15 @@ def convert_file(options: argparse.Namespace) -> Conversion:
         "left": [*found.left, *headless],
         "adapted": done,
     }
-    # Orbax and JAX are slow to load, and no refusal above needs them.
+    # Orbax and JAX are slow to import, and the checks above do not need them.
     from brainseg_jax.core.pytree import unflatten
     from brainseg_jax.weights import checkpoint
 
     checkpoint.write(out, unflatten(leaves), {"config": with_sources(config, set(), source.name), "format": FORMAT, "source": facts})
-    kind = f"{source}: {found.dialect.what}, dialect {found.dialect.name}" + (f", keys as of MONAI {releases}" if releases else "")
     report = [
-        kind,
+        f"{source}: {found.dialect.what}, dialect {found.dialect.name}" + (f", keys as of MONAI {releases}" if releases else ""),
         *([f"  {content.choice}"] if content.choice else []),
-        *_told(found),
+        *_report(found),
         *(f"  {line}" for line in [*done, summary(config, leaves)]),
     ]
     whole = config.objective == "segmentation" and not facts["left"]
@@ -74,7 +73,7 @@ def convert_file(options: argparse.Namespace) -> Conversion:
 
 
 def _understood(content: Source, options: argparse.Namespace) -> Found:
-    """The network of a file. Raises InputError for what is unknown, incomplete or contradicts a flag."""
+    """The network of a file. Raises InputError for an unknown or incomplete network, or one that contradicts a flag."""
     dialect = detect(content.tensors, options.dialect)
     leaves, account = to_ours(dialect.rows, dialect.dead, content.tensors)
     check_weights({key: content.tensors[key] for key in account.used})
@@ -92,7 +91,7 @@ def _understood(content: Source, options: argparse.Namespace) -> Found:
 
 
 def _config(dialect: Dialect, leaves: Leaves, content: Source, options: argparse.Namespace) -> tuple[ConfigDict, list[str]]:
-    """The network in our config, by what its dialect shares, shapes tell, the file tells, and flags say; and what had to be assumed."""
+    """The network's config from its dialect, shapes, the file's metadata and flags, and notes on assumptions."""
     sizes = dialect.sizes(leaves)
     for key, value in dialect.fixed.items():
         if sizes.get(key, value) != value:
@@ -101,18 +100,18 @@ def _config(dialect: Dialect, leaves: Leaves, content: Source, options: argparse
     config.update_from_flattened_dict({"steps": 1} | {k: v for k, v in content.told.items() if k in UNSEEN} | dialect.fixed | sizes)
     if options.monai:
         _check_release(dialect, config, options.monai)
-    crop = _said("--crop", options.crop, content.told.get("data.crop"))
+    crop = _flag_or_file("--crop", options.crop, content.told.get("data.crop"))
     notes = _vit(config, leaves, content, options, crop) if config.encoder == "vit" else _swin(config, content, options, crop)
     if "decoder" in dialect.parts:
         notes.append("assumed: instance norm without weights and the class's other defaults, which weights do not show")
     return config, notes
 
 
-def _said(flag: str, given: Any, told: Any) -> Any:
-    """What a flag or the file itself says. Raises InputError if they contradict each other."""
-    if given and told and given != told:
-        raise InputError(f"{flag}: the file says itself that it is {told}; leave the flag out")
-    return given or told
+def _flag_or_file(flag: str, given: Any, recorded: Any) -> Any:
+    """The value of a flag or of the file's metadata. Raises InputError if they contradict each other."""
+    if given and recorded and given != recorded:
+        raise InputError(f"{flag}: the file says itself that it is {recorded}; leave the flag out")
+    return given or recorded
 
 
 def _check_release(dialect: Dialect, config: ConfigDict, monai: str) -> None:
@@ -126,23 +125,23 @@ def _check_release(dialect: Dialect, config: ConfigDict, monai: str) -> None:
 
 
 def _vit(config: ConfigDict, leaves: Leaves, content: Source, options: argparse.Namespace, crop: tuple[int, ...] | None) -> list[str]:
-    """Sets what a ViT's weights do not show, and returns what had to be assumed."""
+    """Sets the config values that a ViT's weights do not show, and returns notes on assumptions."""
     if options.merge:
         raise InputError("--merge: tells the order of patch merging of a Swin network, and this is a ViT; leave it out")
     config.data.crop = unetr.crop_of(leaves, config.vit.patch, crop)
-    said = _said("--heads", options.heads, content.told.get("vit.heads"))
-    config.vit.heads = said or config.vit.heads
+    heads = _flag_or_file("--heads", options.heads, content.told.get("vit.heads"))
+    config.vit.heads = heads or config.vit.heads
     if config.vit.width % config.vit.heads:
         raise InputError(
             f"tokens are {config.vit.width} wide, which {config.vit.heads} heads do not divide; give --heads as it was trained"
         )
     if config.objective == "mae" and config.mae.width % config.mae.heads:
         raise InputError(f"its decoder is {config.mae.width} wide, which the paper's {config.mae.heads} heads do not divide; {OTHER}")
-    return [] if said else [f"assumed: {config.vit.heads} attention heads, which weights do not show (else --heads)"]
+    return [] if heads else [f"assumed: {config.vit.heads} attention heads, which weights do not show (else --heads)"]
 
 
 def _swin(config: ConfigDict, content: Source, options: argparse.Namespace, crop: tuple[int, ...] | None) -> list[str]:
-    """Sets what a Swin's weights do not show, and returns what had to be assumed."""
+    """Sets the config values that a Swin's weights do not show; there are no assumptions."""
     if options.heads:
         raise InputError("--heads: a Swin network's weights show its heads; leave it out")
     config.data.crop = swin_unetr.checked_crop("--crop", crop or (96, 96, 96))
@@ -153,21 +152,21 @@ def _swin(config: ConfigDict, content: Source, options: argparse.Namespace, crop
 def _merging(content: Source, options: argparse.Namespace) -> str:
     if options.merge and options.monai:
         swin_unetr.check_merging(options.merge, options.monai)
-    told = content.told.get("swin.merging")
-    if told and options.monai:
-        raise InputError(f'--monai: the file says itself that its patch merging is "{told}"; leave the flag out')
-    if said := _said("--merge", options.merge, told):
-        return said
+    recorded = content.told.get("swin.merging")
+    if recorded and options.monai:
+        raise InputError(f'--monai: the file says itself that its patch merging is "{recorded}"; leave the flag out')
+    if merging := _flag_or_file("--merge", options.merge, recorded):
+        return merging
     if options.monai:
         return swin_unetr.merging_of(options.monai)
-    # The pretraining code from before MONAI had the encoder, the only one with these names, had this order.
+    # Only the pretraining code from before MONAI's encoder has these names, and it used this order.
     if any(".mlp.fc1." in key for key in content.tensors):
         return "legacy"
     raise InputError(swin_unetr.MERGE_UNKNOWN)
 
 
 def _compare(dialect: Dialect, config: ConfigDict, leaves: Leaves) -> tuple[list[str], list[str]]:
-    """Their keys of what our network has and the file lacks, and the other way round. Raises InputError for another shape."""
+    """Their keys of parameters missing in the file, and of surplus ones. Raises InputError for another shape."""
     wanted = expected_shapes(config, dialect.parts, leaves)
     for path in wanted:
         if path in leaves and leaves[path].shape != wanted[path]:
@@ -178,7 +177,7 @@ def _compare(dialect: Dialect, config: ConfigDict, leaves: Leaves) -> tuple[list
 
 
 def expected_shapes(config: ConfigDict, parts: tuple[str, ...], leaves: Leaves) -> dict[str, tuple[int, ...]]:
-    """Shapes of all leaves that the config's network has, by path; `parts`: what of it a dialect holds."""
+    """The shapes of all leaves of the config's network, by path; `parts`: the parts of it in a dialect."""
     import jax
 
     from brainseg_jax import objectives
@@ -215,7 +214,7 @@ def _not_covered(dialect: Dialect, account: Account, surplus: list[str], missing
     return f"{' and '.join(faults)}; find the file of an unchanged network, or add --partial to convert the rest and list what is left out"
 
 
-def _told(found: Found) -> list[str]:
+def _report(found: Found) -> list[str]:
     account = found.account
     total = len(account.used) + len(account.dead) + len(account.unknown)
     lines = [f"  {total} keys: {len(account.used)} used, {len(account.dead)} that no forward pass uses, {len(account.unknown)} unknown"]

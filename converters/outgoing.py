@@ -1,4 +1,4 @@
-"""A checkpoint becomes a .safetensors file in the keys of a release of MONAI, or of the paper's code."""
+"""Conversion of a checkpoint to a .safetensors file with the keys of a release of MONAI, or of the paper's code."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from converters.source import DIALECTS, METADATA
 
 
 def convert_checkpoint(options: argparse.Namespace) -> Conversion:
-    """Writes the file. Raises InputError for what the dialect or the release cannot hold."""
+    """Writes the file and returns the conversion. Raises InputError for a network that the dialect or release cannot represent."""
     from brainseg_jax.core.pytree import paths
     from brainseg_jax.weights import checkpoint
 
@@ -41,9 +41,9 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
         check_format(card.get("format", FORMAT), "its card")
         config, leaves = from_resolved(card["config"], "its card"), paths(params)
         dialect = _dialect_for(config, leaves, options.dialect)
-        described = summary(config, leaves)
-        held = {path: leaf for path, leaf in leaves.items() if path.split("/")[0] in dialect.parts}
-        left, leaves = sorted({path.split("/")[0] for path in leaves.keys() - held.keys()}), held
+        description = summary(config, leaves)
+        exported = {path: leaf for path, leaf in leaves.items() if path.split("/")[0] in dialect.parts}
+        left, leaves = sorted({path.split("/")[0] for path in leaves.keys() - exported.keys()}), exported
         if options.certify:
             certify.check(dialect, [])
         monai = options.monai or MONAI[-1]
@@ -59,11 +59,11 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
     except InputError as refusal:
         raise InputError(f"{source}: {refusal}") from None
     unused = synthesise(dialect.dead, tensors, monai)
-    told = {key: get_key(config, key) for key in UNSEEN if key.split(".")[0] in (config.encoder, config.objective, "data")}
-    safetensors.write(out, tensors | unused, {"format": "pt", METADATA: json.dumps(told)})
+    unseen = {key: get_key(config, key) for key in UNSEEN if key.split(".")[0] in (config.encoder, config.objective, "data")}
+    safetensors.write(out, tensors | unused, {"format": "pt", METADATA: json.dumps(unseen)})
     for_monai = f" for MONAI {monai}" if dialect.since else ""
     report = [
-        f"{source}: {described}",
+        f"{source}: {description}",
         f"{out}: {dialect.what}, dialect {dialect.name}{for_monai}; {len(tensors)} tensors"
         + (f", and {len(unused)} that it expects and no forward pass uses" if unused else ""),
         *([f"  left out: {', '.join(left)}"] if left else []),
@@ -81,7 +81,7 @@ def convert_checkpoint(options: argparse.Namespace) -> Conversion:
 
 
 def snippet(out: Path, arguments: tuple[str, dict[str, Any]] | None, holds: str = "net") -> str:
-    """Two lines of Python that load an exported file: into MONAI's class, or into a `net` of code that is not MONAI's."""
+    """Two lines of Python that load an exported file, into MONAI's class or into a `net` of other code."""
     load = f"{holds}.load_state_dict(safetensors.torch.load_file({str(out)!r}), strict=True)"
     if arguments is None:
         return f"import safetensors.torch  # net: the network of the code that wrote such files\n{load}"
@@ -91,16 +91,14 @@ def snippet(out: Path, arguments: tuple[str, dict[str, Any]] | None, holds: str 
 
 
 def _dialect_for(config: ConfigDict, leaves: Leaves, wanted: str) -> Dialect:
-    """The wanted dialect, which may be one of encoders alone, or the first that can hold the whole network.
-
-    Raises InputError with the reason if it, or none, can.
-    """
+    """The wanted dialect, possibly one for encoders only, or the first that can represent the network. Raises InputError, with the reason,
+    if it cannot, or none can."""
     if wanted:
         dialect = next(d for d in DIALECTS if d.name == wanted)
         if dialect.parts == ("encoder",):
             leaves = {path: leaf for path, leaf in leaves.items() if path.startswith("encoder/")}
             config = config.copy_and_resolve_references()
-            config.objective = dialect.fixed["objective"]  # whatever trained it
+            config.objective = dialect.fixed["objective"]  # whatever the encoder was trained by
         if fault := _fault(dialect, config, leaves):
             raise InputError(f"cannot be written as {wanted}: {fault}; leave out --dialect")
         return dialect
@@ -118,7 +116,7 @@ def _dialect_for(config: ConfigDict, leaves: Leaves, wanted: str) -> Dialect:
 
 
 def _fault(dialect: Dialect, config: ConfigDict, leaves: Leaves) -> str:
-    """Why a dialect cannot hold the network, or "" if it can."""
+    """The reason why a dialect cannot represent the network, or "" if it can."""
     if not dialect.written:
         return "such files are read only"
     parts = sorted({path.split("/")[0] for path in leaves})

@@ -1,6 +1,6 @@
-"""The files of the paper's own code: MAE pretraining, and UNETR fine-tuned from it; timm's names, a class token, separable positions.
+"""Tables for files of the paper's code: MAE pretraining, and UNETR fine-tuned from it; timm's names, a class token, separable positions.
 
-Facts about its files, none of its code. Its Swin files are MONAI's and research-contributions' (swin_unetr.py).
+They describe its files and contain none of its code. Its Swin files are MONAI's and research-contributions' (swin_unetr.py).
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ MAE_DECODER = (
 _FLAT = "timm's positions of a two-dimensional image"
 _CLASSIFIER = "of timm's classifier, which segmentation never runs"
 
-# timm's two-dimensional ViT, which the paper's encoder is derived from, brings them along: 196 patches and a class token, 1000 classes.
+# Remains of timm's two-dimensional ViT, from which the paper's encoder is derived: 196 patches and a class token, 1000 classes.
 UNETR_DEAD = (
     Dead("encoder.pos_embed", _FLAT, beside="encoder.norm.weight", make=lambda a: np.zeros((1, 197, len(a)), a.dtype)),
     Dead("encoder.head.weight", _CLASSIFIER, beside="encoder.norm.weight", make=lambda a: np.zeros((1000, len(a)), a.dtype)),

@@ -1,8 +1,8 @@
-"""The engine of the converters: a table says which of their keys is which leaf of ours, and is read in both directions.
+"""The engine of the converters: tables from their keys to our leaves, used in both directions.
 
-A table is text in three columns: their key, our path, how the numbers are laid out (a name in LAYOUTS). `{s}` stands for a number, the same
-on both sides; `[i]` behind a path says that the number {i} counts along the leaf's first axis (blocks that nn.scan stacks). Rows are tried
-from the top, so later ones are other spellings, which are read and never written. Every key is accounted for: used, dead for a reason, or
+A table is text in three columns: their key, our path, the layout (a key of LAYOUTS). `{s}` stands for a number, the same on both sides;
+`[i]` behind a path means that the number {i} is the index along the leaf's first axis (blocks stacked by nn.scan). The first matching row
+is used, so later ones are other spellings, which are read and never written. Every key is accounted for: used, dead for a reason, or
 unknown.
 """
 
@@ -18,14 +18,14 @@ from brainseg_jax.core.errors import InputError
 Tensors = dict[str, np.ndarray]  # theirs, by key
 Leaves = dict[str, np.ndarray]  # ours, by path
 
-# MONAI's releases, as far as they are known here.
+# The known releases of MONAI.
 MONAI = ("0.8", "0.9", "1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6")
 
 OTHER = "this is another network, which cannot be converted"
 
 
 class Layout(NamedTuple):
-    """How one of their tensors, of these axes, lies in ours. `write` is the inverse of `read`; it is told the image's channels."""
+    """The conversion between one of their tensors, with these axes, and ours. `write`, given the channels, is the inverse of `read`."""
 
     axes: str
     read: Callable[[np.ndarray], np.ndarray]
@@ -45,13 +45,13 @@ LAYOUTS = {
     "linear": Layout("out in", lambda a: a.T, lambda a, _: a.T),
     "conv": Layout("out in x y z", lambda a: a.transpose(2, 3, 4, 1, 0), lambda a, _: a.transpose(4, 3, 0, 1, 2)),
     "conv1": Layout("out in 1 1 1", lambda a: a[:, :, 0, 0, 0].T, lambda a, _: a.T[:, :, None, None, None]),
-    # A transposed convolution that is a matrix product: outputs in (x, y, z, out) order.
+    # A transposed convolution as a matrix product, with outputs in (x, y, z, out) order.
     "up": Layout(
         "in out 2 2 2",
         lambda a: a.transpose(0, 2, 3, 4, 1).reshape(len(a), -1),
         lambda a, _: a.reshape(len(a), 2, 2, 2, -1).transpose(0, 4, 1, 2, 3),
     ),
-    # A convolution that cuts patches, as a matrix product: voxels in (x, y, z, in) order.
+    # A patch embedding as a matrix product, with voxels in (x, y, z, in) order.
     "patch2": Layout("out in 2 2 2", lambda a: a.transpose(2, 3, 4, 1, 0).reshape(-1, len(a)), _patch_kernel),
     "patch": Layout("out in p p p", lambda a: a.transpose(2, 3, 4, 1, 0).reshape(-1, len(a)), _patch_kernel),
 }
@@ -66,20 +66,20 @@ class Row(NamedTuple):
 
 
 def table(text: str) -> tuple[Row, ...]:
-    """The rows of a text in three columns; empty lines may part them."""
+    """The rows of a text in three columns; empty lines are ignored."""
     return tuple(Row(*line.split()) for line in text.splitlines() if line.strip())
 
 
 def under(rows: Iterable[Row], theirs: str, ours: str) -> tuple[Row, ...]:
-    """The rows with a prefix before their keys and one before our paths."""
+    """The rows with prefixes for their keys and our paths."""
     return tuple(Row(theirs + row.theirs, ours + row.ours, row.layout) for row in rows)
 
 
 class Dead(NamedTuple):
-    """A key that files have and no network uses. `*` in `key` stands for anything.
+    """A key of files that no network uses. `*` in `key` stands for anything.
 
-    Files of MONAI `since` to `until` have it. An export for one of them makes it anew: for every key that `beside` describes there is one
-    with the same numbers, `make` of that key's tensor.
+    Files of MONAI `since` to `until` have it. An export for one of them creates it by `make`, from the tensor of every key that matches
+    `beside`, with the same numbers.
     """
 
     key: str
@@ -91,25 +91,25 @@ class Dead(NamedTuple):
 
 
 class Dialect(NamedTuple):
-    """A kind of file: what its networks have in common, and how its keys are read and written."""
+    """A kind of file: the common properties of its networks, and the tables of its keys."""
 
-    name: str  # as --dialect takes it
-    what: str  # in words
-    fixed: dict[str, Any]  # values of our config that all its networks share
-    parts: tuple[str, ...]  # what our checkpoint holds then, at the top
-    marks: tuple[str, ...]  # keys that tell it from others
+    name: str  # value of --dialect
+    what: str  # description
+    fixed: dict[str, Any]  # config values of all its networks
+    parts: tuple[str, ...]  # top-level names in our checkpoint
+    marks: tuple[str, ...]  # keys by which it is detected
     rows: tuple[Row, ...]
     dead: tuple[Dead, ...]
-    sizes: Callable[[Leaves], dict[str, Any]]  # the values of our config that shapes tell
-    since: str = ""  # the first MONAI that has the network; empty: none has
-    constructor: Callable[[Any, str], tuple[str, dict[str, Any]]] | None = None  # (config, version) to MONAI's class and its arguments
-    holds: str = "net"  # what the file is the state of, `net` being that class
-    blocks: tuple[Row, ...] = ()  # its modules and ours, whose outputs a certificate compares; theirs have channels `first` or `last`
-    written: bool = True  # whether export knows it, or import only
+    sizes: Callable[[Leaves], dict[str, Any]]  # config values from shapes
+    since: str = ""  # the first MONAI with the network; empty: none has it
+    constructor: Callable[[Any, str], tuple[str, dict[str, Any]]] | None = None  # (config, version) → MONAI's class and its arguments
+    holds: str = "net"  # the module whose state the file is; `net` is an instance of that class
+    blocks: tuple[Row, ...] = ()  # modules whose outputs a certificate compares, theirs and ours; theirs have channels `first` or `last`
+    written: bool = True  # whether it can be exported, or only imported
 
 
 class Account(NamedTuple):
-    """Where each key of a file went: `used` for a path of ours, `dead` for a reason, or `unknown`."""
+    """The use of each key of a file: `used` for a path of ours, `dead` for a reason, or `unknown`."""
 
     used: dict[str, str]
     dead: dict[str, str]
@@ -118,7 +118,7 @@ class Account(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _pattern(template: str) -> re.Pattern:
-    """`{s}` matches a number, and where it comes again the same one; `*` matches anything."""
+    """The regular expression of a template: `{s}` matches a number, the same at each occurrence; `*` matches anything."""
     seen: set[str] = set()
 
     def piece(part: str) -> str:
@@ -136,13 +136,13 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def numbers(template: str, text: str) -> dict[str, str] | None:
-    """The numbers that `{s}` and its like stand for where `text` is what `template` describes, else None."""
-    found = _pattern(template).fullmatch(text)
-    return found.groupdict() if found else None
+    """The numbers for the names `{s}` in a template that matches the text, else None."""
+    match = _pattern(template).fullmatch(text)
+    return match.groupdict() if match else None
 
 
 def _split(ours: str) -> tuple[str, str]:
-    """A path's template and the name that counts along the stacked axis, or ""."""
+    """The template of a path and the name of the stacked axis' index, or ""."""
     path, _, stacked = ours.rstrip("]").partition("[")
     return path, stacked
 
@@ -156,7 +156,7 @@ def _row_of_path(rows: tuple[Row, ...], path: str) -> tuple[Row, dict[str, str]]
 
 
 def their_key(rows: tuple[Row, ...], path: str) -> str:
-    """The key that one of our paths has in their files, with * for a number that is stacked in ours; the path itself where none has."""
+    """The key of one of our paths in their files, with * for the index of a stacked axis; the path itself if there is none."""
     found = _row_of_path(rows, path)
     if found is None:
         return path
@@ -165,7 +165,7 @@ def their_key(rows: tuple[Row, ...], path: str) -> str:
 
 
 def to_ours(rows: tuple[Row, ...], dead: tuple[Dead, ...], tensors: Tensors) -> tuple[Leaves, Account]:
-    """Our leaves, and where every key went. Raises InputError for a tensor of another kind, one given twice, or a gap in a stack."""
+    """Our leaves and the account of all keys. Raises InputError for a tensor of another shape, a duplicate, or a gap in a stack."""
     account = Account({}, {}, ())
     unknown, parts, origin = [], {}, {}
     for key, tensor in tensors.items():
@@ -189,7 +189,7 @@ def to_ours(rows: tuple[Row, ...], dead: tuple[Dead, ...], tensors: Tensors) -> 
 
 
 def to_theirs(rows: tuple[Row, ...], leaves: Leaves, channels: int) -> Tensors:
-    """Their tensors for our leaves; `channels` of the image. Raises InputError for a leaf that the table has no place for."""
+    """Their tensors for our leaves, given the image's `channels`. Raises InputError for a leaf that is not in the table."""
     tensors = {}
     for path, leaf in leaves.items():
         found = _row_of_path(rows, path)
@@ -203,7 +203,7 @@ def to_theirs(rows: tuple[Row, ...], leaves: Leaves, channels: int) -> Tensors:
 
 
 def check_weights(tensors: Tensors) -> None:
-    """Raises InputError, naming the key, for integers, and for numbers that are NaN or infinite, also once they are float32."""
+    """Raises InputError, naming the key, for integers, and for values that are NaN or infinite in float32."""
     for key, tensor in tensors.items():
         if tensor.dtype.kind in "iub":
             raise InputError(f"{key} holds {tensor.dtype} numbers, and weights are floats; convert the file it was made from")
@@ -216,43 +216,43 @@ def check_weights(tensors: Tensors) -> None:
 
 
 def place(rows: tuple[Row, ...], name: str) -> tuple[str, str] | None:
-    """Our path and the last column for a name of theirs, by a table without stacks; None where it has no row."""
+    """Our path and the last column for a name of theirs, by a table without stacks; None if it is not in the table."""
     found = _row_of_key(rows, name)
     return (found[0].ours.format(**found[1]), found[0].layout) if found else None
 
 
 def synthesise(dead: tuple[Dead, ...], tensors: Tensors, monai: str) -> Tensors:
-    """The dead tensors that MONAI `monai` wants to find beside the tensors."""
-    made = {}
-    for d in dead:
-        if d.make and alive(d, monai):
-            for key, tensor in tensors.items():
-                if (values := numbers(d.beside, key)) is not None:
-                    made[d.key.format(**values)] = d.make(tensor)
-    return made
+    """The dead tensors that MONAI `monai` requires beside the tensors."""
+    return {
+        entry.key.format(**values): entry.make(tensor)
+        for entry in dead
+        if entry.make and alive(entry, monai)
+        for key, tensor in tensors.items()
+        if (values := numbers(entry.beside, key)) is not None
+    }
 
 
 def alive(dead: Dead, monai: str) -> bool:
-    """Whether files of MONAI `monai` have the key."""
+    """Whether files of MONAI `monai` have the dead key."""
     return MONAI.index(dead.since) <= MONAI.index(monai) <= MONAI.index(dead.until)
 
 
 def written_by(dialect: Dialect, keys: Iterable[str]) -> str:
-    """The releases of MONAI that write exactly these unused keys, e.g. "0.9 to 1.3"; "" where that cannot be told."""
+    """The releases of MONAI that write exactly these unused keys, e.g. "0.9 to 1.3"; "" if unknown."""
     keys = list(keys)
-    telling = [d for d in dialect.dead if (d.since, d.until) != (MONAI[0], MONAI[-1])]
-    there = {d: any(numbers(d.key, key) is not None for key in keys) for d in telling}
+    distinctive = [d for d in dialect.dead if (d.since, d.until) != (MONAI[0], MONAI[-1])]
+    present = {d: any(numbers(d.key, key) is not None for key in keys) for d in distinctive}
     since = MONAI[MONAI.index(dialect.since) :] if dialect.since else ()
-    fitting = [version for version in since if all(alive(d, version) == there[d] for d in telling)]
+    fitting = [version for version in since if all(alive(d, version) == present[d] for d in distinctive)]
     return f"{fitting[0]} to {fitting[-1]}" if len(fitting) > 1 else "".join(fitting)
 
 
 def release(text: str) -> str:
-    """The entry of MONAI for a version, e.g. "1.5" for "1.5.1". Raises InputError for one that is not known."""
-    found = ".".join(text.strip().split(".")[:2])
-    if found not in MONAI:
+    """The entry of MONAI for a version, e.g. "1.5" for "1.5.1". Raises InputError for an unknown one."""
+    version = ".".join(text.strip().split(".")[:2])
+    if version not in MONAI:
         raise InputError(f"--monai {text}: known are {MONAI[0]} to {MONAI[-1]}; give one of them")
-    return found
+    return version
 
 
 def at_least(monai: str, version: str) -> bool:
@@ -263,13 +263,12 @@ def at_least(monai: str, version: str) -> bool:
 def _laid_out(layout: str, key: str, tensor: np.ndarray) -> np.ndarray:
     axes, read, _ = LAYOUTS[layout]
     sides = axes.split()
-    fits = tensor.ndim == len(sides) and all(
-        n == int(side) if side.isdigit() else n == tensor.shape[sides.index(side)] for n, side in zip(tensor.shape, sides, strict=True)
-    )
-    if not fits:
-        flat = tensor.ndim == len(axes.split()) - 1 and tensor.ndim > 3
-        another = "this is a 2-D network, and only 3-D ones are known" if flat else OTHER
-        raise InputError(f"{key} has shape {tensor.shape} where [{axes}] is expected; {another}")
+    if tensor.ndim != len(sides) or any(
+        n != (int(side) if side.isdigit() else tensor.shape[sides.index(side)]) for n, side in zip(tensor.shape, sides, strict=True)
+    ):
+        flat = tensor.ndim == len(sides) - 1 and tensor.ndim > 3
+        reason = "this is a 2-D network, and only 3-D ones are known" if flat else OTHER
+        raise InputError(f"{key} has shape {tensor.shape} where [{axes}] is expected; {reason}")
     return read(tensor)
 
 

@@ -1,4 +1,4 @@
-"""What a file of weights holds: its tensors under plain keys, whatever wrapped them, and which network's they are."""
+"""Tensors of a file of weights under plain keys, without wrappers, and detection of the network."""
 
 import json
 import re
@@ -13,18 +13,18 @@ from converters import paper, swin_unetr, torchfile, unetr
 from converters.rules import Dialect, Tensors
 
 DIALECTS = (unetr.UNETR, paper.UNETR, swin_unetr.SWIN_UNETR, swin_unetr.SSL, swin_unetr.SWINVIT, swin_unetr.DISRUPTIVE, paper.MAE)
-# Where files keep the weights that were trained; "" is the file itself. Where else there are tensors are others, e.g. their running mean.
+# Keys of the trained weights; "" is the file itself. Other keys with tensors hold others, e.g. a running mean.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "network", "net", "network_weights", "")
-COPIES = ("ema", "ema_model", "model_ema", "online_model", "student", "teacher")  # what two networks in one dictionary begin with
-STATE = re.compile("optim|.*sched|.*scaler|amp|swag")  # what has tensors and is no network
+COPIES = ("ema", "ema_model", "model_ema", "online_model", "student", "teacher")  # prefixes of two networks in one dictionary
+STATE = re.compile("optim|.*sched|.*scaler|amp|swag")  # keys with tensors that are not networks
 NNUNET = ("encoder.stages.", "conv_blocks_context.")  # its keys, of version 2 and 1
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")  # what wrapping a network puts before all keys
-METADATA = "brainseg_jax"  # the entry of a safetensors file where export writes down what shapes do not tell
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "network.")  # prefixes from wrapping a network
+METADATA = "brainseg_jax"  # the metadata entry of exported files for values that shapes do not show
 
 
 class Source(NamedTuple):
-    """What a file holds: its tensors under keys without prefixes, values of our config that it tells of itself, and which of several sets
-    of weights these are: its name, and a line where there was a choice."""
+    """The content of a file: tensors under keys without prefixes, config values from its metadata, the name of this set of weights, and a
+    line for the user if there are several sets."""
 
     tensors: Tensors
     told: dict[str, Any]
@@ -33,8 +33,8 @@ class Source(NamedTuple):
 
 
 def read(path: Path, wanted: str = "") -> Source:
-    """The weights in a file, PyTorch's or safetensors; `wanted` names one of several sets (--weights). Raises InputError if there are none,
-    and for several of which none is the usual one."""
+    """The weights in a PyTorch or safetensors file; `wanted` names one of several sets (--weights). Raises InputError if there are none,
+    and for several sets without a usual one."""
     told: dict[str, Any] = {}
     if path.suffix == ".safetensors":
         content, metadata = safetensors.read(path)
@@ -53,8 +53,7 @@ def read(path: Path, wanted: str = "") -> Source:
 
 
 def sets(content: dict[str, Any]) -> dict[str, Tensors]:
-    """Every set of weights in what a file holds, by its place, e.g. "state_dict" and "ema.module"; optimizers are left out, and tensors
-    that are logged beside weights."""
+    """All sets of weights in a file's content by place, e.g. "state_dict" and "ema.module", without optimizers and logged tensors."""
     found = _sets(content)
     return {place: tensors for place, tensors in found.items() if any(tensor.ndim > 1 for tensor in tensors.values())} or found
 
@@ -84,7 +83,7 @@ def _chosen(path: Path, names: list[str], wanted: str) -> str:
 
 
 def detect(tensors: Tensors, wanted: str = "") -> Dialect:
-    """The first dialect whose marks are all among the keys, or the wanted one. Raises InputError if there is none, or it is another."""
+    """The wanted dialect, or the first whose marks are all among the keys. Raises InputError if the marks are missing."""
     lacks = {d.name: [mark for mark in d.marks if mark not in tensors] for d in DIALECTS}
     fitting = [d for d in DIALECTS if not lacks[d.name]]
     if wanted:

@@ -1,4 +1,4 @@
-"""MONAI's Swin UNETR, 0.9 to 1.6, and the files of its pretraining, as tables; the orders of patch merging; how to construct it."""
+"""Tables for MONAI's Swin UNETR, 0.9 to 1.6, and its pretraining files; the orders of patch merging; its construction."""
 
 from itertools import pairwise
 from typing import Any
@@ -76,7 +76,7 @@ def _window(bias_table: np.ndarray) -> int:
 
 
 def _dead(prefix: str) -> tuple[Dead, ...]:
-    """What a Swin encoder's files have besides, its keys beginning with `prefix`."""
+    """The unused keys of a Swin encoder's files, which begin with `prefix`."""
     attention = f"{prefix}layers{{s}}.0.blocks.{{b}}.attn."
     return (
         Dead(
@@ -110,7 +110,7 @@ def _network(leaves: Leaves) -> dict[str, Any]:
 
 
 def head_shapes(width: int, channels: int, contrast: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the pretraining heads on an encoder of `width`; `contrast` is the length of the contrastive embedding."""
+    """The shapes of the pretraining heads for an encoder of `width`; `contrast` is the length of the contrastive embedding."""
     deep = 16 * width
     shapes = {"rotation/kernel": (deep, 4), "rotation/bias": (4,), "contrast/kernel": (deep, contrast), "contrast/bias": (contrast,)}
     sides = (16, 8, 4, 2, 1, 1)
@@ -128,14 +128,14 @@ MERGE_UNKNOWN = (
 
 
 def checked_crop(flag: str, crop: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The crop, if a Swin network can take it. Raises InputError, naming the flag, otherwise."""
+    """The crop. Raises InputError, naming the flag, if a Swin network cannot take it."""
     if any(n % 32 for n in crop) or crop == (32, 32, 32):
         raise InputError(f"{flag} {','.join(map(str, crop))}: a Swin network takes multiples of 32, and more than one; give the nearest")
     return crop
 
 
 def check_merging(merge: str, monai: str) -> None:
-    """Raises InputError for an order that a release does not have."""
+    """Raises InputError for a merging order that a release does not have."""
     if merge == "merging" and not at_least(monai, "1.5"):
         raise InputError(f"--merge merging: what MONAI {monai} calls so is the legacy order; give --merge legacy, or --monai alone")
     if merge == "legacy" and at_least(monai, "1.5"):
@@ -147,12 +147,12 @@ def check_merging(merge: str, monai: str) -> None:
 
 
 def merging_of(monai: str) -> str:
-    """The order that MONAI's `merging`, its default, means in a release."""
+    """The merging order of MONAI's default, "merging", in a release."""
     return "merging" if at_least(monai, "1.5") else "legacy"
 
 
 def exported_merging(ours: str, monai: str, wanted: str) -> str:
-    """The order to write for a release; `wanted` may be "". Raises InputError where it does not have it, or the weights cannot take it."""
+    """The merging order to write for a release; `wanted` may be "". Raises InputError if the release or the weights do not allow it."""
     if ours == "legacy" and wanted not in ("", "legacy"):
         raise InputError(
             f"--merge {wanted}: this was trained with the order of merging of MONAI 0.9 to 1.4, legacy, which takes two of eight "
@@ -177,14 +177,14 @@ def exported_merging(ours: str, monai: str, wanted: str) -> str:
 
 
 def for_release(config: Any, leaves: Leaves, monai: str, wanted: str = "") -> tuple[Any, Leaves]:
-    """The network in the order to write for a release. Raises InputError as `exported_merging`."""
+    """The network in the merging order to write for a release. Raises InputError as `exported_merging` does."""
     written = config.copy_and_resolve_references()
     written.swin.merging = exported_merging(config.swin.merging, monai, wanted)
     return written, reorder(leaves, config.swin.merging, written.swin.merging)
 
 
 def reorder(leaves: Leaves, old: str, new: str) -> Leaves:
-    """The same network under another order of octants: exact, the eight blocks of channels before the reduction change places."""
+    """The same network with another order of octants: an exact permutation of the eight blocks of channels before the reduction."""
     from brainseg_jax.models.swin import OCTANTS
 
     order = [OCTANTS[old].index(octant) for octant in OCTANTS[new]]
@@ -198,7 +198,7 @@ def reorder(leaves: Leaves, old: str, new: str) -> Leaves:
 
 
 def constructor(config: Any, monai: str) -> tuple[str, dict[str, Any]]:
-    """MONAI's class and the arguments that make the config's network in a release. Raises InputError if that release cannot."""
+    """MONAI's class and its arguments for the config's network in a release. Raises InputError if the release does not support it."""
     swin = config.swin
     later = {"use_v2": ("1.2", swin.v2, False), "window_size": ("1.5", swin.window, 7), "qkv_bias": ("1.5", swin.qkv_bias, True)}
     chosen = {}

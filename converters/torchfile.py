@@ -1,8 +1,8 @@
-"""Reads PyTorch's checkpoint files (.pt, .pth; a zip of a pickle and raw storages) without PyTorch and without executing the pickle.
+"""A reader of PyTorch's checkpoint files (.pt, .pth; a zip of a pickle and raw storages) without PyTorch and without executing the pickle.
 
-The standard unpickler calls what a file names; and even with nothing to call, nested tuples and forged memo indices take its memory or its
-stack. So the few opcodes that describe data are interpreted here. A global never becomes more than its name, which is looked up among the
-functions below; all sizes are checked before memory is taken, and each function's result is no larger than what its arguments already hold.
+The standard unpickler calls functions that a file names; and even without functions, nested tuples and forged memo indices exhaust its
+memory or stack. So the few opcodes that describe data are interpreted here. A global remains a name, which is looked up among the functions
+below; all sizes are checked before memory is allocated, and no function's result is larger than its arguments.
 """
 
 import functools
@@ -24,15 +24,15 @@ import numpy as np
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import open_regular
 
-LIMIT = 2**34  # bytes all entries may take unpacked
+LIMIT = 2**34  # maximum bytes of all entries unpacked
 PICKLE = 2**24  # bytes of the pickle; three thousand tensors with their optimizer take about one million
 ENTRIES = 2**16  # files in the archive
 RATIO = 100  # compressed entries may unpack to this many times their size; PyTorch itself does not compress
-# Steps of the pickle: a tensor with its two moments takes about 31 for each file in the archive, and what was logged one a number. A second
-# or two, however large the file.
+# Maximum steps of the pickle: a tensor with its two moments takes about 31 for each file in the archive, a logged value takes one. A second
+# or two for any file.
 STEPS, STEPS_EACH = 2**18, 64
-DEPTH, NODES = 64, 2**20  # nesting, and values in all, counted as often as they are referred to
-# Views of one storage, e.g. tied or expanded weights, may take more than the storage once they are copied; this much, and not more.
+DEPTH, NODES = 64, 2**20  # maximum nesting, and number of values, counted with repetition
+# Limits for copies of views of one storage, e.g. tied or expanded weights, as a multiple of the storages plus bytes.
 SHARES, SLACK = 8, 2**26
 
 _ALONE = "save the weights alone, torch.save(model.state_dict(), file)"
@@ -61,12 +61,12 @@ _DTYPES = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote into a file, e.g. a bare state dict or {"state_dict": …, "epoch": …}, as plain data in the file's order.
+    """The content of a file of `torch.save`, e.g. a state dict or {"state_dict": …, "epoch": …}, as plain data in the file's order.
 
-    Tensors, parameters and storages are numpy arrays of the saved type (bfloat16 as `ml_dtypes.bfloat16`): views that cannot be written
-    to, strided or sharing memory where the tensors did. OrderedDict is dict, argparse.Namespace a `UserDict` of its attributes, torch.Size
-    a tuple; types and devices are their names. Every entry used has passed its checksum. Raises InputError, naming the file and the
-    remedy, for whatever else the file holds.
+    Tensors, parameters and storages become read-only NumPy arrays of the saved type (bfloat16 as `ml_dtypes.bfloat16`), strided or sharing
+    memory like the tensors. OrderedDict becomes dict, argparse.Namespace a `UserDict` of its attributes, torch.Size a tuple; types and
+    devices become their names. Checksums of all entries used are verified. Raises InputError, naming the file and the remedy, for any other
+    content.
     """
     with open_regular(path, "give a file of torch.save's") as file:
         try:
@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, Any]:
             raise InputError(f"does not fit into memory; {_ALONE}, or use a larger machine") from None
         except RuntimeError:  # of zipfile
             raise InputError(f"is encrypted, or compressed in a way that PyTorch never does; {_AGAIN}") from None
-        # What zipfile raises for damaged archives.
+        # Errors of zipfile for damaged archives.
         except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OverflowError, ValueError) as error:
             fault = "a checksum in it is wrong" if "CRC" in str(error) else "is damaged or cut off"
             raise InputError(f"{fault}; {_AGAIN}") from None
@@ -102,7 +102,7 @@ def _checkpoint(file: BinaryIO) -> dict[str, Any]:
 def _check_kind(head: bytes) -> None:
     if head.startswith(b"PK\3\4"):
         return
-    # The number old files begin with, behind the pickle's own first bytes; older ones still are tar archives.
+    # The magic number of old files, behind the pickle's first bytes; even older ones are tar archives.
     if b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head[:32] or head[257:262] == b"ustar":
         raise InputError(
             "is in PyTorch's format from before version 1.6; resave it with torch.save(torch.load(file, weights_only=True), new_file)"
@@ -111,7 +111,7 @@ def _check_kind(head: bytes) -> None:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuses an archive that claims more than its file of `size` bytes can honestly hold."""
+    """Raises InputError for an archive that claims more than a file of `size` bytes can contain."""
     if len(entries) > ENTRIES:
         raise InputError(f"holds {len(entries)} entries, over {ENTRIES}; {_ALONE}")
     if len({entry.filename for entry in entries}) < len(entries):
@@ -129,7 +129,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
 
 
 def _root(names: list[str]) -> str:
-    """The folder that everything in the archive lies in; PyTorch names it after the file that was written."""
+    """The root folder in the archive, which PyTorch names after the file."""
     if any(re.match(r"[^/]+/(constants\.pkl$|code/)", name) for name in names):
         raise InputError("is a TorchScript program; save its weights alone, torch.save(torch.jit.load(file).state_dict(), new_file)")
     roots = [name.partition("/")[0] for name in names if re.fullmatch(r"[^/]+/data\.pkl", name)]
@@ -139,7 +139,7 @@ def _root(names: list[str]) -> str:
 
 
 def _storages(archive: zipfile.ZipFile, root: str) -> Callable[[Any], np.ndarray]:
-    """A function from a persistent id of the pickle to the storage it means, as a flat array."""
+    """A function from a persistent id of the pickle to its storage, as a flat array."""
     names = set(archive.namelist())
     content = functools.cache(lambda key: archive.read(f"{root}/data/{key}"))
 
@@ -169,13 +169,14 @@ def _storages(archive: zipfile.ZipFile, root: str) -> Callable[[Any], np.ndarray
 def _unpickle(pickle: bytes, storage: Callable[[Any], np.ndarray], steps: int) -> Any:
     try:
         return _run(pickle, storage, steps)
-    # Hostile pickles pop from an empty stack, name no memo entry, or call with other arguments; a bad escape in a text opcode only warns.
+    # Malicious pickles pop from an empty stack, refer to missing memo entries, or pass wrong arguments; a bad escape in a text opcode only
+    # warns.
     except (LookupError, TypeError, ValueError, OverflowError, DeprecationWarning) as error:
         raise _malformed(type(error).__name__) from None
 
 
 def _run(pickle: bytes, storage: Callable[[Any], np.ndarray], steps: int) -> Any:
-    """The value that a pickle of at most so many steps describes; every opcode costs time and memory in proportion to its own bytes."""
+    """The value of a pickle with at most `steps` opcodes, each of which takes time and memory in proportion to its own bytes."""
     stack, marks, memo = [], [], {}
 
     def pop_marked() -> list:
@@ -190,9 +191,9 @@ def _run(pickle: bytes, storage: Callable[[Any], np.ndarray], steps: int) -> Any
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT":
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
                 stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINBYTES" | "SHORT_BINBYTES":
+            case "BINBYTES" | "SHORT_BINBYTES":
                 stack.append(argument)
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
@@ -209,8 +210,7 @@ def _run(pickle: bytes, storage: Callable[[Any], np.ndarray], steps: int) -> Any
             case "EMPTY_TUPLE":
                 stack.append(())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                items = [stack.pop() for _ in range(int(opcode.name[-1]))]
-                stack.append(tuple(reversed(items)))
+                stack.append(tuple([stack.pop() for _ in range(int(opcode.name[-1]))][::-1]))
             case "MARK":
                 marks.append(len(stack))
             case "TUPLE":
@@ -254,18 +254,18 @@ def _update(items: list, target: Any) -> None:
     if not isinstance(target, dict):
         raise _malformed("items without a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Hashing nested tuples can take the machine's stack, and comparing long integers of one hash hours.
+        # Hashing nested tuples can overflow the stack, and comparing long integers with equal hashes can take hours.
         if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**63):
             raise InputError(f"has a dictionary whose keys are not names or numbers; {_ALONE}")
         target[key] = value
 
 
 def _named(module: Any, name: Any) -> str:
-    """What stands for a global: its full name, if it is one of those that a checkpoint needs."""
+    """The full name of a global. Raises InputError unless a checkpoint needs it."""
     if not isinstance(module, str) or not isinstance(name, str):
         raise _malformed("a global without a name")
     full = f"{module[:80]}.{name[:80]}"
-    # A dotted name would be looked up attribute by attribute.
+    # Pickle looks a dotted name up attribute by attribute.
     if "." in name or not (full in _CALLS or full in _STORAGES or full in _DTYPES):
         raise InputError(f"refers to {full!r}, which weights do not need; {_ALONE}")
     return full
@@ -280,7 +280,7 @@ def _call(name: Any, arguments: Any) -> Any:
 def _build(target: Any, state: Any) -> None:
     match target, state:
         case UserDict(), dict():
-            target.data = state  # not a copy: a large state built many times would take more than the file
+            target.data = state  # not a copy: repeated copies of a large state would take more memory than the file
         case dict(), dict():
             pass  # the attributes of a state dict: version numbers of PyTorch's modules
         case str(), (_, str(order), *_) if order in ("<", "|"):
@@ -300,7 +300,7 @@ def _ordered_dict() -> dict:
 def _tensor(
     storage: np.ndarray, offset: int, size: tuple, stride: tuple, requires_grad: Any, hooks: Any, metadata: Any = None
 ) -> np.ndarray:
-    """A view of a flat storage; offset and strides count its numbers."""
+    """A view of a flat storage; offset and strides are in elements."""
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise _malformed("a tensor without a storage")
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or not len(size) == len(stride) <= 64:
@@ -315,7 +315,7 @@ def _tensor(
         raise InputError(f"a tensor of shape {size} reaches number {last} of a storage of {storage.size}; {_AGAIN}")
     if math.prod(size) * dtype.itemsize > LIMIT:
         raise InputError(f"a tensor of shape {size} takes over {LIMIT >> 30} GiB; {_ALONE}")
-    # As bytes: numpy cannot pass bfloat16 on as a buffer.
+    # As bytes, because NumPy cannot use bfloat16 as a buffer.
     steps = [step * dtype.itemsize for step in stride]
     return np.ndarray(size, dtype, storage.view(np.uint8), offset * dtype.itemsize, steps)
 
@@ -350,7 +350,7 @@ def _numpy_scalar(dtype: str, content: bytes) -> np.generic:
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """How older pickle protocols write the bytes of a numpy number; encoding longer text again and again would fill the memory."""
+    """The bytes of a NumPy number from older pickle protocols; longer text is refused, as encoding it repeatedly fills the memory."""
     if not isinstance(text, str) or len(text) > 8 or encoding != "latin1":
         raise _malformed("text encoded in an unknown way")
     return text.encode("latin1")
@@ -375,7 +375,7 @@ _CALLS: dict[str, Callable] = {
 
 
 def _check_extent(structure: Any, room: int) -> None:
-    """Refuses what would not end, or take more than `room` bytes, once it is walked through and its tensors are copied."""
+    """Raises InputError for a structure that is infinite or too large, or whose tensors take more than `room` bytes when copied."""
     level, nodes, taken = [structure], 1, 0
     for _ in range(DEPTH):
         level = list(itertools.islice(itertools.chain.from_iterable(map(_children, level)), NODES + 1))

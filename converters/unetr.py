@@ -1,4 +1,4 @@
-"""MONAI's UNETR, 0.8 to 1.6, as a table; what its versions added that no forward pass uses; and how to construct it."""
+"""Tables for MONAI's UNETR, 0.8 to 1.6, with its versions' unused keys, and its construction."""
 
 from typing import Any
 
@@ -64,17 +64,17 @@ DEAD = (
 
 
 def transformer(leaves: Leaves) -> dict[str, Any]:
-    """What the leaves tell of a ViT and the decoder that stands on it, in our config's keys."""
+    """The config values of a ViT, and of its decoder if there is one, from the shapes of leaves."""
     depth, width, hidden = leaves["encoder/blocks/mlp/linear1/kernel"].shape
-    found = {"vit.depth": depth, "vit.width": width, "vit.hidden": hidden, "vit.qkv_bias": "encoder/blocks/attn/qkv/bias" in leaves}
+    sizes = {"vit.depth": depth, "vit.width": width, "vit.hidden": hidden, "vit.qkv_bias": "encoder/blocks/attn/qkv/bias" in leaves}
     if "decoder/encoder1/conv1/kernel" in leaves:
-        found["channels"], found["unetr.width"] = leaves["decoder/encoder1/conv1/kernel"].shape[3:]
-        found["classes"] = leaves["head/kernel"].shape[1]
-    return found
+        sizes["channels"], sizes["unetr.width"] = leaves["decoder/encoder1/conv1/kernel"].shape[3:]
+        sizes["classes"] = leaves["head/kernel"].shape[1]
+    return sizes
 
 
 def crop_of(leaves: Leaves, patch: int, given: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """The crop that the positions were learned for: `given`, or a cube. Raises InputError where neither has as many."""
+    """The crop of the learned positions: `given`, or a cube. Raises InputError if it does not match their number."""
     if "encoder/position/table" in leaves:
         counts = (len(leaves["encoder/position/table"]),)
         side = round(counts[0] ** (1 / 3))
@@ -94,7 +94,7 @@ def crop_of(leaves: Leaves, patch: int, given: tuple[int, int, int] | None) -> t
 
 
 def constructor(config: Any, monai: str) -> tuple[str, dict[str, Any]]:
-    """MONAI's class and the arguments that make the config's network in a release. Raises InputError if that release cannot."""
+    """MONAI's class and its arguments for the config's network in a release. Raises InputError if the release does not support it."""
     if config.vit.qkv_bias and not at_least(monai, "1.0"):
         raise InputError(f"a UNETR with vit.qkv_bias cannot be made by MONAI {monai}; use --monai 1.0 or newer")
     return "UNETR", {

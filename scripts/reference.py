@@ -152,7 +152,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def commands_page() -> str:
     """The flags of all commands."""
-    text = ["# Commands", "The flags that `--help` of each command lists. What a user can correct ends a command with one line and exit code 2."]
+    text = ["# Commands", "The flags that each `--help` lists. What a user can correct ends a command with one line and exit code 2."]
     text += [table(("command", ""), [(f"[`brainseg {name}`](#brainseg-{name})", does) for name, (_, does) in COMMANDS.items()])]
     codes = [
         ("0", "done"),

@@ -1,7 +1,7 @@
-"""Label maps that cannot be right though every value in them is: turned under their image, on air, sides exchanged, or interpolated.
+"""Plausibility checks of label maps with valid values: orientation against the image, labels on air, swapped sides, interpolation.
 
-The thresholds were measured on 141 people's label maps of 2 mm (DLMUSE), 14 of 1 mm (FreeSurfer's ids) and the sample's, and on these
-turned and interpolated; docstrings say how far apart the two lie. What is found is a doubt, said by name, and no refusal.
+The thresholds were measured on label maps of 141 subjects at 2 mm (DLMUSE), 14 at 1 mm (FreeSurfer's ids) and the sample cohort, and on
+these reoriented and interpolated; docstrings give the values of both. Findings are warnings, not errors.
 """
 
 from collections.abc import Iterator
@@ -13,31 +13,31 @@ from scipy import ndimage
 
 from brainseg_jax.data.labels import LAST, Table
 
-AIR = 0.25  # the share of labelled voxels on air from which it is said
-TURNED = 1.03  # how much better labels fit their image when turned
-TELLING = 0.25  # the share of the grey values' variance below which labels do not tell how they lie: a whole brain's explain 0.3 to 0.6
-BETWEEN = 0.15  # the share of a map's border voxels that lie between a smaller and a larger id
-FEWEST = 20  # voxels of a structure that is judged by itself
-COARSE = 60**3  # voxels on which the fit is judged
+AIR = 0.25  # share of labelled voxels on air for a warning
+TURNED = 1.03  # ratio by which reoriented labels have to fit the image better for a warning
+TELLING = 0.25  # share of the intensity variance below which labels do not indicate orientation: a whole brain's explain 0.3 to 0.6
+BETWEEN = 0.15  # share of a map's border voxels between a smaller and a larger id for a warning
+FEWEST = 20  # minimum voxels of a structure to be checked
+COARSE = 60**3  # voxels for the check of the fit
 ENDS = ("left–right", "back–front", "feet–head")
 
 
 def check_label_map(
     labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], table: Table
 ) -> list[str]:
-    """What speaks against a label map on its image's grid, each as a clause: "12 of 14 pairs …; remedy". Empty for a good one."""
+    """Warnings about a label map on its image's grid, each a clause "fault; remedy"."""
     if not labels.any():
         return []
     labels = np.clip(labels, 0, LAST).astype(np.uint16)
     (box,) = ndimage.find_objects((labels > 0).view(np.uint8))
-    found = [sides(labels[box], affine, table), interpolated(labels[box]), orientation_warning(labels, image, affine)]
-    if all(structure.freesurfer for structure in table.structures):  # what else there may be, such as air itself, may lie there
-        found.append(on_air(labels, image))
-    return [doubt for doubt in found if doubt]
+    doubts = [sides(labels[box], affine, table), interpolated(labels[box]), orientation_warning(labels, image, affine)]
+    if all(structure.freesurfer for structure in table.structures):  # other structures, such as air itself, may lie on air
+        doubts.append(on_air(labels, image))
+    return [doubt for doubt in doubts if doubt]
 
 
 def sides(labels: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"], table: Table) -> str:
-    """Pairs whose "Left …" lies right of its partner: more than half of them are an exchange. In good maps there is hardly one."""
+    """A warning if more than half of the pairs have their "Left …" right of its partner. In good maps hardly any has."""
     n, right = np.bincount(labels.ravel()), np.zeros(1)
     for axis, step in enumerate(affine[0, :3]):
         along = np.arange(labels.shape[axis]).reshape([-1 if k == axis else 1 for k in range(3)])
@@ -54,10 +54,10 @@ def sides(labels: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
 
 
 def interpolated(labels: Integer[np.ndarray, "x y z"]) -> str:
-    """Ids that arise between two others where labels are resampled linearly: shells, one voxel thick, of an id between its neighbours'.
+    """A warning if labels look resampled linearly: shells, one voxel thick, with an id between those of their neighbours.
 
-    Of the voxels at borders 1 to 10 % lie so in good maps of 1 to 3 mm, 23 to 70 % in interpolated ones. At most one structure of a good
-    map, of 30 voxels, is nothing but such voxels; where few structures are interpolated several are.
+    1 to 10 % of border voxels are such in good maps of 1 to 3 mm, 23 to 70 % in interpolated ones. In a good map at most one structure, of
+    30 voxels, consists of such voxels only; if few structures are interpolated several do.
     """
     ids = np.pad(labels, 1)
     inner = ids[1:-1, 1:-1, 1:-1]
@@ -81,16 +81,16 @@ def interpolated(labels: Integer[np.ndarray, "x y z"]) -> str:
 
 
 def orientation_warning(labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]) -> str:
-    """A turn of the labels after which they fit the image better: after which their structures explain more of its grey values.
+    """A warning if the labels fit the image better after a flip or an exchange of axes: if they explain more of its intensity variance.
 
-    Mirrored or turned, good maps explain at most 0.96 of what they do as they are, masks of a whole brain, which is symmetric, 0.994.
-    Of a part of the brain, the cortex or a lesion, as much may be explained by chance: nothing is said.
+    Reoriented good maps explain at most 0.96 of what they do otherwise, masks of a whole brain, which is symmetric, 0.994. Labels of a part
+    of the brain, the cortex or a lesion, may explain as much by chance, and cause no warning.
     """
     step = max(1, round((image.size / COARSE) ** (1 / 3)))
     coarse = (slice(None, None, step),) * 3
     grey = np.clip(image[coarse], *np.percentile(image[coarse], (1, 99))).ravel()
-    as_is, *fits = [(_explained(turn[coarse].ravel(), grey), how) for turn, how in _turns(labels, affine)]
-    best = max(fits, key=lambda fit: round(fit[0], 2))  # of equal ones the simplest
+    as_is, *fits = [(_explained(turned[coarse].ravel(), grey), how) for turned, how in _turns(labels, affine)]
+    best = max(fits, key=lambda fit: round(fit[0], 2))  # the simplest of equal ones
     if best[0] <= TURNED * as_is[0] or best[0] < TELLING:
         return ""
     lie = f"{100 * as_is[0]:.0f} % of the image's grey values, and {100 * best[0]:.0f} % {best[1]}"
@@ -98,9 +98,9 @@ def orientation_warning(labels: Integer[np.ndarray, "x y z"], image: Float32[np.
 
 
 def on_air(labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y z"]) -> str:
-    """Labelled voxels that are as dark as air (below a tenth of the way from the 2nd to the 98th percentile).
+    """A warning if many labelled voxels are as dark as air (below a tenth of the way from the 2nd to the 98th percentile).
 
-    In good maps at most 1.5 % are, of a skull-stripped image without the CSF that is labelled around the brain up to 20 %.
+    In good maps at most 1.5 % are; up to 20 % if CSF around the brain is labelled and the skull-stripped image does not have it.
     """
     low, high = np.percentile(image, (2, 98))
     share = (image[labels > 0] < low + 0.1 * (high - low)).mean()
@@ -108,7 +108,7 @@ def on_air(labels: Integer[np.ndarray, "x y z"], image: Float32[np.ndarray, "x y
 
 
 def _turns(labels: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]) -> Iterator[tuple[np.ndarray, str]]:
-    """The labels as they are, mirrored along axes, and with two axes of one length exchanged; and what was done."""
+    """The labels unchanged, flipped along axes, and with two axes of equal length exchanged; each with a description."""
     ends = [ENDS[k] for k in np.abs(affine[:3, :3]).argmax(0)]
     for flips in sorted(product((False, True), repeat=3), key=sum):
         axes = [axis for axis in range(3) if flips[axis]]
@@ -119,6 +119,6 @@ def _turns(labels: Integer[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"
 
 
 def _explained(labels: Integer[np.ndarray, "n"], grey: Float[np.ndarray, "n"]) -> float:
-    """The share of the grey values' variance that lies between labels and not within."""
+    """The share of the intensity variance that lies between labels."""
     n, total = np.bincount(labels), np.bincount(labels, grey - grey.mean())
     return float((total**2 / np.maximum(n, 1)).sum() / max(grey.size * grey.var(), 1e-12))

@@ -1,17 +1,17 @@
-"""Label tables: what each voxel value of a label scheme stands for, and how one scheme's labels become another's.
+"""Label tables: the structures of a label scheme's voxel values, and conversion of labels between schemes.
 
-Every table says in FreeSurfer's ids what its structures are, and the table `freesurfer` says what is part of what. A grouping follows from
-the two: a structure of the source belongs to whichever structure of the target has its FreeSurfer id, or has that of what it is part of.
-So 138 structures become 35, 33, 4 or 1 by one rule, and a table of the user's by the same. Tables are tab-separated text, with columns
+Every table identifies its structures by FreeSurfer ids, and the table `freesurfer` has which structure is part of which. This defines the
+grouping: a structure of the source belongs to the structure of the target with its FreeSurfer id, or with that of a structure it is part
+of. By this rule 138 structures become 35, 33, 4 or 1, or those of a user's table. Tables are tab-separated text, with columns
 
 id            the voxel value; 0 is the background and has no line
 name          plain words; a side comes first: "Left hippocampus"
-partner       id of the same structure on the other side, its own id on the midline: what a mirror image swaps
-freesurfer    FreeSurfer id, or several joined by "/" where the structure is made of them; empty where FreeSurfer has none
-part_of       FreeSurfer ids of what it is part of, for targets that do not have it; "2/41" is whichever of the two lies nearer
-abbreviation, colour (#rrggbb), tissue (of TISSUES), note (why, where it could be otherwise)
+partner       id of the same structure on the other side, its own id on the midline: exchanged in a left-right flip
+freesurfer    FreeSurfer id, or several joined by "/" if the structure consists of them; empty if FreeSurfer has none
+part_of       FreeSurfer ids of structures it is part of, for targets without it; "2/41" is the nearer one of the two
+abbreviation, colour (#rrggbb), tissue (of TISSUES), note (the reason for a choice)
 
-of which the first three are required.
+The first three are required.
 """
 
 import colorsys
@@ -30,16 +30,16 @@ from scipy import ndimage
 from brainseg_jax.core.errors import InputError, did_you_mean
 from brainseg_jax.core.files import parse_cells, read_table_text, split_rows
 
-# seg33: the paper's structures. intracranial: these without vessels, and what else fills the skull. malpem: ADNI's labels.
-# brain: a mask, with the CSF around the brain. head: what scans are made from (data/synthesis), with what lies outside the brain.
+# seg33: the paper's structures. intracranial: these without vessels, and the rest of the intracranial volume. malpem: ADNI's labels.
+# brain: a mask, with the CSF around the brain. head: for synthesis (data/synthesis), with classes outside the brain.
 SCHEMES = ("seg35", "seg33", "intracranial", "seg4", "brain", "freesurfer", "malpem", "synthseg", "dlmuse", "head")
-HEAD = "head"  # what scans are made from
+HEAD = "head"
 COLUMNS = ("id", "name", "abbreviation", "freesurfer", "part_of", "partner", "colour", "tissue", "note")
 REQUIRED = ("id", "name", "partner")
 TISSUES = ("cortex", "subcortical grey matter", "white matter", "csf", "other")
-SPOTS = range(77, 83)  # FreeSurfer ids of hypointensities, which lie scattered
-LAST = 2**16 - 1  # the largest id: an id is an index into a small array
-NEAR = 16  # voxels around the box of what lies on the midline, in which its nearer side is looked for
+SPOTS = range(77, 83)  # FreeSurfer ids of hypointensities, which are scattered
+LAST = 2**16 - 1  # the largest id, since ids are indices into an array
+NEAR = 16  # margin in voxels around midline structures in which the nearer side is determined
 
 
 class Structure(NamedTuple):
@@ -57,26 +57,24 @@ class Structure(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A label scheme. A network trained on it has the classes 0, background, and 1 to n in the order of `structures`."""
+    """A label scheme. A network for it has the classes 0 (background) and 1 to n in the order of `structures`."""
 
     name: str
     structures: tuple[Structure, ...]
 
 
 def read_table(scheme: str | Path) -> Table:
-    """The table of one of SCHEMES, or that of a user's TSV file. InputError, naming line and remedy, for whatever is wrong with it."""
+    """The table of one of SCHEMES or of a user's TSV file. Raises InputError, naming line and remedy, for any fault."""
     if scheme in SCHEMES:
         return _shipped(str(scheme))
-    path = Path(scheme)
+    path, known = Path(scheme), ", ".join(SCHEMES)
     if path.suffix != ".tsv":
-        raise InputError(
-            f"label table {str(scheme)!r} is unknown{did_you_mean(str(scheme), SCHEMES)}; use a .tsv file or one of {_list(SCHEMES)}"
-        )
-    return parse_table(read_table_text(path, f"check the path, or use one of {_list(SCHEMES)}", "tab-separated text"), str(path))
+        raise InputError(f"label table {str(scheme)!r} is unknown{did_you_mean(str(scheme), SCHEMES)}; use a .tsv file or one of {known}")
+    return parse_table(read_table_text(path, f"check the path, or use one of {known}", "tab-separated text"), str(path))
 
 
 def parse_table(text: str, name: str) -> Table:
-    """The table written in `text`; `name` is what errors call it. InputError as of `read_table`."""
+    """The table in a text; `name` is its name in errors. Raises InputError as `read_table` does."""
     structures: dict[int, Structure] = {}
     lines_of: dict[int | str, int] = {}
     for line, cells in parse_cells(name, split_rows(text), COLUMNS, REQUIRED, "\t", "structures"):
@@ -98,14 +96,13 @@ def parse_table(text: str, name: str) -> Table:
 
 
 def connected_structures(table: Table) -> list[int]:
-    """Class numbers of structures that are one piece of tissue in a healthy brain: those with one FreeSurfer id, which is of no CSF and of
-    no hypointensity."""
+    """Class numbers of structures that are connected in a healthy brain: those with one FreeSurfer id, without CSF and hypointensities."""
     ids = ((n, s.freesurfer[0]) for n, s in enumerate(table.structures, 1) if s.tissue != "csf" and len(s.freesurfer) == 1)
     return [n for n, id in ids if id not in SPOTS]
 
 
 def table_text(table: Table) -> str:
-    """The table as `parse_table` reads it, for what has to carry its own."""
+    """The table as text for `parse_table`, for files that include their table."""
     lines = ["\t".join(COLUMNS)]
     for structure in table.structures:
         cells = ("/".join(map(str, cell)) if isinstance(cell, tuple) else str(cell) for cell in map(structure._asdict().get, COLUMNS))
@@ -114,35 +111,35 @@ def table_text(table: Table) -> str:
 
 
 def grouping(source: Table, target: Table) -> dict[int, tuple[int, ...]]:
-    """For every id of the source the id of the target that it belongs to: (), (id,), or both sides' where the nearer one has to be taken.
+    """The target's ids for each id of the source: (), (id,), or a left and right id of which the nearer one is to be used.
 
-    InputError where a table has no FreeSurfer ids to go by, and where the source does not tell apart what the target does.
+    Raises InputError if a table has no FreeSurfer ids, and if the source does not distinguish structures of the target.
     """
     if source.structures == target.structures:
         return {s.id: (s.id,) for s in source.structures}
     for table in (source, target):
         if not any(s.freesurfer for s in table.structures):
             raise InputError(f"label table {table.name} has no FreeSurfer ids to get from {source.name} to {target.name}; add that column")
-    having = defaultdict(set)
+    by_freesurfer = defaultdict(set)
     for structure in target.structures:
         for id in structure.freesurfer:
-            having[id].add(structure.id)
+            by_freesurfer[id].add(structure.id)
     wholes = {s.id: s.part_of for s in _shipped("freesurfer").structures}
 
-    def among(ids: Iterable[int]) -> frozenset[int]:
-        return frozenset().union(*(having.get(id) or among(wholes.get(id, ())) for id in ids))
+    def targets(ids: Iterable[int]) -> frozenset[int]:
+        return frozenset().union(*(by_freesurfer.get(id) or targets(wholes.get(id, ())) for id in ids))
 
-    found = {}  # for every source id where each of its FreeSurfer ids belongs: they have to agree
+    candidates = {}  # the target ids of each FreeSurfer id of a source structure, which have to agree
     for structure in source.structures:
-        own = {among([id]) for id in structure.freesurfer}
-        found[structure.id] = own if any(own) else {among(structure.part_of)}
-    groups = {id: tuple(sorted(frozenset().union(*own))) for id, own in found.items()}
+        own = {targets([id]) for id in structure.freesurfer}
+        candidates[structure.id] = own if any(own) else {targets(structure.part_of)}
+    groups = {id: tuple(sorted(frozenset().union(*own))) for id, own in candidates.items()}
     named = {s.id: s for s in target.structures}
     for structure in source.structures:
         ids = groups[structure.id]
-        # Two sides are told apart by what lies nearer, and that has to have a side itself.
+        # A midline structure goes to the nearer side, which requires source structures of each side.
         sides = len(ids) == 2 and named[ids[0]].partner == ids[1] and {ids[:1], ids[1:]} <= set(groups.values())
-        if len(found[structure.id]) > 1 or not (len(ids) < 2 or sides):
+        if len(candidates[structure.id]) > 1 or not (len(ids) < 2 or sides):
             two = [repr(named[id].name) for id in ids[:2]] + ["the background"]
             raise InputError(
                 f"{structure.name!r} of label table {source.name} does not tell {two[0]} from {two[1]} of {target.name}; "
@@ -152,17 +149,16 @@ def grouping(source: Table, target: Table) -> dict[int, tuple[int, ...]]:
 
 
 def missing(source: Table, target: Table) -> tuple[Structure, ...]:
-    """The structures of the target that labels of the source never have, e.g. the vessels of seg33 for dlmuse."""
+    """The structures of the target that labels of the source do not have, e.g. the vessels of seg33 for dlmuse."""
     given = set().union(*grouping(source, target).values())
     return tuple(s for s in target.structures if s.id not in given)
 
 
 def lookup(labels: Shaped[np.ndarray, "*shape"], source: Table, target: Table, name: str = "labels") -> UInt[np.ndarray, "*shape"]:
-    """Labels of the source as class numbers of the target, uint8 or uint16; what belongs to none of its structures becomes 0.
+    """Labels of the source as class numbers of the target, uint8 or uint16; structures that are not in the target become 0.
 
-    What lies on the midline and belongs to either side goes to the side whose next voxel is nearer, or is background where there is none
-    around, so give whole volumes rather than crops. InputError, naming `name`, for ids that are not in the source and for values that are
-    no whole numbers.
+    Voxels of midline structures go to the nearer side, or are background if no side is near, so use whole volumes instead of crops. Raises
+    InputError, beginning with `name`, for ids that are not in the source and for values that are not integers.
     """
     with np.errstate(invalid="ignore"):
         ids = labels.astype(np.intp)
@@ -176,7 +172,7 @@ def lookup(labels: Shaped[np.ndarray, "*shape"], source: Table, target: Table, n
     table[0] = 0
     for id, group in groups.items():
         table[id] = number[group]
-    classes = table.take(ids, mode="clip")  # beyond the last id stands `unknown`
+    classes = table.take(ids, mode="clip")  # the entry beyond the last id is `unknown`
     if ids.min(initial=0) < 0 or (classes == unknown).any():
         _refuse(ids[(ids < 0) | (classes == unknown)], source, name)
     for left, right in either:
@@ -185,7 +181,7 @@ def lookup(labels: Shaped[np.ndarray, "*shape"], source: Table, target: Table, n
 
 
 def swap(table: Table) -> Integer[np.ndarray, "k"]:
-    """The class that each class becomes in a mirror image, background first: `swap(table)[classes]` of the flipped classes."""
+    """The class of each class's partner, background first: `swap(table)[classes]` for a left-right flip."""
     number = {s.id: n for n, s in enumerate(table.structures, 1)}
     return np.array([0, *(number[s.partner] for s in table.structures)])
 
@@ -196,7 +192,7 @@ def voxel_ids(table: Table) -> Integer[np.ndarray, "k"]:
 
 
 def freesurfer_ids(table: Table) -> Integer[np.ndarray, "k"]:
-    """The FreeSurfer id of each class, background first. InputError where a structure has none, or is made of several."""
+    """The FreeSurfer id of each class, background first. Raises InputError for a structure with none or several."""
     for structure in table.structures:
         if len(structure.freesurfer) != 1:
             what = f"{structure.name!r} of label table {table.name} has {len(structure.freesurfer) or 'no'} FreeSurfer ids, not one"
@@ -218,14 +214,14 @@ def _structure(cells: dict[str, str], where: str) -> Structure:
         tuple(_number(part, f"{where}: {column}") for part in cells[column].split("/")) if cells[column] not in ("", "0") else ()
         for column in ("freesurfer", "part_of")
     )
-    # Partners without a colour of their own get the same one.
+    # Partners without a colour get the same default.
     hue = colorsys.hsv_to_rgb(min(id, partner) * 0.618034 % 1, 0.6, 0.9)
     colour = cells["colour"] or "#" + bytes(round(255 * part) for part in hue).hex()
     if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
         raise InputError(f"{where}: colour {colour!r} cannot be read; write it as #rrggbb, e.g. #cd3e4e")
     tissue = cells["tissue"] or "other"
     if tissue not in TISSUES:
-        raise InputError(f"{where}: tissue {tissue!r} is unknown{did_you_mean(tissue, TISSUES)}; use one of {_list(TISSUES)}")
+        raise InputError(f"{where}: tissue {tissue!r} is unknown{did_you_mean(tissue, TISSUES)}; use one of {', '.join(TISSUES)}")
     return Structure(id, cells["name"], cells["abbreviation"] or cells["name"], freesurfer, part_of, partner, colour, tissue, cells["note"])
 
 
@@ -244,16 +240,12 @@ def _refuse(ids: Integer[np.ndarray, "n"], source: Table, name: str) -> None:
 
 
 def _take_nearer(classes: UInt[np.ndarray, "*shape"], either: int, sides: tuple[int, int]) -> None:
-    """Voxels of class `either` become, in place, the class of the nearest voxel of one of `sides`."""
+    """Replaces voxels of class `either`, in place, by the class of the nearest voxel of one of `sides`, or 0 without one nearby."""
     for box in ndimage.find_objects((classes == either).view(np.uint8)):
-        near = classes[tuple(slice(max(part.start - NEAR, 0), part.stop + NEAR) for part in box)]
-        where, sided = near == either, (near == sides[0]) | (near == sides[1])
+        part = classes[tuple(slice(max(axis.start - NEAR, 0), axis.stop + NEAR) for axis in box)]
+        midline, sided = part == either, (part == sides[0]) | (part == sides[1])
         if sided.any():
             nearest = ndimage.distance_transform_edt(~sided, return_distances=False, return_indices=True)
-            near[where] = near[tuple(nearest)][where]
+            part[midline] = part[tuple(nearest)][midline]
         else:
-            near[where] = 0
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
+            part[midline] = 0

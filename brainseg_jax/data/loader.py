@@ -166,7 +166,7 @@ def _start_worker(*_: int) -> None:
 
 def release_shared() -> None:
     """Releases shared memory that workers of this process left, after all have ended: memory not yet registered with Python's tracker."""
-    for file in SHARED.glob(_mark(os.getpid()) + "*"):
+    for file in SHARED.glob(f"{_mark(os.getpid())}*"):
         file.unlink(missing_ok=True)
 
 

@@ -1,5 +1,7 @@
-"""The manifest: one line per scan (who, which file, which labels, which split), and splits that never put one person on both sides; rule
-"paper" samples images as the paper does (section IV-A), and unlike it hashes names, so a split depends on no row order and no library.
+"""The manifest, one line per scan (subject, image, labels, split), and splits that keep each subject on one side.
+
+Rule "paper" samples images as the paper does (section IV-A), but by hashes of names, so that a split depends on no row order and no
+library.
 """
 
 import hashlib
@@ -17,17 +19,17 @@ from brainseg_jax.core.files import read_cells, table_text, write_table, write_t
 COLUMNS = ("subject", "session", "image", "labels", "scheme", "dataset", "split", "source")
 LISTS = ("image", "labels", "scheme")  # columns that may hold several, separated by ";"
 SPLIT_COLUMNS = ("dataset", "subject", "session", "image", "split")
-SOURCES = ("", SYNTH := "synth")  # a scan; or labels only, of which scans are made
+SOURCES = ("", SYNTH := "synth")  # a scan; labels only, for synthetic scans
 SPLITS = ("train", "val", "test", "excluded", "")
-# The paper holds 30 % out and divides it 858 to 1717.
+# In the paper 30 % are validation and test set, divided 858 to 1717.
 FRACTIONS = {"subject": (0.7, 0.1, 0.2), "paper": (0.7, 0.3 * 858 / 2575, 0.3 * 1717 / 2575)}
 
 
 class Row(NamedTuple):
-    """One scan. Paths are absolute; `scheme` names the label table of each of `labels`, or is empty; a person is (dataset, subject).
+    """One scan. Paths are absolute; `scheme` has the label table of each of `labels`, or is empty.
 
-    `also`: further images of the same head (FLAIR beside T1), one for each channel after the first, in the order of the channels.
-    `labels_only`: there are labels only, of which scans are made; `image` is the first label map then.
+    `also`: further images of the same head (e.g. FLAIR beside T1), one for each channel after the first, in the order of the channels.
+    `labels_only`: there is no image, and `image` is the first label map, from which scans are synthesised.
     """
 
     subject: str
@@ -42,30 +44,30 @@ class Row(NamedTuple):
 
     @property
     def images(self) -> tuple[Path, ...]:
-        """The image of each channel; labels lie on the grid of the first."""
+        """The image of each channel; labels are on the grid of the first."""
         return self.image, *self.also
 
     @property
     def person(self) -> tuple[str, str]:
+        """The subject, unique across data sets."""
         return self.dataset, self.subject
 
     @property
     def hashed(self) -> str:
-        """The person as checkpoints name whom they were trained on: 16 hex digits."""
+        """The hash of the subject by which checkpoints record whom they were trained on: 16 hex digits."""
         return hashlib.sha256("/".join(self.person).encode()).hexdigest()[:16]
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What the scan is called wherever its files lie: dataset, subject, session, name of the first image."""
+        """The scan's name, independent of its folder: dataset, subject, session, file name of the first image."""
         return self.dataset, self.subject, self.session, self.image.name
 
 
 def read_manifest(path: str | Path) -> tuple[Row, ...]:
-    """The rows of a CSV or TSV file in UTF-8, in its order; paths in it, label tables' too, are taken from its own folder. Files need not
-    exist yet.
+    """The rows of a CSV or TSV file in UTF-8, in its order. Paths, also of label tables, are relative to its folder, and need not exist.
 
-    Raises InputError, naming line or column and the remedy, for unknown or missing columns, missing values, unknown splits, labels and
-    schemes that do not pair up, an image listed twice, rows of more and of fewer images, and a person in two splits.
+    Raises InputError, naming line or column and the remedy, for unknown or missing columns, missing values, unknown splits, labels without
+    schemes, a duplicate image, rows with different numbers of images, and a subject in two splits.
     """
     path = Path(path)
     folder = path.parent.absolute()
@@ -84,32 +86,29 @@ def read_manifest(path: str | Path) -> tuple[Row, ...]:
             if not value:
                 raise InputError(f"{path}: line {line}: {name} is empty; fill it in or remove the line")
         (image, *also), labels = ([Path(os.path.normpath(folder / name)) for name in names] for names in (images, labels))
-        # A scheme for a scan that has no labels says nothing: people fill the column from top to bottom.
+        # A scheme without labels is ignored, since users fill the column from top to bottom.
         scheme = tuple(os.path.normpath(folder / name) if name.endswith(".tsv") else name for name in scheme) if labels else ()
         if scheme and len(scheme) != len(labels):
             raise InputError(f"{path}: line {line}: {len(labels)} labels but {len(scheme)} schemes; give each label file its scheme")
-        rows.append(
-            Row(
-                cells["subject"], cells["session"], image, tuple(labels), scheme, cells["dataset"], cells["split"], tuple(also), labels_only
-            )
-        )
+        subject, session, dataset, split = (cells[name] for name in ("subject", "session", "dataset", "split"))
+        rows.append(Row(subject, session, image, tuple(labels), scheme, dataset, split, tuple(also), labels_only))
     check_rows(rows, path)
     return tuple(rows)
 
 
 def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
-    """Writes rows as TSV, all or nothing; paths below the manifest's folder or the folder above it become relative, so both can move.
+    """Writes rows as TSV, atomically; paths below the manifest's folder or its parent become relative, so that both can be moved.
 
-    Raises InputError for rows that `read_manifest` would refuse.
+    Raises InputError for rows that `read_manifest` refuses.
     """
     path, rows = Path(path), tuple(rows)
     check_rows(rows, path)
     folder = path.parent.absolute()
-    near = folder.parent if folder.parent != Path(folder.anchor) else folder
+    root = folder.parent if folder.parent != Path(folder.anchor) else folder
 
     def spell(file: Path) -> str:
         file = file.absolute()
-        text = Path(os.path.relpath(file, folder)).as_posix() if file.is_relative_to(near) else str(file)
+        text = Path(os.path.relpath(file, folder)).as_posix() if file.is_relative_to(root) else str(file)
         if ";" in text:
             raise InputError(f"{file}: ';' separates files in a manifest; rename the file or folder")
         return text
@@ -119,20 +118,20 @@ def write_manifest(path: str | Path, rows: Iterable[Row]) -> None:
         scheme = (spell(Path(name)) if name.endswith(".tsv") else name for name in row.scheme)
         files = (*(";".join(map(spell, paths)) for paths in (() if row.labels_only else row.images, row.labels)), ";".join(scheme))
         lines.append((row.subject, row.session, *files, row.dataset, row.split, SYNTH * row.labels_only))
-    known = len(COLUMNS) if any(row.labels_only for row in rows) else COLUMNS.index("source")
-    write_table(path, COLUMNS[:known], [line[:known] for line in lines])
+    width = len(COLUMNS) if any(row.labels_only for row in rows) else COLUMNS.index("source")
+    write_table(path, COLUMNS[:width], [line[:width] for line in lines])
 
 
 def check_rows(rows: Sequence[Row], source: str | Path) -> None:
-    """Raises InputError, naming `source` and the row, for an unknown split, the names "." and "..", an image listed twice, another number
-    of images than the first row has, or a person in two of train, val, test."""
+    """Raises InputError, naming `source` and the row, for an unknown split, the names "." and "..", a duplicate image or key, another
+    number of images than in the first row, or a subject in two of train, val, test."""
     if not rows:
         raise InputError(f"{source}: no scans; add at least one line below the header")
     images, keys, sides = set(), {}, {}
     for row in rows:
         if row.split not in SPLITS:
-            close = did_you_mean(row.split, SPLITS)
-            raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{close}; use one of {_list(SPLITS)}")
+            hint = f"{did_you_mean(row.split, SPLITS)}; use one of {', '.join(name or 'empty' for name in SPLITS)}"
+            raise InputError(f"{source}: split {row.split!r} of {row.image} is unknown{hint}")
         if dots := {".", ".."} & {row.subject, row.session, row.dataset}:
             raise InputError(f"{source}: {min(dots)!r} of {row.image} is no name of a subject, session or data set; give it another")
         for image in row.images:
@@ -163,11 +162,11 @@ def assign_splits(
     fractions: Sequence[float | int] | None = None,
     rule: Literal["subject", "paper"] = "subject",
 ) -> tuple[Row, ...]:
-    """The rows, in their order, with train, val or test by `fractions` (FRACTIONS[rule] if None) within each dataset.
+    """The rows, in their order, with splits train, val and test by `fractions` (FRACTIONS[rule] if None) within each dataset.
 
-    "subject" divides people; each non-zero fraction gets one if there are enough. "paper" divides images; then the held-out scans of a
-    person who is in train, and the val scans of one who is in test, become "excluded". Order and files' places do not matter. Rows that
-    all carry a split keep it. Raises InputError where only some do, and for fractions that are not three parts of 1.
+    "subject" divides subjects; each non-zero fraction gets one if there are enough. "paper" divides images; then val and test scans of a
+    subject in train, and val scans of one in test, become "excluded". Splits do not depend on order or paths. If all rows have a split they
+    keep it. Raises InputError if only some have, and for fractions that are not three parts of 1.
     """
     rows = tuple(rows)
     if all(row.split for row in rows):
@@ -175,7 +174,7 @@ def assign_splits(
     if given := [row for row in rows if row.split]:
         raise InputError(f"{len(given)} of {len(rows)} rows have a split, e.g. {given[0].image}; fill in all of them or none")
     if rule not in FRACTIONS:
-        raise InputError(f"split rule {rule!r} is unknown; use one of {_list(tuple(FRACTIONS))}")
+        raise InputError(f"split rule {rule!r} is unknown; use one of {', '.join(FRACTIONS)}")
     fractions = tuple(map(float, FRACTIONS[rule] if fractions is None else fractions))
     if len(fractions) != 3 or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise InputError(f"fractions {fractions}: give three parts, train val test, that sum to 1")
@@ -197,7 +196,7 @@ def assign_splits(
 
 
 def split_table(rows: Iterable[Row], source: str | Path) -> str:
-    """Who is on which side, by name and not by place, as a table that `apply_splits` reads: equal splits, equal text.
+    """The split of each scan, by name and not by path, as the text of a table for `apply_splits`; equal splits give equal text.
 
     Raises InputError, naming `source`, if a row has no split.
     """
@@ -216,9 +215,9 @@ def write_splits(path: str | Path, rows: Iterable[Row]) -> str:
 
 
 def apply_splits(rows: Iterable[Row], path: str | Path) -> tuple[Row, ...]:
-    """The rows with the splits of a file that `write_splits` wrote, whatever they carried before; it may name more scans than these.
+    """The rows with the splits from a file of `write_splits`, which replace their own; the file may have more scans.
 
-    Raises InputError if a scan is not in the file, or the file is not such a file.
+    Raises InputError if a scan is not in the file, or the file is unusable.
     """
     split = {}
     for line, cells in _table(Path(path), SPLIT_COLUMNS, required=SPLIT_COLUMNS):
@@ -235,7 +234,7 @@ def apply_splits(rows: Iterable[Row], path: str | Path) -> tuple[Row, ...]:
 
 
 def _counts(n: int, fractions: Sequence[float]) -> list[int]:
-    """n in three whole parts: the largest remainders round up, and no wanted part stays empty while n reaches."""
+    """n divided into three integers: the largest remainders are rounded up, and no non-zero fraction gets 0 if n suffices."""
     ideal = [n * fraction / sum(fractions) for fraction in fractions]
     counts = [math.floor(x) for x in ideal]
     for i in sorted(range(3), key=lambda i: counts[i] - ideal[i])[: n - sum(counts)]:
@@ -250,7 +249,3 @@ def _counts(n: int, fractions: Sequence[float]) -> list[int]:
 
 def _table(path: Path, columns: Sequence[str], required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     return read_cells(path, columns, required, "check the path, or make a manifest with brainseg prepare manifest", "scans")
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(name or "empty" for name in names)

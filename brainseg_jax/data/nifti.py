@@ -1,5 +1,5 @@
-"""The intake gate: a scan or label map enters here or is refused in one line; nibabel decodes the headers (NIfTI-1/2, MGH), while the
-stream is read here, to its end, because nibabel stops before the gzip checksum and guesses left and right where a header does not say.
+"""Reading and validation of scans and label maps. nibabel decodes the headers (NIfTI-1/2, MGH); the stream is read here, to its end,
+because nibabel stops before the gzip checksum, and guesses left and right if a header does not define them.
 """
 
 import gzip
@@ -24,25 +24,25 @@ from brainseg_jax.data import affine_checks
 from brainseg_jax.data.affine_checks import Form, sound
 from brainseg_jax.data.intensities import cleaned
 
-LIMIT = 2**31  # bytes one volume may take in memory; about 812³ voxels
-SLAB = 2**24  # bytes that are read at once
-FAR = 2**26  # bytes from the start of a file to its voxels, at most: extensions of NIfTI hold text, or the header of a DICOM file
-# What may follow the voxels: a little padding in NIfTI; tags, the command history and a colour table in MGH.
+LIMIT = 2**31  # maximum bytes of a volume in memory; about 812³ voxels
+SLAB = 2**24  # bytes read at once
+FAR = 2**26  # maximum bytes from the start of a file to its voxels: NIfTI extensions hold text, or the header of a DICOM file
+# Maximum bytes behind the voxels: a little padding in NIfTI; tags, the command history and a colour table in MGH.
 NIFTI_TAIL, MGH_TAIL = 4096, 2**18
-CODES = range(6)  # of q-form and s-form: what space they lead to
-UNITS = {1: 1000.0, 3: 0.001}  # mm in NIfTI's metre and micron; all others are taken for mm
-QUATERNION = -1e-5  # nibabel's own bound refuses scans that were published, whose q-forms were rounded in single precision
-SKEW = 2e-3  # cosine, or length less one, by which MGH's directions may be off
-# Tags of MGH: an old transform is measured otherwise, a frame's or a colour table's length is not to be relied on, all others say theirs.
+CODES = range(6)  # of q-form and s-form: the space they lead to
+UNITS = {1: 1000.0, 3: 0.001}  # mm in NIfTI's metre and micron; all others are read as mm
+QUATERNION = -1e-5  # nibabel's own bound refuses published scans whose q-forms were rounded in single precision
+SKEW = 2e-3  # tolerance of MGH's directions, as a cosine or a deviation from unit length
+# Tags of MGH with a reliable length, and tags without: an old transform, a frame, a colour table.
 MEASURED, UNMEASURED = {3, 4, 5, 10, 21, 31, 32, 33, 40, 41, 43, 44}, {1, 2, 20, 30, 42}
-# A brain alone in a large image of zeros compresses a hundredfold, zeros alone 230 to 1,000 times.
+# Compression ratio and size of an empty image: a brain in a large image of zeros compresses a hundredfold, only zeros 230 to 1,000 times.
 EMPTY, LARGE = 200, 2**28
 
 
 class Scan(NamedTuple):
-    """One volume and its place in the world: `affine` takes a voxel index to millimetres towards Right, Anterior, Superior.
+    """A volume and its affine, from voxel indices to millimetres towards Right, Anterior, Superior.
 
-    `remarks`: what a user should know of how the file was read, though it is no error; a sentence each, without the file's name.
+    `remarks`: warnings about reading the file, a sentence each, without the file's name.
     """
 
     voxels: Shaped[np.ndarray, "x y z"]
@@ -51,7 +51,7 @@ class Scan(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a header claims about the bytes that follow it."""
+    """A header's description of the bytes that follow it."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -68,19 +68,19 @@ class Layout(NamedTuple):
 
     @property
     def slice(self) -> int:
-        """Bytes that are fewer than any slice has, so that a dimension that is one too small does not pass for a tail."""
+        """A lower bound of the bytes of a slice, so that an extra slice is not taken for a tail."""
         return self.size // (max(self.shape) + 1)
 
     def scaled(self, stored: np.ndarray) -> np.ndarray:
-        """Stored values as the header's slope and intercept have them, in their own type where those change nothing."""
+        """Stored values scaled by the header's slope and intercept; unchanged, in their own type, for 1 and 0."""
         return stored if (self.slope, self.inter) == (1, 0) else stored.astype(np.float64) * self.slope + self.inter
 
 
 def read(path: str | Path) -> Scan:
-    """An image as float32 [x y z], scaled by the header's slope and intercept, without what is no intensity (see `intensities.cleaned`).
+    """An image as float32 [x y z], scaled by the header's slope and intercept, and cleaned (see `intensities.cleaned`).
 
-    Raises InputError, naming the file and the remedy, for whatever would be silently wrong later: damage, a header that disagrees with the
-    data or with itself, an unknown or contradictory left and right, more than one volume, one value only.
+    Raises InputError, naming the file and the remedy, for a damaged file, a header that contradicts the data or itself, unknown or
+    contradictory left and right, more than one volume, and a constant image.
     """
     with _opened(path) as (stream, layout, packed):
         if packed and layout.size > max(LARGE, EMPTY * packed):
@@ -90,14 +90,14 @@ def read(path: str | Path) -> Scan:
 
 
 def from_array(voxels: Shaped[np.ndarray, "x y z"], affine: Shaped[np.ndarray, "4 4"]) -> Scan:
-    """What `read` would give for a file of these. Raises InputError as it does, without naming a file."""
+    """The scan that `read` returns for a file of these voxels and affine. Raises InputError as it does, without naming a file."""
     affine = sound(affine, voxels.shape)
     voxels, remarks = cleaned(voxels.astype(np.float32, order="C"))
     return Scan(voxels, affine, remarks)
 
 
 def from_image(image: Any) -> Scan:
-    """What `read` would give for the file that an image of nibabel's would be saved as. Raises InputError as `from_array` does."""
+    """The scan that `read` returns for the saved file of a nibabel image. Raises InputError as `from_array` does."""
     voxels = np.asanyarray(image.dataobj)
     if voxels.dtype.kind not in "biuf":
         raise InputError(f"holds colours or complex numbers ({voxels.dtype}); give one grey value per voxel")
@@ -111,10 +111,9 @@ def from_image(image: Any) -> Scan:
 
 
 def read_labels(path: str | Path) -> Scan:
-    """A label map as int32 [x y z]; it may be empty. Raises InputError as `read` does, and for values that are not integers.
+    """A label map as int32 [x y z], possibly empty. Raises InputError as `read` does, and for values that are not integers.
 
-    The header's slope is applied: ids that a tool squeezed into too small an integer type come back as fractions, and are refused rather
-    than rounded.
+    The header's slope is applied: ids that a tool rescaled into too small an integer type are fractions then, and refused, not rounded.
     """
     with _opened(path) as (stream, layout, _):
         voxels = _volume(stream, layout, np.int32, lambda stored: _ids(layout.scaled(stored)))
@@ -136,12 +135,12 @@ def _ids(values: np.ndarray) -> np.ndarray:
 
 
 def orientation(affine: Shaped[np.ndarray, "4 4"]) -> str:
-    """Where the three array axes point, each as its closest direction, e.g. "RAS" or "PSR"."""
+    """The closest directions of the three array axes, e.g. "RAS" or "PSR"."""
     return "".join(orientations.aff2axcodes(affine))
 
 
 def reorient(scan: Scan, codes: str) -> Scan:
-    """The same scan with its axes pointing to `codes` (e.g. "RSP"): flips and permutations only, every voxel keeps its value and place.
+    """The scan with its axes pointing to `codes` (e.g. "RSP"), by flips and permutations; every voxel keeps its value and position.
 
     Raises InputError unless `codes` names each of R/L, A/P and S/I once.
     """
@@ -153,16 +152,16 @@ def reorient(scan: Scan, codes: str) -> Scan:
 
 
 def claims(path: str | Path) -> Layout:
-    """What a file's header says of its voxels and their place, checked as `read` checks it. Raises InputError as it does."""
+    """The layout and affine from a file's header, validated as by `read`. Raises InputError as it does."""
     with _opened(path) as (_, layout, _):
         return layout
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[tuple[Any, Layout, int]]:
-    """A file unpacked up to its voxels, what its header claims, and how long it is if it is packed (0 if not).
+    """A decompressed stream at the first voxel, the layout from the header, and the file's size if it is compressed, else 0.
 
-    Whatever goes wrong while it is read becomes one line that names the file.
+    Raises InputError in one line that names the file for any error while it is read.
     """
     with open_regular(Path(path), "give a scan") as file:
         try:
@@ -181,7 +180,7 @@ def _plain(file: io.BufferedReader) -> Any:
 
 
 def _volume(stream: Any, layout: Layout, dtype: type, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The voxels, converted slab by slab to lie in memory once, when all of the stream has been read and is as long as it says."""
+    """The voxels, converted slab by slab so that they are in memory only once. Raises InputError for a stream that is too short or long."""
     voxels, (x, y, z) = np.empty(layout.shape, dtype), layout.shape
     plane = x * y * layout.dtype.itemsize
     thick = max(1, SLAB // plane)
@@ -189,12 +188,13 @@ def _volume(stream: Any, layout: Layout, dtype: type, convert: Callable[[np.ndar
         wanted = plane * min(thick, z - first)
         content = stream.read(wanted)
         if len(content) < wanted:
-            lacking = plane * (z - first) - len(content)
-            raise InputError(f"ends {lacking} bytes short of its {layout.shape} voxels; copy or download it again")
+            raise InputError(
+                f"ends {plane * (z - first) - len(content)} bytes short of its {layout.shape} voxels; copy or download it again"
+            )
         stored = np.frombuffer(content, layout.dtype).reshape((x, y, -1), order="F")
         with np.errstate(invalid="ignore", over="ignore"):
             voxels[:, :, first : first + thick] = convert(stored)
-    # One byte more than may be there: short of it the stream has ended, and with its end the gzip checksum has been compared.
+    # A byte more than allowed, so that the stream is read to its end, where the gzip checksum is compared.
     tail = stream.read(MGH_TAIL + 1)
     short = len(tail) <= min(layout.slice, NIFTI_TAIL)
     if not short and not (isinstance(layout.header, MGH) and _tags(tail)):
@@ -203,7 +203,7 @@ def _volume(stream: Any, layout: Layout, dtype: type, convert: Callable[[np.ndar
 
 
 def _layout(head: bytes) -> Layout:
-    """The header at the start of a file, told by its content rather than the file's name, and checked before anything is allocated."""
+    """The layout from the header at the start of a file, recognised by its content, and validated before anything is allocated."""
     if head.startswith(b"version https://git-lfs") or b"/annex/objects/" in head[:300]:
         raise InputError("its content was not fetched (git-annex or LFS), it is a pointer; get it, with datalad get or git lfs pull")
     for endian, order in (("little", "<"), ("big", ">")):
@@ -235,7 +235,7 @@ def _nifti(head: bytes, kind: type, order: str) -> Layout:
         raise InputError("is Analyze 7.5, which does not say where left and right are; convert it to .nii.gz where they are known")
     header = kind(head[:size], endianness=order, check=False)
     if header["pixdim"][0] == 0:
-        header["pixdim"][0] = 1  # as the standard reads it
+        header["pixdim"][0] = 1  # by the standard
     try:
         dim = header["dim"].tolist()
         shape = tuple(dim[1 : dim[0] + 1])
@@ -254,18 +254,18 @@ def _nifti(head: bytes, kind: type, order: str) -> Layout:
 
 
 def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The affine of a volume in mm, whatever the header's unit, and what is to be said of it."""
+    """The affine of a NIfTI volume in mm, whatever the header's unit, and remarks."""
     header.quaternion_threshold = QUATERNION
     millimetres = np.array([[_unit(header)]] * 3 + [[1.0]])
     try:
         with np.errstate(invalid="ignore"):
-            found = [(millimetres * form, code) for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+            coded = [(millimetres * form, code) for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     except (nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
         raise InputError(f"its header is damaged ({error}); export the image again") from None
     for name in ("sform_code", "qform_code"):
         if (code := int(header[name])) not in CODES:
             raise InputError(f"its {name} is {code}, where NIfTI has 0 to {CODES[-1]}; the header is damaged, export the image again")
-    forms = [Form(sound(form, shape), code) for form, code in found]
+    forms = [Form(sound(form, shape), code) for form, code in coded]
     if not forms:
         raise InputError("has no q-form and no s-form, so left and right are unknown; set one with fslorient -setsform and -setsformcode")
     if affine_checks.opposed(forms[0].affine, forms[-1].affine):
@@ -278,8 +278,8 @@ def _nifti_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple
         return affine_checks.settled(*forms, shape)
     if not header["sform_code"]:
         return forms[0].affine, affine_checks.unused(millimetres * header.get_sform(), forms[0], shape)
-    own, said = affine_checks.size(forms[0].affine), np.abs(header["pixdim"][1:4].astype(np.float64)) * _unit(header)
-    affine_checks.same_size(forms[0].affine, np.where(said > 0, said, own), "pixdim")
+    pixdim = np.abs(header["pixdim"][1:4].astype(np.float64)) * _unit(header)
+    affine_checks.same_size(forms[0].affine, np.where(pixdim > 0, pixdim, affine_checks.size(forms[0].affine)), "pixdim")
     return forms[0].affine, ()
 
 
@@ -297,14 +297,14 @@ def _mgh(head: bytes) -> Layout:
     shape = tuple(header["dims"].tolist())
     if min(shape) < 1 or header["type"] not in (0, 1, 3, 4, 10):
         raise InputError(f"its header is damaged (shape {shape}, type {header['type']}); export the image again")
-    # nibabel fills in an orientation where the file has none, so the flag is taken from the bytes.
+    # Without an orientation in the file nibabel fills one in, so the flag is read from the bytes.
     if int.from_bytes(head[28:30], "big") != 1:
         raise InputError("says no orientation (goodRASFlag), so left and right are unknown; set it with mri_convert --in_orientation")
     return Layout(shape, header.get_data_dtype().newbyteorder(">"), header.get_data_offset(), 1.0, 0.0, header)
 
 
 def _mgh_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The same of MGH. It says all once only, but as unit vectors at right angles and sizes that are positive."""
+    """The affine of an MGH volume, without remarks. Raises InputError unless its directions are orthonormal and its sizes positive."""
     if not is_square(header) or not header["delta"].min() > 0:
         raise InputError("its directions are no unit vectors at right angles, or its voxels have no size; export the image again")
     with np.errstate(all="ignore"):
@@ -313,14 +313,14 @@ def _mgh_place(header: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[s
 
 
 def is_square(header: Any) -> bool:
-    """Whether the directions of an MGH header are of unit length and at right angles."""
+    """Whether the directions of an MGH header are orthonormal."""
     directions = header["Mdc"].astype(np.float64)
     with np.errstate(all="ignore"):
         return bool(np.abs(directions @ directions.T - np.eye(3)).max() < SKEW)
 
 
 def _tags(tail: bytes) -> bool:
-    """Whether bytes are what FreeSurfer writes behind voxels: five numbers of the sequence, and then tags, each with its length."""
+    """Whether bytes are FreeSurfer's footer: five numbers of the sequence, and then tags, each with its length."""
     at = 20
     while at + 12 <= len(tail) <= MGH_TAIL:
         tag, length = struct.unpack_from(">iq", tail, at)
@@ -333,12 +333,10 @@ def _tags(tail: bytes) -> bool:
 
 
 def _single(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The three dimensions of a volume, without those of one that follow or lead them, as machine learning's tools write them."""
+    """The three dimensions of a volume, without trailing and leading dimensions of one, as machine learning tools write them."""
     spatial = shape
-    while len(spatial) > 3 and spatial[-1] == 1:
-        spatial = spatial[:-1]
-    while len(spatial) > 3 and spatial[0] == 1:
-        spatial = spatial[1:]
+    while len(spatial) > 3 and 1 in (spatial[0], spatial[-1]):
+        spatial = spatial[:-1] if spatial[-1] == 1 else spatial[1:]
     if len(spatial) > 3:
         raise InputError(f"shape {shape} is a series of volumes; split it, e.g. with fslsplit, and give one volume")
     if len(spatial) < 3 or min(spatial) < 2:

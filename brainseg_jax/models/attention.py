@@ -1,7 +1,7 @@
-"""Scaled dot-product attention in the form that is fast where it runs.
+"""Scaled dot-product attention in a form that is fast on the platform: XLA's on a GPU, head by head on a CPU (`cpu_attention.py`).
 
-XLA's is right on a GPU; a CPU takes one head after the other (`cpu_attention.py`). Which form is compiled is decided by the platform that
-the program is lowered for, not by the machine it is lowered on. cuDNN's and Pallas' kernels, for GPUs only, are there to be asked for.
+The form depends on the platform that the program is lowered for, not on the machine it is lowered on. cuDNN's and Pallas' kernels, for GPUs
+only, are options.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from brainseg_jax.models.cpu_attention import head_by_head, head_by_head_gradien
 from brainseg_jax.parallel.sharding import per_device
 
 Heads = Float[jax.Array, "b n h e"]
-# By this name a policy of rematerialisation keeps what attention gives.
+# The name by which a rematerialisation policy saves attention's output.
 ATTENDED = "attended"
 PALLAS = "jax.experimental.pallas.ops.gpu.attention"
 
 
 def attention(kind: str, q: Heads, k: Float[jax.Array, "b m h e"], v: Float[jax.Array, "b m h e"]) -> Heads:
-    """softmax(q kᵀ / √e) v per head by the kernel of config.attention: auto, xla, cudnn or pallas."""
+    """softmax(q kᵀ / √e) v per head, by a kernel of config.attention: auto, xla, cudnn or pallas."""
     return attend(q, k, v) if kind == "auto" else checkpoint_name(KERNELS[kind](q, k, v), ATTENDED)
 
 
@@ -46,7 +46,7 @@ attend.defvjp(_forward, _backward)
 
 
 def _fused(q, k, v):
-    # The log-sum is the other branch's; this one's gradient does without.
+    # The log-sum is only used on a CPU.
     return jax.nn.dot_product_attention(q, k, v), jnp.zeros((*q.shape[:-1], 1), jnp.promote_types(q.dtype, jnp.float32))
 
 
@@ -55,14 +55,12 @@ def _fused_gradient(q, k, v, out, log_sum, gradient):
 
 
 def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
-    """Pallas' flash attention for any number of tokens, the same of keys as of queries; `interpret` runs it on a CPU, slowly.
-
-    InputError where JAX has it no more.
-    """
+    """Pallas' flash attention for any equal number of queries and keys; `interpret` runs it on a CPU, slowly. Raises InputError if JAX does
+    not have it."""
     mha, block_sizes = (
         private_of_jax(f"{PALLAS}:{name}", "attention is 'pallas' (attention=auto needs none)") for name in ("mha", "BlockSizes")
     )
-    # The kernel takes tokens by blocks: others are added behind, and kept out of every sum by being of another segment.
+    # The kernel takes blocks of tokens: the padding behind is another segment, which does not enter any sum.
     n, block = q.shape[1], 64
     q, k, v = (jnp.pad(a, ((0, 0), (0, -n % block), (0, 0), (0, 0))) for a in (q, k, v))
     segments = jnp.broadcast_to((jnp.arange(q.shape[1]) >= n).astype(jnp.int32), q.shape[:2])
@@ -72,18 +70,14 @@ def flash(q: Heads, k: Heads, v: Heads, interpret: bool = False) -> Heads:
 
 
 def cudnn(q: Heads, k: Heads, v: Heads, implementation: str = "cudnn") -> Heads:
-    """cuDNN's attention for any number of tokens, the same of keys as of queries: it trains on even numbers, so an odd one gets company."""
+    """cuDNN's attention for any equal number of queries and keys; it trains on even numbers only, so an odd number is padded."""
     b, n = q.shape[:2]
-    attended = partial(jax.nn.dot_product_attention, implementation=implementation)
+    kernel = partial(jax.nn.dot_product_attention, implementation=implementation)
     if n % 2 == 0:
-        return attended(q, k, v)
+        return kernel(q, k, v)
     q, k, v = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (q, k, v))
     lengths = jnp.full(b, n, jnp.int32)
-    return attended(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :n]
+    return kernel(q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths)[:, :n]
 
 
-KERNELS: dict[str, Callable] = {
-    "xla": jax.nn.dot_product_attention,
-    "cudnn": cudnn,
-    "pallas": flash,
-}
+KERNELS: dict[str, Callable] = {"xla": jax.nn.dot_product_attention, "cudnn": cudnn, "pallas": flash}

@@ -1,8 +1,8 @@
-"""The convolutional blocks that UNETR and Swin UNETR share (Hatamizadeh et al. 2022), residual ones with instance norm, and the norms.
+"""Residual convolutional blocks with instance norm of UNETR and Swin UNETR (Hatamizadeh et al. 2022), and the norms.
 
-Leaves carry MONAI's names (conv1, conv2, conv3, transp_conv, conv_block). Of a convolution that is normalised and activated only the
-result is kept for the backward pass: leaky ReLU can be inverted, so the normalised values are read off it (Rota Bulo et al. 2018). That is
-one map per convolution where PyTorch keeps three. A norm that learns scales is not inverted, as a scale may be 0: then it is two maps.
+Parameters have MONAI's names (conv1, conv2, conv3, transp_conv, conv_block). A normalised and activated convolution saves only its output
+for the backward pass: leaky ReLU is inverted for the normalised values (Rota Bulo et al. 2018). That is one map per convolution where
+PyTorch saves three. A norm with learned scales cannot be inverted, as a scale may be 0, and saves two.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ SLOPE = 0.01
 
 @jax.custom_vjp
 def instance_norm(x: Volume) -> Volume:
-    """Each channel of each sample to mean 0 and (biased) variance 1 over its voxels, in float32 at least; nothing is learned."""
+    """Each channel of each sample with mean 0 and (biased) variance 1 over its voxels, in float32 at least; without parameters."""
     return _normalise(x)[0].astype(x.dtype)
 
 
@@ -39,12 +39,12 @@ def activated_norm(x: Volume, shortcut: Volume | None = None) -> Volume:
 def affine_norm(
     slope: float, x: Volume, scale: Float[jax.Array, "c"], bias: Float[jax.Array, "c"], shortcut: Volume | None = None
 ) -> Volume:
-    """leaky(scale · norm(x) + bias + shortcut), leaky ReLU with `slope`; with slope 1 nothing is activated."""
+    """leaky(scale · norm(x) + bias + shortcut), leaky ReLU with `slope`; without activation for slope 1."""
     return _affine_norm_forward(slope, x, scale, bias, shortcut)[0]
 
 
 def _normalise(x: Volume) -> tuple[Volume, PerChannel]:
-    """Normalised values in float32 at least, and what the centred ones were multiplied with."""
+    """Normalised values in float32 at least, and the scale of the centred values."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = x - _mean(x)
     scale = jax.lax.rsqrt(_mean(jnp.square(centred)) + EPS)
@@ -105,12 +105,12 @@ def _affine_norm_backward(slope, saved, g):
     g = g.astype(factor.dtype)
     if slope != 1:
         g = jnp.where(out < 0, slope * g, g)
-    # Two sums give all: the gradients of bias and scale, and what the norm takes out of g.
+    # Two means give the gradients of bias and scale, and the norm's projection of g.
     mean, along = _mean(g), _mean(g * normalised)
     voxels = g.size // (g.shape[0] * g.shape[-1])
-    towards_x = factor * _per_channel(scale, factor) * (g - mean - normalised * along)
-    of_samples = lambda means, like: (voxels * jnp.sum(means, axis=(0, 1, 2, 3))).astype(like.dtype)  # noqa: E731
-    return towards_x.astype(dtype), of_samples(along, scale), of_samples(mean, bias), None if shortcut is None else g.astype(shortcut.dtype)
+    d_x = (factor * _per_channel(scale, factor) * (g - mean - normalised * along)).astype(dtype)
+    total = lambda means, like: (voxels * jnp.sum(means, axis=(0, 1, 2, 3))).astype(like.dtype)  # noqa: E731
+    return d_x, total(along, scale), total(mean, bias), None if shortcut is None else g.astype(shortcut.dtype)
 
 
 instance_norm.defvjp(_instance_norm_forward, _instance_norm_backward)
@@ -119,7 +119,7 @@ affine_norm.defvjp(_affine_norm_forward, _affine_norm_backward)
 
 
 class ResBlock(nn.Module):
-    """leaky(norm(conv(leaky(norm(conv(x))))) + x), with x through a normalised 1³ convolution where the channels change."""
+    """leaky(norm(conv(leaky(norm(conv(x))))) + x), with a normalised 1³ convolution of x if the channels change."""
 
     features: int
     dtype: Any = jnp.float32
@@ -134,7 +134,7 @@ class ResBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Doubles x's grid, joins the map from the other side of the U, and mixes the two."""
+    """Upsampling by 2, concatenation of the skip connection, and a residual block."""
 
     features: int
     dtype: Any = jnp.float32
@@ -142,6 +142,6 @@ class UpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b x y z i"], skip: Float[jax.Array, "b x2 y2 z2 o"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
         x = UpConv(self.features, self.dtype, name="transp_conv")(x)
-        # The barrier makes one map of it for both of its readers, where XLA would write it twice.
+        # Without the barrier XLA writes the concatenation twice, for each of its readers.
         both = jax.lax.optimization_barrier(jnp.concatenate([x, skip.astype(x.dtype)], axis=-1))
         return ResBlock(self.features, self.dtype, name="conv_block")(both)

@@ -1,9 +1,9 @@
-"""3-D convolutions in the form that is fast where they run. Every one in the package goes through this file.
+"""All 3-D convolutions of the package, in a form that is fast on the platform: XLA's on a GPU, by planes on a CPU (`cpu_conv.py`).
 
-XLA's own 3-D convolution is right on a GPU; a CPU takes planes (`cpu_conv.py`). Which form is compiled is decided by the platform that the
-program is lowered for, not by the machine it is lowered on.
+The form depends on the platform that the program is lowered for, not on the machine it is lowered on.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -28,7 +28,7 @@ Kernel = Float[jax.Array, "3 3 3 i o"]
 
 @jax.custom_vjp
 def conv3(x: Volume, kernel: Kernel) -> Float[jax.Array, "b x y z o"]:
-    """Cross-correlation with a 3³ kernel, stride 1, one voxel of zeros around."""
+    """Cross-correlation with a 3³ kernel, stride 1, zero padding of 1."""
     return jax.lax.platform_dependent(x, kernel, cpu=by_planes, default=_plain)
 
 
@@ -38,28 +38,27 @@ def _forward(x, kernel):
 
 def _backward(saved, g):
     x, kernel = saved
-    # Towards the image: the kernel mirrored, inputs and outputs exchanged.
-    return conv3(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4)), jax.lax.platform_dependent(
-        x, g, cpu=kernel_gradient_by_planes, default=_kernel_gradient
-    )
+    # For the image: a convolution with the flipped kernel, inputs and outputs exchanged.
+    d_kernel = jax.lax.platform_dependent(x, g, cpu=kernel_gradient_by_planes, default=_kernel_gradient)
+    return conv3(g, kernel[::-1, ::-1, ::-1].swapaxes(3, 4)), d_kernel
 
 
 conv3.defvjp(_forward, _backward)
 
 
-def _plain(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1, 1), ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+def _plain(x, kernel, stride=1):
+    return jax.lax.conv_general_dilated(x, kernel, (stride,) * 3, ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
 
 
-def _kernel_gradient(x, g):
+def _kernel_gradient(x, g, stride=1):
     like = jnp.zeros((3, 3, 3, x.shape[-1], g.shape[-1]), x.dtype)
-    return jax.vjp(lambda kernel: _plain(x, kernel), like)[1](g)[0]
+    return jax.vjp(lambda kernel: _plain(x, kernel, stride), like)[1](g)[0]
 
 
 @jax.custom_vjp
 def conv3_strided(x: Volume, kernel: Kernel) -> Float[jax.Array, "b x2 y2 z2 o"]:
-    """Cross-correlation with a 3³ kernel, stride 2, one voxel of zeros around: ⌈n/2⌉ voxels of n, centred on the first, the third, …"""
-    return jax.lax.platform_dependent(x, kernel, cpu=strided_by_planes, default=_plain_strided)
+    """Cross-correlation with a 3³ kernel, stride 2, zero padding of 1: ⌈n/2⌉ voxels of n, centred on the first, the third, …"""
+    return jax.lax.platform_dependent(x, kernel, cpu=strided_by_planes, default=partial(_plain, stride=2))
 
 
 def _strided_forward(x, kernel):
@@ -68,32 +67,24 @@ def _strided_forward(x, kernel):
 
 def _strided_backward(saved, g):
     x, kernel = saved
-    towards_image = jax.lax.platform_dependent(
-        g, kernel, cpu=lambda g, kernel: image_gradient_by_planes(g, kernel, x.shape), default=lambda *a: _image_gradient(*a, x.shape)
-    )
-    towards_kernel = jax.lax.platform_dependent(x, g, cpu=strided_kernel_gradient_by_planes, default=_strided_kernel_gradient)
-    return towards_image, towards_kernel
+    forms = {"cpu": partial(image_gradient_by_planes, shape=x.shape), "default": partial(_image_gradient, shape=x.shape)}
+    d_image = jax.lax.platform_dependent(g, kernel, **forms)
+    return d_image, jax.lax.platform_dependent(x, g, cpu=strided_kernel_gradient_by_planes, default=_strided_kernel_gradient)
 
 
 conv3_strided.defvjp(_strided_forward, _strided_backward)
 
 
-def _plain_strided(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2, 2), ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
-
-
 def _image_gradient(g, kernel, shape):
-    return jax.vjp(lambda x: _plain_strided(x, kernel), jnp.zeros(shape, g.dtype))[1](g)[0]
+    return jax.vjp(lambda x: _plain(x, kernel, 2), jnp.zeros(shape, g.dtype))[1](g)[0]
 
 
-def _strided_kernel_gradient(x, g):
-    like = jnp.zeros((3, 3, 3, x.shape[-1], g.shape[-1]), x.dtype)
-    return jax.vjp(lambda kernel: _plain_strided(x, kernel), like)[1](g)[0]
+_strided_kernel_gradient = partial(_kernel_gradient, stride=2)
 
 
 @jax.custom_vjp
 def up_conv(x: Volume, kernel: Float[jax.Array, "i m"]) -> Float[jax.Array, "b x2 y2 z2 o"]:
-    """Transposed convolution, kernel 2 and stride 2: a matrix product, whose outputs are in (x, y, z, o) order, and depth-to-space."""
+    """Transposed convolution, kernel 2 and stride 2, as a matrix product with outputs in (x, y, z, o) order and depth-to-space."""
     return _up(x, kernel)
 
 
@@ -129,10 +120,7 @@ class Conv3(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Transposed convolution, kernel 2 and stride 2: `kernel` [i 8·o], outputs in (x, y, z, o) order, and, if asked for, a `bias` [o].
-
-    Kernel and stride being equal, no output voxel has two sources: a matrix product and depth-to-space.
-    """
+    """Transposed convolution, kernel 2 and stride 2: `kernel` [i 8·o], outputs in (x, y, z, o) order, with `use_bias` a `bias` [o]."""
 
     features: int
     dtype: Any = jnp.float32

@@ -1,7 +1,7 @@
-"""Attention as only a CPU needs it: one head, or one window, after the other, whose scores stay in a core's cache. The values are the same.
+"""Attention for a CPU: one head, or one window, after the other, so that scores stay in a core's cache.
 
-XLA's batched form on a CPU writes every head's n × n weights to memory and reads them back in the gradient. Here the weights are recomputed
-in the backward pass from the log of their sum, as Dao et al. 2022 do on a GPU. `scripts/benchmark.py --mode attention` measures the two.
+XLA's batched form on a CPU writes every head's n × n weights to memory and reads them in the gradient. Here the weights are recomputed in
+the backward pass from the log of their sum, as Dao et al. 2022 do on a GPU. `scripts/benchmark.py --mode attention` compares the two.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,20 @@ from brainseg_jax.models.windows import APART, WindowGrid, masks
 
 
 def head_by_head(q, k, v):
-    """(softmax(q kᵀ / √e) v [b n h e], the log of the weights' sum [b n h 1])."""
+    """Attention softmax(q kᵀ / √e) v [b n h e], and the log of the weights' sum [b n h 1]."""
 
-    def one(q, k, v):
-        exact = jnp.promote_types(q.dtype, jnp.float32)
-        scores = ((q * q.shape[-1] ** -0.5) @ k.T).astype(exact)
-        largest = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - largest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype), largest + jnp.log(total)
+    def attend(q, k, v):
+        return _softmax_product(((q * q.shape[-1] ** -0.5) @ k.T).astype(jnp.promote_types(q.dtype, jnp.float32)), v)
 
-    return _over_heads(one, q, k, v)
+    return _over_heads(attend, q, k, v)
+
+
+def _softmax_product(scores, v):
+    """softmax(scores) v, and the log of the weights' sum."""
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype), largest + jnp.log(total)
 
 
 def head_by_head_gradient(q, k, v, out, log_sum, gradient):
@@ -33,17 +36,17 @@ def head_by_head_gradient(q, k, v, out, log_sum, gradient):
     exact = jnp.promote_types(q.dtype, jnp.float32)
     inner = jnp.sum((gradient * out).astype(exact), axis=-1, keepdims=True)
 
-    def one(q, k, v, log_sum, inner, g):
-        # Weights with the keys in rows: then only one of the five products has to be transposed.
+    def gradients(q, k, v, log_sum, inner, g):
+        # With keys in the rows of the weights only one of the five products has to be transposed.
         weights = jnp.exp((k @ (q * scale).T).astype(exact) - log_sum.T)
         d_scores = (weights * ((v @ g.T) - inner.T)).astype(q.dtype)
         return (d_scores.T @ k) * scale, (d_scores @ q) * scale, weights.astype(v.dtype) @ g
 
-    return _over_heads(one, q, k, v, log_sum, inner, gradient)
+    return _over_heads(gradients, q, k, v, log_sum, inner, gradient)
 
 
 def _over_heads(f: Callable, *arrays: jax.Array):
-    """Maps f over samples and heads, one after the other: each call sees [n e] matrices."""
+    """f mapped over samples and heads, one after the other; its arguments are [n e] matrices."""
     b, _, h, _ = arrays[0].shape
     rows = tuple(a.transpose(0, 2, 1, 3).reshape(b * h, a.shape[1], a.shape[3]) for a in arrays)
     mapped = jax.lax.map(lambda row: f(*row), rows)
@@ -56,32 +59,30 @@ def window_by_window(c, q, k, v, bias):
     bias = bias.astype(exact)
     mask, kinds = _masks_of(c, len(q))
 
-    def one(window):
+    def attend(window):
         *arrays, kind = window
         q, k, v = (a.swapaxes(0, 1) for a in arrays)
         scores = ((q * q.shape[-1] ** -0.5) @ k.mT).astype(exact) + bias
         if kind is not None:
             scores = scores + APART * mask[kind][None].astype(exact)
-        largest = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - largest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype).swapaxes(0, 1), largest + jnp.log(total)
+        out, log_sum = _softmax_product(scores, v)
+        return out.swapaxes(0, 1), log_sum
 
-    return jax.lax.map(one, (q, k, v, kinds))
+    return jax.lax.map(attend, (q, k, v, kinds))
 
 
 def window_by_window_gradient(c, q, k, v, bias, out, log_sum, gradient):
     """The gradients of `window_by_window`'s first result for q, k, v and bias."""
     exact = jnp.promote_types(q.dtype, jnp.float32)
     scale = q.shape[-1] ** -0.5
-    # Scores with the keys in rows: then only one of the five products has to be transposed.
-    turned = bias.mT.astype(exact)
+    # With keys in the rows of the scores only one of the five products has to be transposed.
+    transposed_bias = bias.mT.astype(exact)
     mask, kinds = _masks_of(c, len(q))
 
-    def one(d_bias, window):
+    def add_window(d_bias, window):
         *arrays, log_sum, kind = window
         q, k, v, out, g = (a.swapaxes(0, 1) for a in arrays)
-        scores = (k @ (q * scale).mT).astype(exact) + turned
+        scores = (k @ (q * scale).mT).astype(exact) + transposed_bias
         if kind is not None:
             scores = scores + APART * mask[kind][None].astype(exact)
         weights = jnp.exp(scores - log_sum.mT)
@@ -91,12 +92,12 @@ def window_by_window_gradient(c, q, k, v, bias, out, log_sum, gradient):
         d_qkv = ((d.mT @ k) * scale, (d @ q) * scale, weights.astype(v.dtype) @ g)
         return d_bias + d_scores, tuple(a.swapaxes(0, 1) for a in d_qkv)
 
-    d_bias, d_qkv = jax.lax.scan(one, jnp.zeros_like(turned), (q, k, v, out, gradient, log_sum, kinds))
+    d_bias, d_qkv = jax.lax.scan(add_window, jnp.zeros_like(transposed_bias), (q, k, v, out, gradient, log_sum, kinds))
     return (*d_qkv, d_bias.mT.astype(bias.dtype))
 
 
 def _masks_of(c: WindowGrid, windows: int):
-    """The masks, and for each of a batch's windows which is its own; None where nothing is shifted."""
+    """The distinct masks and the mask index of each of a batch's windows; None without a shift."""
     if not any(c.shift):
         return None, None
     mask, kinds = masks(c)

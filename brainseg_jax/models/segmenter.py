@@ -1,4 +1,4 @@
-"""An encoder, a decoder and a head put together: from an image to logits. UNETR and Swin UNETR are two such pairs."""
+"""The segmentation network, an encoder, a decoder and a head, e.g. UNETR and Swin UNETR."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from brainseg_jax.models.layers import Linear
 class Segmenter(nn.Module):
     """`image [b x y z c]` to logits [b x y z k], float32 (float64 for a network in float64).
 
-    The head is a 1³ convolution with bias (MONAI's `out`). It is linear, so what is averaged over windows may be its input.
+    The head is a 1³ convolution with bias (MONAI's `out`). As it is linear, windows may be averaged before it.
     """
 
     encoder: nn.Module
@@ -30,13 +30,13 @@ class Segmenter(nn.Module):
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
     def features(self, image: Float[jax.Array, "b x y z c"], train: bool = False) -> Float[jax.Array, "b x y z f"]:
-        """The decoder's map, which the head turns into logits."""
+        """The decoder's map, the input of the head."""
         return self.decoder(image, self.encoder(image, train), train)
 
     def before_head(
         self, image: Float[jax.Array, "b x y z c"], train: bool = False
     ) -> tuple[Float[jax.Array, "b x y z f"], dict[str, jax.Array]]:
-        """The decoder's map, and the head's parameters, for a loss that never holds all logits."""
+        """The decoder's map and the head's parameters, for a loss that does not hold all logits."""
         features = self.features(image, train)
         if self.is_initializing():
             self.head(features)

@@ -1,7 +1,7 @@
 """The 3-D Swin transformer encoder (Liu et al. 2021; Swin UNETR's, Hatamizadeh et al. 2022; Tang et al. 2022).
 
-Its numbers are MONAI's, oddities included: padded voxels are attended to, and a reduced window reads the corner of the full window's
-biases. Where it differs: attention keeps no scores for the backward pass (`attend_windows`). How windows are cut is in `windows.py`.
+Its values are MONAI's, oddities included: padded voxels are attended to, and a reduced window uses the corner of the full window's biases.
+Unlike MONAI's, attention does not save scores for the backward pass (`attend_windows`). Windows are in `windows.py`.
 """
 
 from functools import partial
@@ -21,8 +21,8 @@ from brainseg_jax.models.vit import patchify, small_normal
 from brainseg_jax.models.windows import APART, Grid, WindowGrid, merge_windows, partition, regions, relative, window_grid
 
 EPS = 1e-5
-# Octants (x, y, z offsets) in the order their channels are joined. `legacy` is the order of MONAI 0.9 to 1.4 and of every published
-# weight: two octants twice, two never. `merging` is MONAI's default since 1.5, `mergingv2` its other choice.
+# Octants (x, y, z offsets) in the order of their concatenation. `legacy` is the order of MONAI 0.9 to 1.4 and of all published weights: two
+# octants twice, two never. `merging` is MONAI's default since 1.5, `mergingv2` its other option.
 OCTANTS = {
     "legacy": ("000", "100", "010", "001", "101", "010", "001", "111"),
     "merging": ("000", "100", "010", "001", "110", "101", "011", "111"),
@@ -37,8 +37,8 @@ Heads = Float[jax.Array, "w n h e"]
 def attend_windows(q: Heads, k: Heads, v: Heads, bias: Float[jax.Array, "h n n"], c: WindowGrid) -> Heads:
     """softmax(q kᵀ / √e + bias + mask) v in each window; the softmax in float32 whatever the inputs are.
 
-    The scores are by far the largest array of the network, 484 MB for the first stage of 96³ voxels: they are recomputed in the backward
-    pass. A GPU computes all windows at once; a CPU takes one after the other, whose scores stay in its cache: about four times as fast.
+    The scores, by far the largest array of the network (484 MB in the first stage for 96³ voxels), are recomputed in the backward pass. A
+    GPU computes all windows at once; a CPU one after the other, so that scores stay in its cache: about four times as fast.
     """
     return _forward(q, k, v, bias, c)[0]
 
@@ -61,7 +61,7 @@ def _together(c, q, k, v, bias):
     exact = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("wnhe,wmhe->whnm", q, k, preferred_element_type=exact) * q.shape[-1] ** -0.5 + bias.astype(exact)[None]
     if any(c.shift):
-        # Compared where it is added: the small constant of labels is read, never a mask for every window.
+        # Compared where it is added, so that the small array of labels is read instead of a mask for every window.
         labels = jnp.asarray(regions(c))
         mask = jnp.where(labels[:, :, None] == labels[:, None, :], 0.0, APART).astype(exact)
         scores = (scores.reshape(-1, len(labels), *scores.shape[1:]) + mask[None, :, None]).reshape(scores.shape)
@@ -69,7 +69,7 @@ def _together(c, q, k, v, bias):
 
 
 def _together_and_log_sum(c, q, k, v, bias):
-    # The log-sum is the other branch's; this one's gradient does without.
+    # The log-sum is only used on a CPU.
     w, n, h, _ = q.shape
     return _together(c, q, k, v, bias), jnp.zeros((w, h, n, 1), jnp.promote_types(q.dtype, jnp.float32))
 
@@ -93,14 +93,14 @@ class WindowAttention(nn.Module):
         qkv = Linear(3 * d, self.dtype, self.qkv_bias, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(w, n, 3, self.heads, d // self.heads), 2, 0)
         table = self.param("relative_position_bias_table", small_normal, ((2 * self.window - 1) ** 3, self.heads))
-        # A reduced window takes the corner of the full one's index, as MONAI does: its biases are not those of its own geometry.
+        # As in MONAI, a reduced window uses the corner of the full window's index: its biases do not match its own geometry.
         bias = jnp.moveaxis(table[relative(self.window)[:n, :n]], -1, 0)
         out = attend_windows(q, k, v, bias, self.grid).reshape(w, n, d)
         return Linear(d, self.dtype, name="proj")(out)
 
 
 class Block(nn.Module):
-    """x + attention in windows of norm(x), then x + mlp(norm(x)); each sum is left out for a share `drop_path` of the samples."""
+    """x + attention in windows of norm(x), then x + mlp(norm(x)); each branch is dropped for a share `drop_path` of the samples."""
 
     heads: int
     window: int
@@ -114,7 +114,7 @@ class Block(nn.Module):
         b, *grid, d = x.shape
         drop = partial(nn.Dropout, self.drop_path, (1, 2, 3, 4), deterministic=False, rng_collection="drop_path")
         c = window_grid(tuple(grid), self.window, self.shift)
-        # Padded after the norm: what is added is zero before qkv, and its bias after.
+        # Padded after the norm, so that padding is zero before qkv and its bias after.
         windows = partition(layer_norm(EPS, self.dtype, "norm1")(x), c)
         windows = WindowAttention(self.heads, self.window, c, self.qkv_bias, self.dtype, name="attn")(windows)
         x = x + drop()(merge_windows(windows, c, tuple(grid)))
@@ -123,7 +123,7 @@ class Block(nn.Module):
 
 
 class Merge(nn.Module):
-    """Halves the grid and doubles the channels: eight voxels' channels side by side, normalised, to twice the channels."""
+    """Patch merging: the concatenated channels of 2³ voxels, normalised and reduced to twice the channels."""
 
     octants: tuple[str, ...]
     dtype: Any = jnp.float32
@@ -137,7 +137,7 @@ class Merge(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on one grid, every second one shifted by half a window, then the next grid. `drop_path` holds one rate a block."""
+    """Blocks on one grid, every second one shifted by half a window, then patch merging. `drop_path` has a rate for each block."""
 
     heads: int
     window: int
@@ -159,8 +159,8 @@ class Stage(nn.Module):
 class Swin(nn.Module):
     """Encoder: `(image [b x y z c], train)` to five maps, at 1/2 with `width` channels, at 1/4 with twice as many, … at 1/32.
 
-    Each map is normalised over its channels, without scale or bias. `merging` names an entry of OCTANTS. `v2` puts a residual block of
-    convolutions before each stage. With `drop_path`, rates rise from 0 to it over the blocks, and training needs an rng "drop_path".
+    Each map is normalised over its channels, without scale or bias. `merging` is a key of OCTANTS. `v2` adds a residual block of
+    convolutions before each stage. `drop_path` is the rate of the last block, rising from 0; training then needs an rng "drop_path".
     """
 
     width: int = 48
@@ -190,9 +190,9 @@ class Swin(nn.Module):
         for i, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True), start=1):
             if self.v2:
                 x = residual(x.shape[-1], self.dtype, name=f"layers{i}c")(x)
-            of_stage, rates = tuple(rates[:depth]), rates[depth:]
-            stage = Stage(heads, self.window, OCTANTS[self.merging], of_stage, self.qkv_bias, self.remat, self.dtype, name=f"layers{i}")
-            x = stage(x)
+            stage_rates, rates = tuple(rates[:depth]), rates[depth:]
+            octants, options = OCTANTS[self.merging], (self.qkv_bias, self.remat, self.dtype)
+            x = Stage(heads, self.window, octants, stage_rates, *options, name=f"layers{i}")(x)
             maps.append(self._plain_norm(x))
         return tuple(maps)
 

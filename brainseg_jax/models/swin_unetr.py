@@ -1,6 +1,6 @@
-"""Swin UNETR's decoder (Hatamizadeh et al. 2022): five maps of a Swin transformer, and the image, to one map.
+"""Swin UNETR's decoder (Hatamizadeh et al. 2022), from five maps of a Swin transformer and the image to a map at full resolution.
 
-It is MONAI's, numbers and names, and half of the network's parameters are in one block of it, encoder10.
+It is MONAI's in values and names; half of the network's parameters are in one block, encoder10.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ class SwinUNETR(nn.Module):
             res(f, self.dtype, name="encoder2")(h0),
             res(2 * f, self.dtype, name="encoder3")(h1),
             res(4 * f, self.dtype, name="encoder4")(h2),
-            h3,  # as it is: MONAI's numbering jumps from encoder4 to encoder10
+            h3,  # unchanged: MONAI's numbering jumps from encoder4 to encoder10
         ]
         x = res(16 * f, self.dtype, name="encoder10")(h4)
         for i, channels in ((5, 8 * f), (4, 4 * f), (3, 2 * f), (2, f), (1, f)):

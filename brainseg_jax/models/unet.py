@@ -1,9 +1,9 @@
-"""A residual U-Net of convolutions, nnU-Net's ResEnc (Isensee et al. 2024): no attention, no pretraining, what the others are judged by.
+"""A residual U-Net, nnU-Net's ResEnc (Isensee et al. 2024): the baseline without attention and pretraining.
 
 Encoder and decoder compute what `ResidualEncoderUNet` of the package dynamic-network-architectures does with BasicBlockD, kernels of 3,
-strides of 2, instance norm and leaky ReLU of slope 0.01. Its convolutions have a bias, ours none where a norm follows, which takes it out
-again: a converter would leave these out, and write zeros. The transposed convolutions' biases are not followed by a norm, and are here.
-Leaves carry its names (stem, conv1, conv2, skip, conv, norm), with lists as in stages_0/blocks_1.
+strides of 2, instance norm and leaky ReLU of slope 0.01. Its convolutions have biases, which a following norm cancels; ours have them only
+in transposed convolutions, which no norm follows: a converter would drop the others, and write zeros. Parameters have its names (stem,
+conv1, conv2, skip, conv, norm), with lists as in stages_0/blocks_1.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from brainseg_jax.models.layers import Linear
 
 
 class Norm(nn.Module):
-    """leaky(scale · norm(x) + bias + shortcut), instance norm; with slope 1 no activation. `zero`: the scale begins at 0 instead of 1."""
+    """leaky(scale · norm(x) + bias + shortcut), instance norm; without activation for slope 1. `zero`: initial scale 0 instead of 1."""
 
     slope: float = SLOPE
     zero: bool = False
@@ -48,7 +48,7 @@ class ConvNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A shortcut's way to other channels: a normalised 1³ convolution."""
+    """A shortcut to another number of channels: a normalised 1³ convolution."""
 
     features: int
     dtype: Any = jnp.float32
@@ -60,10 +60,10 @@ class Projection(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """leaky(norm(conv(leaky(norm(conv(x))))) + shortcut(x)), BasicBlockD: stride 2 is the first convolution's.
+    """leaky(norm(conv(leaky(norm(conv(x))))) + shortcut(x)), BasicBlockD, with the stride in the first convolution.
 
-    The shortcut is the mean of 2³ voxels where there is a stride, then a Projection where the channels change (ResNet-D, He et al. 2019).
-    The last norm's scale begins at 0, so that a block begins as its shortcut (Goyal et al. 2017), as nnU-Net's do.
+    The shortcut is a 2³ mean for stride 2, then a Projection if the channels change (ResNet-D, He et al. 2019). The last norm's initial
+    scale is 0, so that a block is initially its shortcut (Goyal et al. 2017), as in nnU-Net.
     """
 
     features: int
@@ -88,7 +88,7 @@ def downsample(x: Float[jax.Array, "b x y z c"]) -> Float[jax.Array, "b x2 y2 z2
 
 
 class Stage(nn.Module):
-    """Residual blocks on one grid; the first one's stride leads there."""
+    """Residual blocks on one grid, the first one with the stride to it."""
 
     features: int
     blocks: int
@@ -107,8 +107,8 @@ class Stage(nn.Module):
 class ResEnc(nn.Module):
     """Encoder: `(image [b x y z c], train)` to one map a stage, at 1/1 with features[0] channels, at 1/2 with features[1], …
 
-    A stem (convolution, norm, leaky ReLU), then blocks[s] residual blocks in stage s. Raises InputError for an image whose axes do not
-    halve so often.
+    A stem (convolution, norm, leaky ReLU), then blocks[s] residual blocks in stage s. Raises InputError for an image whose axes cannot be
+    halved after each stage.
     """
 
     features: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
@@ -136,7 +136,7 @@ class ResEnc(nn.Module):
 
 
 class UpStage(nn.Module):
-    """Doubles x's grid, joins the encoder's map of that grid, and convolves the two: as many channels as that map has."""
+    """Upsampling by 2, concatenation of the encoder's map, and convolutions with as many channels as that map has."""
 
     convs: int
     dtype: Any = jnp.float32
@@ -152,9 +152,9 @@ class UpStage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Decoder: `(image, maps from fine to coarse)` to a map of the finest one's grid and channels; the image itself is not used.
+    """Decoder: `(image, maps from fine to coarse)` to a map with the finest map's grid and channels; the image is not used.
 
-    `convs`: convolutions of each stage, from the coarsest grid to the finest, one number fewer than there are maps.
+    `convs`: numbers of convolutions in the stages, from the coarsest grid to the finest, one fewer than there are maps.
     """
 
     convs: tuple[int, ...] = (1, 1, 1, 1, 1)

@@ -1,6 +1,6 @@
-"""UNETR's decoder (Hatamizadeh et al. 2022; the paper, section III-B): a ViT's maps and the image, to one map at full resolution.
+"""UNETR's decoder (Hatamizadeh et al. 2022; the paper, section III-B), from a ViT's maps and the image to a map at full resolution.
 
-With features (3, 6, 9), 0-based, it is MONAI's network; the paper's code takes (2, 5, 8), which are z3, z6 and z9 of the UNETR paper.
+With features (3, 6, 9), 0-based, it is MONAI's network; the paper's code uses (2, 5, 8), which are z3, z6 and z9 of the UNETR paper.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from brainseg_jax.models.conv import UpConv
 
 
 class Raise(nn.Module):
-    """Brings a hidden map of a ViT to a finer grid: one bare doubling, then `steps` doublings with a residual block each."""
+    """Upsampling of a ViT's hidden map: a transposed convolution, then `steps` more with a residual block each."""
 
     features: int
     steps: int

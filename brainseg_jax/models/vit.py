@@ -1,7 +1,7 @@
 """The 3-D Vision Transformer encoder (Dosovitskiy et al. 2021; UNETR's, Hatamizadeh et al. 2022), in one file.
 
-Two dialects are settings of one module: MONAI's (full position table, no class token, eps 1e-5) and the paper's
-(separable positions and a class token, eps 1e-6). Embedding a patch is a matrix product, never a strided convolution.
+Fields select MONAI's variant (full position table, no class token, eps 1e-5) or the paper's (separable positions, a class token, eps 1e-6).
+Patches are embedded by a matrix product, not a strided convolution.
 """
 
 from typing import Any
@@ -18,29 +18,27 @@ small_normal = nn.initializers.normal(0.02)
 
 
 def patchify(image: Float[jax.Array, "b x y z c"], patch: int) -> Float[jax.Array, "b n p"]:
-    """Cuts the volume into cubes of side `patch`: tokens in row-major (x, y, z) order, voxels in (x, y, z, c) order, c fastest."""
+    """The cubes of side `patch` of a volume as tokens in row-major (x, y, z) order, with voxels in (x, y, z, c) order, c fastest."""
     b, x, y, z, c = image.shape
     cubes = image.reshape(b, x // patch, patch, y // patch, patch, z // patch, patch, c)
     return cubes.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, -1, patch**3 * c)
 
 
 def unpatchify(patches: Float[jax.Array, "b n p"], grid: tuple[int, int, int], patch: int) -> Float[jax.Array, "b x y z c"]:
-    """The inverse of `patchify`, for a grid of tokens (x, y, z)."""
+    """The volume of patches on a grid of tokens (x, y, z): the inverse of `patchify`."""
     b = patches.shape[0]
     cubes = patches.reshape(b, *grid, patch, patch, patch, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
     return cubes.reshape(b, *(g * patch for g in grid), -1)
 
 
 def gather(tokens: Float[jax.Array, "b n d"], index: Int[jax.Array, "b m"]) -> Float[jax.Array, "b m d"]:
-    """Picks tokens by index, each sample its own."""
+    """The tokens at each sample's indices."""
     return jnp.take_along_axis(tokens, index[:, :, None], axis=1)
 
 
 def sincos_table(grid: tuple[int, int, int], width: int) -> np.ndarray:
-    """Fixed 3-D positions [n d]: a third of the width per axis, sines then cosines, frequencies 10000^(-i/m) (MAE, He et al. 2022).
-
-    What is left of a width that is no multiple of six stays zero.
-    """
+    """Fixed 3-D position embeddings [n d]: a third of the width per axis, sines then cosines, frequencies 10000^(-i/m) (MAE, He et al.
+    2022), zeros for the remainder of a width that is not a multiple of six."""
     m = width // 6
     frequency = 10000.0 ** (-np.arange(m) / m)
     axes = np.meshgrid(*(np.arange(g) for g in grid), indexing="ij")
@@ -50,7 +48,7 @@ def sincos_table(grid: tuple[int, int, int], width: int) -> np.ndarray:
 
 
 class Positions(nn.Module):
-    """What is added to tokens so that they know where they are: one [n d] table for the grid, learned or fixed.
+    """Position embeddings: an [n d] table for the grid, learned or fixed.
 
     `separable`: one vector per slice of the first axis plus one per place in the slice (Feichtenhofer et al. 2022; the paper's code);
     `table`: one vector per token (MONAI); `sincos`: fixed.
@@ -75,9 +73,8 @@ class Positions(nn.Module):
 class ViT(nn.Module):
     """Encoder: `(image[b x y z c], train) → (features[b x' y' z' d], …)`, and `tokens` for masked autoencoding.
 
-    `grid` is the number of patches per axis of the crop it is built for. `features` names the blocks (0-based) whose outputs are
-    returned beside the normalised last one. With `drop_path`, chances rise from 0 to it over the blocks, and training needs an rng
-    "drop_path".
+    `grid` is the number of patches per axis of the crop. `features` are the blocks (0-based) whose outputs are returned beside the last
+    one, normalised. `drop_path` is the drop-path chance of the last block, rising from 0; training then needs an rng "drop_path".
     """
 
     grid: tuple[int, int, int]
@@ -111,7 +108,7 @@ class ViT(nn.Module):
         patches = patchify(image, self.patch)
         position = self.position()[None]
         if keep is not None:
-            # Gathered before the product: what is masked costs nothing, not even its embedding.
+            # Gathered before the product, so that masked patches are not embedded.
             patches = gather(patches, keep)
             position = gather(jnp.broadcast_to(position, (keep.shape[0], *position.shape[1:])), keep)
         x = self.patch_embed(patches) + position.astype(self.dtype)
@@ -121,7 +118,7 @@ class ViT(nn.Module):
         return x
 
     def tokens(self, image: Float[jax.Array, "b x y z c"], keep: Int[jax.Array, "b m"]) -> Float[jax.Array, "b _ d"]:
-        """Normalised tokens of the patches `keep` only, the class token first where there is one."""
+        """Normalised tokens of the patches `keep`, after the class token if there is one."""
         x, _ = self.blocks(self._embed(image, keep), None)
         return self.norm(x)
 

@@ -1,6 +1,6 @@
-"""Windows of a 3-D grid: how it is padded, shifted and cut, which tokens belong together, and where they lie to one another.
+"""Windows of a 3-D grid for Swin attention: padding, shift and partition, regions of shifted windows, and relative positions.
 
-What depends on shapes only is a NumPy constant, never computed on the device. The numbers are MONAI's: padded voxels are attended to."""
+Values that depend on shapes only are NumPy constants, not computed on the device. As in MONAI, padded voxels are attended to."""
 
 from functools import lru_cache
 from math import prod
@@ -11,15 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-# Added to the scores between regions: MONAI's is not minus infinity, and neither is ours.
+# Added to the scores between regions; as in MONAI not minus infinity.
 APART = -100.0
-
 
 Grid = Float[jax.Array, "b x y z c"]
 
 
 class WindowGrid(NamedTuple):
-    """How a grid is cut into windows, per axis: the window's side, the shift, and the size after zeros were added at the end."""
+    """A grid's partition into windows, per axis: the window's side, the shift, and the size after padding at the end."""
 
     side: tuple[int, int, int]
     shift: tuple[int, int, int]
@@ -27,18 +26,18 @@ class WindowGrid(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens in a window."""
+        """The number of tokens in a window."""
         return prod(self.side)
 
 
 def window_grid(grid: tuple[int, int, int], window: int, shift: int) -> WindowGrid:
-    """An axis no longer than a window is one window and is not shifted; another is padded to a multiple of the window."""
+    """The partition of a grid: an axis no longer than a window is one window without shift; others are padded to multiples of it."""
     side = tuple(min(n, window) for n in grid)
     return WindowGrid(side, tuple(shift * (n > window) for n in grid), tuple(-(-n // s) * s for n, s in zip(grid, side, strict=True)))
 
 
 def partition(x: Grid, c: WindowGrid) -> Float[jax.Array, "w n c"]:
-    """Pads, rolls by the shift, and cuts: windows row-major after the sample, tokens row-major in the window."""
+    """The windows of the padded and shifted grid, row-major after the sample, with row-major tokens."""
     b, *grid, d = x.shape
     x = jnp.pad(x, ((0, 0), *((0, p - n) for p, n in zip(c.padded, grid, strict=True)), (0, 0)))
     if any(c.shift):
@@ -49,7 +48,7 @@ def partition(x: Grid, c: WindowGrid) -> Float[jax.Array, "w n c"]:
 
 
 def merge_windows(windows: Float[jax.Array, "w n c"], c: WindowGrid, grid: tuple[int, int, int]) -> Grid:
-    """The inverse of `partition`: rolls back and drops the padding."""
+    """The grid from its windows, without shift and padding: the inverse of `partition`."""
     (wx, wy, wz), (px, py, pz) = c.side, c.padded
     cells = windows.reshape(-1, px // wx, py // wy, pz // wz, wx, wy, wz, windows.shape[-1])
     x = cells.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, px, py, pz, windows.shape[-1])
@@ -60,7 +59,7 @@ def merge_windows(windows: Float[jax.Array, "w n c"], c: WindowGrid, grid: tuple
 
 @lru_cache
 def regions(c: WindowGrid) -> np.ndarray:
-    """Which part of the unrolled grid each token came from [w n]: a shifted window holds up to eight, and they do not see each other."""
+    """The region of the unshifted grid of each token [w n]: a shifted window has up to eight, which do not attend to each other."""
     axes = []
     for side, shift, size in zip(*c, strict=True):
         at = np.arange(size)
@@ -73,14 +72,14 @@ def regions(c: WindowGrid) -> np.ndarray:
 
 @lru_cache
 def masks(c: WindowGrid) -> tuple[np.ndarray, np.ndarray]:
-    """1 between tokens of two regions: the few masks that differ [m n n] and, for each window, which is its own [w]."""
+    """The distinct masks, 1 between tokens of two regions [m n n], and the mask index of each window [w]."""
     labels, kinds = np.unique(regions(c), axis=0, return_inverse=True)
     return (labels[:, :, None] != labels[:, None, :]).astype(np.int8), kinds.reshape(-1).astype(np.int32)
 
 
 @lru_cache
 def relative(window: int) -> np.ndarray:
-    """Rows of the table of biases, by query and key of a full window [n n]: (Δx, Δy, Δz), each counted from 1 - window, row-major."""
+    """The row of the bias table for each query and key of a full window [n n]: (Δx, Δy, Δz), each counted from 1 - window, row-major."""
     at = np.indices((window,) * 3).reshape(3, -1)
     x, y, z = at[:, :, None] - at[:, None, :] + window - 1
     side = 2 * window - 1

@@ -18,7 +18,7 @@ from brainseg_jax.models.vit import Positions, ViT, gather, patchify, small_norm
 
 
 def kept_tokens(n: int, mask_ratio: float) -> int:
-    """The number of the `n` patches that the encoder sees: ⌊n·(1 − ratio)⌋, robust to rounding as in 20·(1 − 0.85) = 3.0000000000000004."""
+    """The number of the `n` patches that the encoder sees: ⌊n·(1 − ratio)⌋, robust to rounding as in 10·(1 − 0.9) = 0.9999999999999998."""
     return int(n * (1 - mask_ratio) + 1e-6)
 
 

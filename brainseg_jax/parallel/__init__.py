@@ -1,1 +1,1 @@
-"""Several devices and several processes as one run."""
+"""Runs on several devices and processes: launch, synchronisation, stop requests, sharding."""

@@ -1,4 +1,4 @@
-"""How the processes of a run are started and find one another: by SLURM, by flags, or not at all."""
+"""Start of the processes of a run, by SLURM or by flags, and their connection."""
 
 import os
 import re
@@ -17,14 +17,14 @@ from brainseg_jax.core.runtime import UNTRIED
 from brainseg_jax.parallel import service
 from brainseg_jax.parallel.sync import all_gather
 
-NOTICE = 10  # seconds after which a process says that it waits for others
-CONTACT = 300  # seconds in which all processes have to be there
-SILENCE = 60  # seconds after which a process that says nothing is dead
-LEAVING = 10  # seconds that one that fails waits for the others to fail too
+NOTICE = 10  # seconds after which a process prints that it waits for others
+CONTACT = 300  # seconds in which all processes have to connect
+SILENCE = 60  # seconds without a heartbeat after which a process counts as dead
+LEAVING = 10  # seconds a failing process waits for the others to fail too
 
 
 class Start(NamedTuple):
-    """Where process 0 listens (host:port), how many processes there are, which one this is, and its GPUs (None: all that it sees)."""
+    """The address of process 0 (host:port), the number of processes, this one's index, and its GPUs (None: all that it sees)."""
 
     coordinator: str
     processes: int
@@ -33,10 +33,10 @@ class Start(NamedTuple):
 
 
 def start_from(coordinator: str, processes: int | None, process: int | None, environ: Mapping[str, str]) -> Start | None:
-    """How this process starts: as the flags say or, without them, as SLURM says; None where it is alone.
+    """The start of this process by the flags or, without them, by SLURM; None for a single process.
 
-    Only `srun` starts several: a batch script that calls Python itself is one process, whatever --ntasks is. InputError for flags that do
-    not go together.
+    Only `srun` starts several: a batch script that calls Python itself is one process, whatever --ntasks is. Raises InputError for flags
+    that cannot be combined.
     """
     given = {"--coordinator": coordinator or None, "--processes": processes, "--process": process}
     if processes == 1 and process in (None, 0):
@@ -53,7 +53,7 @@ def start_from(coordinator: str, processes: int | None, process: int | None, env
         return Start(coordinator, processes, process)
     if "SLURM_STEP_NUM_TASKS" not in environ or slurm_number(environ, "SLURM_STEP_NUM_TASKS") == 1:
         return None
-    # Two jobs, or two steps of one, may share a node. Above the ports that systems give to those who ask for any.
+    # A port by job and step, since two may share a node, above the range of ephemeral ports.
     port = 61000 + (31 * slurm_number(environ, "SLURM_JOB_ID") + slurm_number(environ, "SLURM_STEP_ID")) % 4500
     host = first_host(environ.get("SLURM_STEP_NODELIST", ""))
     if not host:
@@ -62,14 +62,14 @@ def start_from(coordinator: str, processes: int | None, process: int | None, env
 
 
 def slurm_number(environ: Mapping[str, str], name: str) -> int:
-    """A number that SLURM set. InputError if it is none."""
+    """A number from a variable of SLURM. Raises InputError if it is not a number."""
     if not environ.get(name, "").isdecimal():
         raise unexpected_variable(environ, name)
     return int(environ[name])
 
 
 def unexpected_variable(environ: Mapping[str, str], name: str) -> InputError:
-    """What to say of a variable that is not as `srun` sets it."""
+    """The error for a variable that is not as `srun` sets it."""
     return InputError(
         f"{name} is {environ.get(name, 'not set')!r}, not as srun sets it for one of several processes; start by srun, or give "
         "--processes=1 if this process is to be alone"
@@ -77,37 +77,37 @@ def unexpected_variable(environ: Mapping[str, str], name: str) -> InputError:
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a list as SLURM writes it, e.g. node01 of node[01-04,07],login."""
+    """The first host of SLURM's host list, e.g. node01 of node[01-04,07],login."""
     return "".join(re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", nodes).groups(""))
 
 
 def own_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """This process's part of its node's GPUs, as places in what it sees; None: all of them.
+    """The indices of this process's GPUs among those it sees; None: all of them.
 
-    A process that is alone on its node takes all. Of several each takes its part, unless SLURM shows each its own already
-    (--gpus-per-task). InputError where they do not divide.
+    The only process of a node takes all. Several divide them, unless SLURM shows each process its own (--gpus-per-task). Raises InputError
+    if they do not divide.
     """
     per_node = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))  # e.g. 4(x2),1
-    of_nodes = [int(n) for n, nodes in per_node for _ in range(int(nodes or 1))]
+    node_tasks = [int(n) for n, nodes in per_node for _ in range(int(nodes or 1))]
     node = slurm_number(environ, "SLURM_NODEID")
-    if node >= len(of_nodes):
+    if node >= len(node_tasks):
         raise unexpected_variable(environ, "SLURM_STEP_TASKS_PER_NODE")
-    tasks = of_nodes[node]
+    tasks = node_tasks[node]
     seen = len([gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu])
     if tasks == 1 or seen < (slurm_number(environ, "SLURM_GPUS_ON_NODE") if environ.get("SLURM_GPUS_ON_NODE") else 1):
         return None
     if seen % tasks:
         raise InputError(f"{seen} GPUs do not divide over {tasks} processes of a node; use e.g. --ntasks-per-node={seen}, or 1")
-    share, place = seen // tasks, slurm_number(environ, "SLURM_LOCALID")
-    return tuple(range(place * share, (place + 1) * share)) or None
+    share, local = seen // tasks, slurm_number(environ, "SLURM_LOCALID")
+    return tuple(range(local * share, (local + 1) * share)) or None
 
 
 @contextmanager
 def joined(start: Start | None) -> Iterator[None]:
-    """This process as one of several, from before JAX is used to the end of the run.
+    """A block, around all use of JAX, in which this process is connected to the others. Raises InputError if they do not connect.
 
-    What makes all of them fail is said once, by process 0. If one fails alone the others wait for it in a step: it leaves at once, without
-    saying goodbye, and they are ended by JAX. InputError if they do not find one another.
+    If all processes fail, only process 0 prints the error. If one fails while the others wait for it in a step, it exits at once without
+    disconnecting, and JAX ends the others.
     """
     if start is None:
         yield
@@ -117,7 +117,7 @@ def joined(start: Start | None) -> Iterator[None]:
             f"{start.processes} processes talk by {service.SERVICE.replace(':', '.')}, which JAX {jax.__version__} has not as we know it; "
             f'pip install "jax<{UNTRIED}", or start one process, by --processes=1'
         )
-    # Signals are JAX's only while there is a step to stop at: see `stop_requests`.
+    # JAX handles signals only while there is a step to stop at: see `stop_requests`.
     jax.config.update("jax_enable_preemption_service", False)
     who = f"process {start.process} of {start.processes}"
     notice = f"{who}: waiting at {start.coordinator} for all to be there, {CONTACT} s at most"
@@ -157,13 +157,13 @@ def joined(start: Start | None) -> Iterator[None]:
             os._exit(2 if isinstance(error, InputError) else 1)
         jax.distributed.shutdown()
         if isinstance(error, InputError | KeyboardInterrupt) and start.process:
-            raise SystemExit(2 if isinstance(error, InputError) else 130) from None  # process 0 says it
+            raise SystemExit(2 if isinstance(error, InputError) else 130) from None  # process 0 prints it
         raise
     jax.distributed.shutdown()
 
 
 def check_devices(wanted: int) -> None:
-    """InputError unless all processes together have `wanted` devices; 0: any number will do."""
-    if wanted and (have := jax.device_count()) != wanted:
-        each = ", ".join(all_gather(f"{jax.local_device_count()} on {socket.gethostname()}"))
-        raise InputError(f"--devices is {wanted}, and there are {have} ({each}); start as many as you mean, or leave --devices out")
+    """Raises InputError unless all processes together have `wanted` devices; 0: any number."""
+    if wanted and (devices := jax.device_count()) != wanted:
+        hosts = ", ".join(all_gather(f"{jax.local_device_count()} on {socket.gethostname()}"))
+        raise InputError(f"--devices is {wanted}, and there are {devices} ({hosts}); start as many as you mean, or leave --devices out")

@@ -1,7 +1,7 @@
-"""JAX's coordination service: where several processes of one run leave words for one another.
+"""JAX's coordination service, by which the processes of a run exchange messages.
 
-Words go through this service, not over the devices: it is there before anything is allocated, a word may be waited for as long as another
-process works, and a process that dies takes those that wait for it along. jax.experimental.multihost_utils computes on the devices instead.
+Unlike jax.experimental.multihost_utils it does not compute on devices: it works before anything is allocated, waits as long as another
+process works, and if a process dies those that wait for it end, too.
 """
 
 from typing import Any
@@ -9,25 +9,25 @@ from typing import Any
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.runtime import private_of_jax
 
-# Where JAX keeps the client of its service has no public name.
+# The client of JAX's service has no public address.
 SERVICE = "jax._src.distributed:global_state"
 
 
 class Alone:
-    """What stands for the service's state where JAX keeps it elsewhere: that of the only process."""
+    """The state of a single process, if JAX does not have its state at the known address."""
 
     client = preemption_sync_manager = None
     process_id, num_processes = 0, 1
 
 
 def find_state() -> Any:
-    """JAX's state of the coordination service; `Alone` where a later JAX has it no more, which takes nothing from a single process."""
-    needed = ("client", "process_id", "num_processes", "preemption_sync_manager", "initialize_preemption_sync_manager")
+    """The state of JAX's coordination service, or `Alone` if a later JAX does not have it there, which suffices for a single process."""
+    required = ("client", "process_id", "num_processes", "preemption_sync_manager", "initialize_preemption_sync_manager")
     try:
         state = private_of_jax(SERVICE, "")
     except InputError:
         return Alone
-    return state if all(hasattr(state, name) for name in needed) else Alone
+    return state if all(hasattr(state, name) for name in required) else Alone
 
 
 global_state = find_state()

@@ -1,4 +1,4 @@
-"""Requests to stop: signals, on which all processes of a run act before the same step."""
+"""Stop requests by signals, which all processes of a run handle before the same step."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from brainseg_jax.parallel import service
 
 @contextmanager
 def stop_requests(step: int) -> Iterator[tuple[Callable[[int], bool], Callable[[], bool]]]:
-    """Whether the run has been asked to stop before a step: Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit;
-    and whether Ctrl-C was among it.
+    """Two functions: whether to stop before a step, because of Ctrl-C, SIGTERM, or SIGUSR1, which many clusters send before the time limit;
+    and whether Ctrl-C was among the signals.
 
-    Of several processes one that is asked is enough, and all stop before the same step. `step` is the first one; each has to be asked for.
+    A signal to one process stops all, before the same step. `step` is the first one; the function has to be called for every step.
     """
     asked: list[int] = []
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     if service.global_state.client is not None:
-        # JAX listens for SIGTERM in all processes and agrees on a step that none of them has begun.
+        # JAX handles SIGTERM in all processes, and they agree on a step that none of them has begun.
         numbers.remove(signal.SIGTERM)
         if service.global_state.preemption_sync_manager is None:
             jax.config.update("jax_enable_preemption_service", True)

@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another, by the coordination service; of a single process all of it costs nothing."""
+"""Communication between the processes of a run by the coordination service, without cost for a single process."""
 
 import json
 import socket
@@ -12,13 +12,13 @@ from brainseg_jax.parallel import service
 
 T = TypeVar("T")
 
-WAIT = 7 * 24 * 3600 * 1000  # milliseconds: a process may work for days; if it dies, waiting ends once its silence is noticed
+WAIT = 7 * 24 * 3600 * 1000  # milliseconds: a process may work for days; if it dies, waiting ends by the missing heartbeat
 
 _numbers = count()
 
 
 def all_gather(word: str) -> list[str]:
-    """What every process says here, in their order, in all of them. All have to come by, in the same order of calls."""
+    """The words of all processes, in their order. All have to call it, in the same order of calls."""
     client = service.global_state.client
     if client is None:
         return [word]
@@ -28,32 +28,32 @@ def all_gather(word: str) -> list[str]:
 
 
 def broadcast_from_first(find: Callable[[], T]) -> T:
-    """What process 0 finds, in all: for what is read from a disk that changes, and for decisions. JSON has to be able to hold it."""
+    """The result of `find` in process 0, for all processes: for decisions and for reading a disk that changes. It has to be valid JSON."""
     if service.global_state.client is None:
         return find()
     return json.loads(all_gather("null" if service.global_state.process_id else json.dumps(find()))[0])
 
 
 def any_process(here: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether `here` is true in any process."""
     return any(json.loads(word) for word in all_gather(json.dumps(here)))
 
 
 @contextmanager
 def barrier() -> Iterator[None]:
-    """All go on once all are here; an InputError of one process is raised in all."""
+    """A block at whose end all processes wait for each other; an InputError of one is raised in all."""
     fault = None
     try:
         yield
     except InputError as error:
         fault = error
-    for i, said in enumerate(all_gather(str(fault or ""))):
-        if said:
-            raise fault if i == service.global_state.process_id else InputError(f"process {i}: {said}")
+    for i, message in enumerate(all_gather(str(fault or ""))):
+        if message:
+            raise fault if i == service.global_state.process_id else InputError(f"process {i}: {message}")
 
 
 def assert_same_on_all(told: dict[str, Any]) -> None:
-    """Raises InputError, naming key and values, unless all processes tell the same."""
+    """Raises InputError, naming key and values, unless all processes have the same values."""
     first, *others = map(json.loads, all_gather(json.dumps(told)))
     for i, other in enumerate(others, 1):
         if different := [key for key in first.keys() | other.keys() if first.get(key) != other.get(key)]:
@@ -65,11 +65,12 @@ def assert_same_on_all(told: dict[str, Any]) -> None:
 
 
 def run_once_per_host(make: Callable[[], T]) -> T:
-    """What `make` makes on disk is made once: by process 0, then by one process of each other host, and all others find it there."""
-    hosts, me = all_gather(socket.gethostname()), service.global_state.process_id
-    turn = 0 if me == 0 else 1 if hosts.index(hosts[me]) == me else 2
-    for now in range(3):
+    """The result of `make`, which writes files: run by process 0, then by one process of each other host, then by all others, which find
+    the files."""
+    hosts, process = all_gather(socket.gethostname()), service.global_state.process_id
+    own_turn = 0 if process == 0 else 1 if hosts.index(hosts[process]) == process else 2
+    for turn in range(3):
         with barrier():
-            if now == turn:
-                made = make()
-    return made
+            if turn == own_turn:
+                result = make()
+    return result

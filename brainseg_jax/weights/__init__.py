@@ -1,1 +1,1 @@
-"""Parameters on disk: checkpoints of a run, a network in one file, and what fine-tuning takes of either."""
+"""Parameters on disk: checkpoints of a run, networks in one file, and transfer to fine-tuning."""

@@ -1,6 +1,6 @@
-"""Weights as a safetensors file, by the library of that name; refused here is what it lets pass, e.g. a name that stands there twice.
+"""Safetensors files, read and written by the library, with further validation, e.g. against duplicate names.
 
-The format has no checksum: a flipped bit among the numbers goes unnoticed, in the header almost never.
+The format has no checksum: a flipped bit in the arrays is not detected, in the header almost always.
 """
 
 import json
@@ -14,8 +14,8 @@ from safetensors import SafetensorError, numpy, safe_open
 from brainseg_jax.core.errors import InputError
 from brainseg_jax.core.files import atomic_write, open_regular
 
-HEADER = 100_000_000  # bytes that the library takes a header of
-# The library's further types are another set in each of its releases.
+HEADER = 100_000_000  # the library's maximum bytes of a header
+# The types that all releases of the library support.
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -39,20 +39,20 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     with open_regular(path, "give a file of weights") as file:
         try:
-            with safe_open(path, "numpy") as content:  # which has judged the header, and compared it with the file's size
+            with safe_open(path, "numpy") as content:  # validates the header against the file's size
                 text = file.read(int.from_bytes(file.read(8), "little"))
                 if not text.startswith(b"{"):
                     raise InputError(f"is not a safetensors file, its header does not begin with {{; check the path, or {_AGAIN}")
                 header = json.loads(text, object_pairs_hook=_unique)
                 metadata = header.pop(_METADATA, None) or {}
                 return {name: _array(content, name, entry) for name, entry in header.items()}, metadata
-        except (SafetensorError, ValueError) as error:  # of NumPy: e.g. an empty array with another side beyond what it counts
-            said = " ".join(str(error).removeprefix("Error while deserializing header: ").split())[:200]
-            raise InputError(f"is not a safetensors file, or is cut off or damaged ({said}); check the path, or {_AGAIN}") from None
+        except (SafetensorError, ValueError) as error:  # ValueError is NumPy's, e.g. for an empty array with an impossible side
+            reason = " ".join(str(error).removeprefix("Error while deserializing header: ").split())[:200]
+            raise InputError(f"is not a safetensors file, or is cut off or damaged ({reason}); check the path, or {_AGAIN}") from None
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes the arrays, in the library's order, all of them or nothing; equal input gives equal bytes.
+    """Writes the arrays, in the library's order, atomically; equal input gives equal bytes.
 
     Big-endian and strided arrays are written as little-endian rows. Raises InputError, naming the array, for a type not among DTYPES.
     """
@@ -63,7 +63,7 @@ def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -
             raise InputError(f"{path}: array {name!r} is {array.dtype}, which is not among {', '.join(DTYPES)}; convert it first")
     content = numpy.save({name: a.astype(a.dtype.newbyteorder("<"), order="C", copy=False) for name, a in arrays.items()})
     begin = 8 + int.from_bytes(content[:8], "little")
-    # The metadata are added here, as the library has them in an order of chance.
+    # The metadata are added here, since the library writes them in random order.
     header = ({_METADATA: metadata} if metadata else {}) | json.loads(content[8:begin])
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -1,7 +1,7 @@
-"""A network as one file to hand on: safetensors, with each number under its path and, in the metadata, the card and a seal.
+"""A network in one safetensors file: parameters by path and, in the metadata, the card and a seal.
 
-The seal is a SHA-256 of the numbers and of the card: the format itself would not notice a flipped bit, and a card with another voxel size
-makes other labels. Files of before have a checksum of the numbers only.
+The seal is a SHA-256 of parameters and card: the format itself does not detect a flipped bit, and a wrong voxel size in the card gives
+wrong labels. Older files have a checksum of the parameters only.
 """
 
 import hashlib
@@ -18,20 +18,19 @@ from brainseg_jax.core.pytree import paths, unflatten
 from brainseg_jax.weights import safetensors
 
 SUFFIX = ".safetensors"
-CARD, SEAL = "brainseg_jax_card", "sha256_of_all"  # keys of the metadata; converted files have another of ours
-CHECKSUM = "sha256"  # the key of files from before there was a seal
+CARD, SEAL = "brainseg_jax_card", "sha256_of_all"  # keys of the metadata; converted files have a different one
+CHECKSUM = "sha256"  # the key in files from before the seal
 
 
 def write(file: Path, params: Any, card: dict[str, Any], dtype: Any = None) -> None:
-    """Writes parameters with their card, all or nothing. `dtype`: the type of all numbers in the file, e.g. float16 for half the size."""
+    """Writes parameters with their card, atomically. `dtype`: the type of all parameters in the file, e.g. float16 for half the size."""
     arrays = {path: np.asarray(leaf, dtype) for path, leaf in paths(params).items()}
     text = json.dumps(card)
     safetensors.write(file, arrays, {CARD: text, SEAL: _seal(arrays, text)})
 
 
 def read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters, in single precision if they are stored in less, and the card. Raises InputError for another kind of file, or a damaged
-    one."""
+    """Parameters, in float32 at least, and the card. Raises InputError for another kind of file, or a damaged one."""
     arrays, metadata = safetensors.read(file)
     if not {CARD, SEAL} & metadata.keys():
         raise InputError(f"{file}: holds another program's weights; make a checkpoint of it: brainseg convert {file} FOLDER")
@@ -50,21 +49,19 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Whatever goes wrong in the block, where the card of `file` is made use of, becomes an InputError that says that the card is to blame.
-
-    A card of before the seal, or written by hand, can hold anything.
-    """
+    """A block that uses the card of `file`, whose errors become an InputError that blames the card: one from before the seal, or written by
+    hand, can contain anything."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{file}: its card cannot be used ({what}); copy or download it again, or use another checkpoint") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{file}: its card cannot be used ({reason}); copy or download it again, or use another checkpoint") from None
 
 
 def is_network(file: Path) -> bool:
-    """Whether this is a file that `write` made, sound or not."""
+    """Whether a file was written by `write`, damaged or not."""
     try:
         return file.suffix == SUFFIX and CARD in safetensors.read(file)[1]
     except InputError:
@@ -72,7 +69,7 @@ def is_network(file: Path) -> bool:
 
 
 def _seal(arrays: dict[str, np.ndarray], card: str) -> str:
-    """Of the card's text and of every array with its name, type and shape."""
+    """The SHA-256 of the card's text and of every array with its path, type and shape."""
     digest = hashlib.sha256(card.encode(errors="surrogatepass"))
     for path, array in sorted(arrays.items()):
         digest.update(f"\0{path}\0{array.dtype}\0{array.shape}\0".encode(errors="surrogatepass"))

@@ -1,1 +1,1 @@
-"""Scans made from label maps."""
+"""Synthesis of scans from label maps."""

@@ -1,9 +1,9 @@
-"""Scans made from label maps (Billot et al. 2023, SynthSeg): what tissues appearance like, and what is missing of a head, of one sample.
+"""Synthesis of a scan from a label map (Billot et al. 2023, SynthSeg).
 
-A made scan is painted first, each structure in the mean of its tissue, then deformed as a real one is: interpolating the painted means is
-partial volume, since a voxel between two structures gets its share of both. Then comes what every scan has in its own grid: spread and
-texture, lesions, a skull taken off, a face taken out, noise of the air. Contrast curves, bias, resolution and noise are augmentation's, for
-made and real scans alike. All is pure in (key, arrays), within [0, 1], and for a device: nothing depends on what is drawn but numbers.
+A synthetic scan begins as the mean intensities of its tissues and is deformed like a real one: interpolation of the means gives partial
+volume. Then come changes on the scan's own grid: texture, lesions, skull-stripping, defacing, noise in the air. Contrast curves, bias,
+resolution and noise are augmentation, for synthetic and real scans alike. All functions are for one sample, pure in (key, arrays), with
+values in [0, 1] and static shapes.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,16 @@ Image = Float[jax.Array, "x y z 1"]
 Labels = Integer[jax.Array, "x y z"]
 Mask = Bool[jax.Array, "x y z"]
 
-# Standard deviation of `smooth_noise`, on average over a cell: coefficients have 1/√3, of whose variance a cubic B-spline keeps 151/315.
+# Mean standard deviation of `smooth_noise`: its coefficients' is 1/√3, and a cubic B-spline keeps 151/315 of the variance per axis.
 SPREAD = (151 / 315) ** 1.5 / 3**0.5
-LOW, HIGH = spec("default").percentiles  # of all voxels and of the head's, which become 0 and 1
+LOW, HIGH = spec("default").percentiles  # of all voxels and of the head's; they become 0 and 1
 CEREBRAL_WHITE = {2, 41}  # FreeSurfer ids
 AHEAD = {"A": 1, "P": -1, "S": -1, "I": 1}  # towards the face: forwards and down
 
 
 class Tissues(NamedTuple):
-    """What is known of the ids of label maps, 0 (air) to k − 1: each id's tissue, and whether it is brain, or white matter.
-
-    Ids of one tissue appearance alike in every scan, as the two sides of a structure do.
-    """
+    """The tissue of each id of label maps, 0 (air) to k − 1, and whether it is brain, or white matter. Ids of one tissue, e.g. both sides
+    of a structure, look alike in every scan."""
 
     of: Integer[np.ndarray, "k"]
     brain: Bool[np.ndarray, "k"]
@@ -45,51 +43,46 @@ class Tissues(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of tissues."""
         return int(self.of.max()) + 1
 
 
 def tissues_of(table: Table) -> Tissues:
-    """The tissues of a label table's classes, background first: partners on the two sides are one; CSF around the brain is no brain."""
+    """The tissues of a label table's classes, background first: left and right partners share one; CSF around the brain is not brain."""
     number = {s.id: n for n, s in enumerate(table.structures, 1)}
     first = [0, *(min(number[s.id], number[s.partner]) for s in table.structures)]
-    of = np.unique(first, return_inverse=True)[1]
     brain = [False, *(s.tissue != "other" and s.freesurfer != (24,) for s in table.structures)]
     white = [False, *(bool(CEREBRAL_WHITE & {*s.freesurfer, *s.part_of}) for s in table.structures)]
-    return Tissues(of, np.array(brain), np.array(white))
+    return Tissues(np.unique(first, return_inverse=True)[1], np.array(brain), np.array(white))
 
 
 def random_appearance(
     key: jax.Array, tissues: Tissues, spread: float, air: float, prior: Prior | None = None, share: float = 0.0
 ) -> tuple[Float[jax.Array, "t"], Float[jax.Array, "t"]]:
-    """Mean and spread of every tissue in one scan: anything from 0 to 1, and to `spread`; with chance `share` as the prior says.
+    """Mean and standard deviation of every tissue in one scan: uniform up to 1 and up to `spread`, or with chance `share` by the prior.
 
-    The mean of id 0's tissue, which is the air, stays below `air` where it is not the prior's.
+    The mean of air, the tissue of id 0, is below `air` unless it is the prior's.
     """
-    keys = jax.random.split(key, 5)
-    t = tissues.count
-    means, spreads = (
-        random_array(jax.random.uniform, keys[0], (t,), jnp.float32),
-        random_array(jax.random.uniform, keys[1], (t,), jnp.float32) * spread,
-    )
-    means = means.at[tissues.of[0]].multiply(air)
+    keys, shape = jax.random.split(key, 5), (tissues.count,)
+    means = random_array(jax.random.uniform, keys[0], shape, jnp.float32).at[tissues.of[0]].multiply(air)
+    spreads = random_array(jax.random.uniform, keys[1], shape, jnp.float32) * spread
     if prior is None:
         return means, spreads
 
-    def likely(key: jax.Array, of: Float[np.ndarray, "2 t"]) -> Float[jax.Array, "t"]:
-        return jnp.clip(of[0] + of[1] * random_array(jax.random.normal, key, (t,), jnp.float32), 0, 1).astype(jnp.float32)
+    def draw(key: jax.Array, moments: Float[np.ndarray, "2 t"]) -> Float[jax.Array, "t"]:
+        return jnp.clip(moments[0] + moments[1] * random_array(jax.random.normal, key, shape, jnp.float32), 0, 1).astype(jnp.float32)
 
-    usual = jax.random.bernoulli(keys[2], share) & ~np.isnan(prior.means[0])
-    return jnp.where(usual, likely(keys[3], prior.means), means), jnp.where(usual, likely(keys[4], prior.spreads), spreads)
+    by_prior = jax.random.bernoulli(keys[2], share) & ~np.isnan(prior.means[0])
+    return jnp.where(by_prior, draw(keys[3], prior.means), means), jnp.where(by_prior, draw(keys[4], prior.spreads), spreads)
 
 
 def paint_means(labels: Labels, tissues: Tissues, of_tissue: Float[jax.Array, "t"]) -> Image:
-    """Each voxel's tissue in its value: means before a deformation, spreads after it."""
+    """The image of each voxel's tissue value: of means before a deformation, of standard deviations after it."""
     return of_tissue[tissues.of][labels][..., None]
 
 
 def add_texture(key: jax.Array, means: Image, spreads: Image, nodes: float, share: float) -> Image:
-    """Normal noise of each voxel's spread around its mean; up to `share` of its variance is smooth, with a node every `nodes` voxels."""
+    """Means plus normal noise of each voxel's standard deviation; up to `share` of the variance is smooth, a node every `nodes` voxels."""
     keys = jax.random.split(key, 3)
     smooth = jax.random.uniform(keys[0], (), maxval=share)
     fine = random_array(jax.random.normal, keys[1], means.shape, means.dtype)
@@ -98,20 +91,20 @@ def add_texture(key: jax.Array, means: Image, spreads: Image, nodes: float, shar
 
 
 def add_lesions(key: jax.Array, image: Image, white: Mask, nodes: float, load: float) -> Image:
-    """Patches of the white matter, up to about the share `load` of it, in another mean, as hyperintensities; labels stay what they are."""
+    """The image with lesions of one random mean in up to about the share `load` of the white matter, like hyperintensities."""
     keys = jax.random.split(key, 3)
     field = smooth_noise(keys[0], image, nodes, 1)[..., 0] / SPREAD
-    wanted = jax.random.uniform(keys[1], (), maxval=load)
-    # A field of sums over 64 coefficients is close to normal, so this quantile of it is too, without sorting.
-    inside = jax.nn.sigmoid((field - jax.scipy.special.ndtri(1 - wanted)) * 8) * white
+    share = jax.random.uniform(keys[1], (), maxval=load)
+    # The field, sums over 64 coefficients, is nearly normal, so the threshold is the normal quantile, without sorting.
+    inside = jax.nn.sigmoid((field - jax.scipy.special.ndtri(1 - share)) * 8) * white
     return image + inside[..., None] * (jax.random.uniform(keys[2], (), image.dtype) - image)
 
 
 def strip_skull(key: jax.Array, image: Image, brain: Mask, margin: float, edge: float) -> tuple[Image, Mask]:
-    """The brain with up to `margin` voxels around it, or a quarter of that less than all of it; and what is left of the head.
+    """The skull-stripped image, from `margin` voxels around the brain to a quarter of that inside it, and the mask of what is left.
 
-    Its border is `edge` voxels soft, and as smooth as the brain's mask after a Gaussian of half the margin, which is read as a distance: of
-    a plane border the blurred mask is the normal distribution of the distance.
+    The border is soft over `edge` voxels, and follows the brain's mask after a Gaussian of half the margin, converted to a distance: for a
+    plane border the blurred mask is the normal distribution function of the distance.
     """
     sigma = margin / 2
     kernels = tuple(gaussian(n, jnp.asarray(sigma, image.dtype)) for n in brain.shape)
@@ -123,10 +116,10 @@ def strip_skull(key: jax.Array, image: Image, brain: Mask, margin: float, edge: 
 
 
 def remove_face(key: jax.Array, image: Image, brain: Mask, orientation: str, gap: float) -> tuple[Image, Mask]:
-    """Zeros before and below a plane in front of the brain, up to `gap` voxels away from it; and what is left of the head."""
+    """The defaced image, 0 before and below a plane up to `gap` voxels in front of the brain, and the mask of what is left."""
     keys = jax.random.split(key, 2)
     forward, down = (next(i for i, code in enumerate(orientation) if code in pair) for pair in ("AP", "SI"))
-    angle = jax.random.uniform(keys[0], (), image.dtype, 0.35, 1.0)  # radians below straight ahead: never the forehead alone
+    angle = jax.random.uniform(keys[0], (), image.dtype, 0.35, 1.0)  # radians below the horizontal: never only the forehead
     normal = jnp.zeros(3, image.dtype)
     normal = normal.at[forward].set(jnp.cos(angle) * AHEAD[orientation[forward]]).at[down].set(jnp.sin(angle) * AHEAD[orientation[down]])
     grid = jnp.meshgrid(*(jnp.arange(n, dtype=image.dtype) for n in brain.shape), indexing="ij", sparse=True)
@@ -137,25 +130,25 @@ def remove_face(key: jax.Array, image: Image, brain: Mask, orientation: str, gap
 
 
 def add_air_noise(key: jax.Array, image: Image, head: Mask) -> Image:
-    """Air that is anything from black to white, voxel by voxel, as where two images were divided (MP2RAGE)."""
+    """The image with uniform noise in the air, as in the ratio of two images (MP2RAGE)."""
     return jnp.where(head[..., None], image, random_array(jax.random.uniform, key, image.shape, image.dtype))
 
 
 def rescale(image: Image, head: Mask) -> Image:
-    """Scaled as `standardize` does by default, from the background's level to the head's brightest, by every other voxel of each axis.
+    """The image scaled as by `standardize` with the default spec, with percentiles over every other voxel of each axis.
 
-    Of a crop both are the crop's own, where a real one has its whole head's. On heads of the sample cohort in nine of ten crops each lies
-    within 3 % of the scan's range of what it is for the whole, with crops of two thirds of each axis, and within 5 % with half of it.
+    The percentiles are the crop's, where a real scan has those of the whole head. In nine of ten crops of the sample cohort they differ by
+    at most 3 % of the scan's range from the whole head's for crops of two thirds of each axis, and by at most 5 % for half of it.
     """
-    few = (slice(None, None, 2),) * 3
-    low = jnp.percentile(image[few], LOW)
-    high = jnp.nanpercentile(jnp.where(head[few], image[few][..., 0], jnp.nan), HIGH)
+    every_other = (slice(None, None, 2),) * 3
+    low = jnp.percentile(image[every_other], LOW)
+    high = jnp.nanpercentile(jnp.where(head[every_other], image[every_other][..., 0], jnp.nan), HIGH)
     low = jnp.minimum(low, high - 1e-3)
     return jnp.nan_to_num(jnp.clip((image - low) / (high - low), 0, 1))
 
 
 class Appearance(NamedTuple):
-    """What is drawn for one scan: whether it is made, and how its tissues appearance then."""
+    """The random choices for one scan: whether it is synthesised, and its tissues' means and standard deviations."""
 
     made: Bool[jax.Array, ""]
     means: Float[jax.Array, "t"]
@@ -163,9 +156,9 @@ class Appearance(NamedTuple):
 
 
 class Generator(NamedTuple):
-    """Makes scans as a config's `synth` says, of label maps with the classes of `tissues`, on voxels of `mm`, axes as in "RAS".
+    """A synthesiser of scans by a config's `synth`, from label maps with the classes of `tissues`, voxels of `mm`, and axes as in "RAS".
 
-    classes: for each of these classes the one that the network learns. prior: what its share of the made scans looks like.
+    classes: the network's class for each class of the label maps. prior: intensities for its share of the synthetic scans.
     """
 
     config: ConfigDict
@@ -176,22 +169,22 @@ class Generator(NamedTuple):
     prior: Prior | None = None
 
     def appearance(self, key: jax.Array, labels_only: Bool[jax.Array, ""]) -> Appearance:
-        """Whether a sample's scan is made, which it always is where there are `labels_only`, and of what."""
-        c, (whether, how) = self.config, jax.random.split(key)
-        made = labels_only | jax.random.bernoulli(whether, c.share)
-        return Appearance(made, *random_appearance(how, self.tissues, c.spread, c.air, self.prior, c.prior.share))
+        """The appearance of a sample; one with `labels_only` is always synthesised."""
+        c, (made_key, appearance_key) = self.config, jax.random.split(key)
+        made = labels_only | jax.random.bernoulli(made_key, c.share)
+        return Appearance(made, *random_appearance(appearance_key, self.tissues, c.spread, c.air, self.prior, c.prior.share))
 
     def with_means(self, appearance: Appearance, image: Image, labels: Labels) -> Image:
-        """The real image, or its structures in their means: before the deformation."""
+        """The real image or the image of tissue means, before deformation."""
         return jax.lax.cond(appearance.made, lambda: paint_means(labels, self.tissues, appearance.means), lambda: image)
 
     def finish(self, key: jax.Array, appearance: Appearance, image: Image, labels: Labels) -> tuple[Image, Labels]:
-        """What a made scan has in its own grid, scaled as real ones are; and of either the labels as classes that the network learns."""
+        """The scan after deformation, a synthetic one with texture and the like and scaled as real ones; and labels as network classes."""
         image = jax.lax.cond(appearance.made, lambda: self._scan(key, appearance, image, labels), lambda: image)
         return image, jnp.asarray(self.classes)[labels]
 
     def whole_scan(self, key: jax.Array, labels: Labels) -> tuple[Image, Labels]:
-        """A scan made of a label map as it lies there, and its labels as classes that the network learns: to validate with."""
+        """A synthetic scan of an undeformed label map, and its labels as network classes, for validation."""
         keys = jax.random.split(key)
         appearance = self.appearance(keys[0], jnp.array(True))
         return self.finish(keys[1], appearance, paint_means(labels, self.tissues, appearance.means), labels)
@@ -200,28 +193,27 @@ class Generator(NamedTuple):
         c, mm, keys = self.config, self.mm, jax.random.split(key, 5)
         brain, white = (jnp.asarray(ids)[labels] for ids in (self.tissues.brain, self.tissues.white))
 
-        def perhaps(key: jax.Array, chance: float, change: Callable[..., Any], *now: Any) -> Any:
-            whether, how = jax.random.split(key)
-            return jax.lax.cond(jax.random.bernoulli(whether, chance), lambda: change(how, *now), lambda: now) if chance else now
+        def sometimes(key: jax.Array, chance: float, change: Callable[[jax.Array], Any], otherwise: Any) -> Any:
+            chance_key, change_key = jax.random.split(key)
+            happens = jax.random.bernoulli(chance_key, chance)
+            return jax.lax.cond(happens, lambda: change(change_key), lambda: otherwise) if chance else otherwise
+
+        def deface(key: jax.Array) -> tuple[Image, Mask]:
+            defaced, left = remove_face(key, image, brain, self.orientation, c.face.mm / mm)
+            return defaced, left & head
 
         image = add_texture(keys[0], image, paint_means(labels, self.tissues, appearance.spreads), c.texture.mm / mm, c.texture.share)
-        mark = lambda key, image: (add_lesions(key, image, white, c.lesions.mm / mm, c.lesions.share),)  # noqa: E731
-        (image,) = perhaps(keys[1], c.lesions.chance, mark, image)
+        image = sometimes(keys[1], c.lesions.chance, lambda key: add_lesions(key, image, white, c.lesions.mm / mm, c.lesions.share), image)
         head = labels > 0
-        image, head = perhaps(
-            keys[2], c.strip.chance, lambda key, image, _: strip_skull(key, image, brain, c.strip.mm / mm, 1.0), image, head
-        )
-        face = lambda key, image, head: _both(head, remove_face(key, image, brain, self.orientation, c.face.mm / mm))  # noqa: E731
-        image, head = perhaps(keys[3], c.face.chance, face, image, head)
+        strip = lambda key: strip_skull(key, image, brain, c.strip.mm / mm, 1.0)  # noqa: E731
+        image, head = sometimes(keys[2], c.strip.chance, strip, (image, head))
+        image, head = sometimes(keys[3], c.face.chance, deface, (image, head))
         image = rescale(image, head)
-        return perhaps(keys[4], c.air_noise.chance, lambda key, image: (add_air_noise(key, image, head),), image)[0]
+        return sometimes(keys[4], c.air_noise.chance, lambda key: add_air_noise(key, image, head), image)
 
 
 def generator(config: ConfigDict, target: Table) -> Generator:
-    """The generator of a config's scans, whose label maps have the classes of HEAD and are learned as those of `target`.
-
-    Raises InputError for a prior that cannot be read.
-    """
+    """The generator of a config, from label maps with classes of HEAD to labels of `target`. Raises InputError for an unusable prior."""
     head = read_table(HEAD)
     tissues, classes = tissues_of(head), lookup(voxel_ids(head), head, target)
     prior = read_prior(Path(table), head, tissues.of) if (table := config.synth.prior.table) else None
@@ -229,9 +221,5 @@ def generator(config: ConfigDict, target: Table) -> Generator:
 
 
 def generator_of(config: ConfigDict, target: Table | None) -> Generator | None:
-    """The generator of a run's scans; None where it has no labels, or makes none. Raises InputError as `generator`."""
+    """The generator of a run; None if it has no labels, or no synthetic scans. Raises InputError as `generator` does."""
     return generator(config, target) if target and config.synth.share else None
-
-
-def _both(head: Mask, cut: tuple[Image, Mask]) -> tuple[Image, Mask]:
-    return cut[0], cut[1] & head

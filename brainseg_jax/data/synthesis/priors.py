@@ -1,4 +1,4 @@
-"""What tissues look like in one sequence, of a user's table: made scans that follow it look like that sequence's."""
+"""Priors of tissue intensities in a sequence, from a user's table, for synthetic scans that look like that sequence."""
 
 import hashlib
 import json
@@ -16,37 +16,36 @@ COLUMNS = ("id", "mean", "mean_sd", "spread", "spread_sd")
 
 
 class Prior(NamedTuple):
-    """Of each tissue mean and standard deviation of its mean and of its spread, intensities in [0, 1]; NaN where nothing is known."""
+    """For each tissue, mean and standard deviation of its mean and of its spread, intensities in [0, 1]; NaN if unknown."""
 
     means: Float[np.ndarray, "2 t"]
     spreads: Float[np.ndarray, "2 t"]
-
-    sha256: str = ""  # of the file's ids and numbers, wherever it lies and however they are written
+    sha256: str = ""  # of the file's ids and numbers, independent of its path and formatting
 
 
 def read_prior(path: Path, table: Table, of: Integer[np.ndarray, "k"]) -> Prior:
-    """The prior of a tab-separated file with COLUMNS: ids of the table (a run's: head), 0 for the air; those left out look like anything.
+    """The prior of a tab-separated file with COLUMNS: ids of the table (a run's: head), 0 for air; tissues without a line are random.
 
-    `of`: for each of the table's classes, background first, its tissue; ids of one tissue need one line. Raises InputError, naming the
-    line, for whatever is wrong with it.
+    `of`: the tissue of each of the table's classes, background first; ids of one tissue need one line. Raises InputError, naming the line,
+    for any fault.
     """
     text = read_table_text(path, "check synth.prior.table", "tab-separated text")
     tissue = dict(zip([0, *(structure.id for structure in table.structures)], of.tolist(), strict=True))
-    named: dict[int, list[float]] = {}  # by one id of each tissue, whatever other tissues the table has
-    found = np.full((4, of.max() + 1), np.nan)
+    named: dict[int, list[float]] = {}  # by the smallest id of each tissue
+    moments = np.full((4, of.max() + 1), np.nan)
     for number, cells in parse_cells(str(path), split_rows(text), COLUMNS, COLUMNS, "\t", "tissues"):
         where = f"{path}: line {number}"
         id, values = _numbers([*cells.values()], where)
         if id not in tissue:
             raise InputError(f"{where}: label table {table.name} does not have {id:g}; leave the line out")
-        there = found[:, tissue[id]]
-        if not np.isnan(there).all() and (there != values).any():
+        earlier = moments[:, tissue[id]]
+        if not np.isnan(earlier).all() and (earlier != values).any():
             raise InputError(
                 f"{where}: {id:g} looks otherwise than in an earlier line of its tissue, its own or its other side's; give one"
             )
-        found[:, tissue[id]] = values
+        moments[:, tissue[id]] = values
         named[min(other for other, of in tissue.items() if of == tissue[id])] = values
-    return Prior(found[:2], found[2:], hashlib.sha256(json.dumps(sorted(named.items())).encode()).hexdigest())
+    return Prior(moments[:2], moments[2:], hashlib.sha256(json.dumps(sorted(named.items())).encode()).hexdigest())
 
 
 def _numbers(cells: list[str], where: str) -> tuple[float, list[float]]:
