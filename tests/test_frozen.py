@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from brainseg_jax import load
 from brainseg_jax.config import resolve
-from brainseg_jax.config.keys import KEYS, base
+from brainseg_jax.config.keys import KEYS, OPTIM, base
 from brainseg_jax.config.resolve import FORMAT, from_resolved, with_sources
 from brainseg_jax.core.config_key import key, switch
 from brainseg_jax.core.errors import InputError
@@ -105,7 +105,8 @@ def test_a_key_that_came_later_makes_no_other_experiment(frozen, monkeypatch):
     check_same_experiment(Path("ended"), resolved)
     old = json.loads(Path("ended/config.json").read_text())
 
-    monkeypatch.setitem(KEYS, "optim.nesterov", key(False, switch, "Nesterov's momentum"))
+    for keys, name in ((KEYS, "optim.nesterov"), (OPTIM.keys, "nesterov")):
+        monkeypatch.setitem(keys, name, key(False, switch, "Nesterov's momentum"))
     check_same_experiment(Path("ended"), resolved | {"optim.nesterov": {"value": False, "from": "default"}})
     assert from_resolved(old).optim.nesterov is False
     with pytest.raises(InputError, match=r"holds another experiment \(optim\.nesterov: False → True\)"):
